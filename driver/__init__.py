@@ -1,0 +1,1 @@
+"""What a pynet network is, and making the kernel have it. Knows nothing of HTTP."""

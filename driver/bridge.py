@@ -1,0 +1,373 @@
+"""Carry out the operations of a network driver: what to store, what the kernel is to have, when.
+
+Every change is one block: the lock, what to take back, the transaction. It parses no request and
+knows no netlink. Nothing in here calls Docker, resolves a name or waits for a sandbox.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from threading import RLock
+from typing import TYPE_CHECKING
+
+from driver import firewall
+from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
+from driver.model import (
+    Endpoint,
+    JoinInfo,
+    MacAddress,
+    derive_mac,
+    host_end_name,
+    short,
+    veth_of,
+)
+from driver.sandbox import Sandboxes
+from driver.undo import Rollback, attempt_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from ipaddress import IPv4Interface, IPv6Interface
+
+    from driver.kernel import Kernel
+    from driver.model import EndpointId, Network, NetworkId, SandboxKey, Sysctl
+    from driver.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NewEndpoint:
+    """What CreateEndpoint asks for; `mac` is None when the driver is to choose."""
+
+    id: EndpointId
+    network_id: NetworkId
+    ipv4: IPv4Interface | None
+    ipv6: IPv6Interface | None
+    mac: MacAddress | None
+    sysctls: tuple[Sysctl, ...]
+    engine_keys: frozenset[str]
+
+
+class BridgeDriver:
+    """Networks that are Linux bridges, endpoints that are veth pairs on them.
+
+    Thread-safe. Identical repeats of creates and joins get the same answer; deletes and leaves of
+    what is not there succeed. Failures are DriverError with words for who typed `docker …`.
+    """
+
+    def __init__(self, store: Store, kernel: Kernel) -> None:
+        self._store = store
+        self._kernel = kernel
+        self._lock = RLock()
+        self._sandboxes = Sandboxes(store, kernel, self._lock)
+
+    def create_network(self, network: Network) -> None:
+        """Make the network's bridge and let its containers talk to each other."""
+        self._sandboxes.check(network.options.sysctls)
+        with self._lock:
+            self._evict_superseded(network)
+            with self._change() as undo:
+                if not self._is_known(network):
+                    self._add_network(network, undo)
+
+    def delete_network(self, network_id: NetworkId) -> None:
+        """Remove the network and whatever endpoints it still has: Docker has forgotten them."""
+        with self._lock:
+            with self._store.transaction():
+                network = self._store.find_network(network_id)
+                if network is None:
+                    return
+                endpoints = self._store.endpoints(network_id)
+                added = self._store.added_addresses(network_id)
+            attempt_all(partial(self._drop_endpoint, endpoint) for endpoint in endpoints)
+            with self._store.transaction():
+                self._store.delete_network(network_id)
+                is_last = not self._store.networks()
+            attempt_all(
+                [
+                    partial(self._kernel.delete_bridge, network.bridge, added),
+                    self._lower_firewall
+                    if is_last
+                    else partial(self._kernel.apply_rules, firewall.render_no_network(network)),
+                ]
+            )
+
+    def create_endpoint(self, new: NewEndpoint) -> Endpoint:
+        """Reserve an endpoint's place; makes nothing in the kernel yet."""
+        self._sandboxes.check(new.sysctls)
+        with self._lock:
+            with self._store.transaction():
+                network = self._network(new.network_id)
+                endpoint = _place(new, network)
+                known = self._store.find_endpoint(new.id)
+                neighbours = self._store.endpoints(new.network_id)
+            if known is not None:
+                if known.definition() == endpoint:
+                    return known
+                raise Conflict(f"create endpoint {short(new.id)}: it exists, defined otherwise")
+            for stale in filter(endpoint.evicts, neighbours):
+                log.warning(
+                    "endpoint %s is given the address of %s", short(new.id), short(stale.id)
+                )
+                self._drop_endpoint(stale)
+            with self._change():
+                self._store.put_endpoint(endpoint)
+            return endpoint
+
+    def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
+        """Remove an endpoint, whether it has left its sandbox or not."""
+        with self._lock:
+            endpoint = self._find_endpoint(network_id, endpoint_id)
+            if endpoint is not None:
+                self._drop_endpoint(endpoint)
+
+    def join(self, network_id: NetworkId, endpoint_id: EndpointId, sandbox: SandboxKey) -> JoinInfo:
+        """Make the veth pair and give the sandbox its kernel parameters."""
+        with self._change() as undo:
+            network = self._network(network_id)
+            endpoint = self._endpoint(network_id, endpoint_id)
+            joined = endpoint.joined(sandbox)
+            veth = veth_of(joined, network)
+            if joined != endpoint:
+                self._kernel.delete_links([veth.host_end])  # of an earlier join
+                self._kernel.create_veth(veth)
+                undo.push(self._kernel.delete_links, [veth.host_end])
+                self._store.put_endpoint(joined)
+                self._sandboxes.join(joined, undo)
+            return JoinInfo(
+                sandbox_end=veth.sandbox_end,
+                ifname_prefix=network.options.ifname_prefix,
+                gateway=network.gateway_for(joined.ipv4),
+                gateway_ipv6=network.gateway_for(joined.ipv6),
+            )
+
+    def leave(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
+        """Take the endpoint out of its sandbox; its link stays until the endpoint is deleted.
+
+        libnetwork moves the interface back to the host between Leave and DeleteEndpoint, and
+        engines 28 to 29.7.1 crash when it is not there.
+        """
+        with self._lock:
+            endpoint = self._find_endpoint(network_id, endpoint_id)
+            if endpoint is None or endpoint.attachment is None:
+                return
+            with self._store.transaction():
+                self._store.put_endpoint(endpoint.left())
+            self._sandboxes.leave(endpoint)
+
+    def endpoint_info(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
+        """Finish the endpoint's interface, which libnetwork has brought into the sandbox by now.
+
+        Engines up to 27 fail a container's start when this call fails, so a failure is logged.
+        """
+        with self._change():
+            endpoint = self._find_endpoint_here(network_id, endpoint_id)
+            if endpoint is None or endpoint.attachment is None or endpoint.attachment.configured:
+                return
+            if not self._kernel.has_sandbox(endpoint.attachment.sandbox):
+                return
+            try:
+                done = self._sandboxes.configure_interface(endpoint)
+            except DriverError:
+                log.exception("could not configure the interface of %s", short(endpoint_id))
+                return
+            if done:
+                self._store.put_endpoint(endpoint.configured())
+
+    def program_external_connectivity(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
+        """Make the endpoint its container's way out. Raises NotFound if it is not known."""
+        with self._change():
+            self._endpoint(network_id, endpoint_id)
+
+    def revoke_external_connectivity(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
+        """Take back what `program_external_connectivity` did; not known is success."""
+
+    def restore(self) -> None:
+        """Bring the kernel to what the state file says, after a restart, a crash or a reboot.
+
+        What cannot be restored is logged and does not keep the rest from being restored.
+        """
+        with self._lock:
+            self._forget_last_boot()
+            with self._store.transaction():
+                networks = {network.id: network for network in self._store.networks()}
+                endpoints = self._store.endpoints()
+            steps: list[Callable[[], object]] = [
+                *(partial(self._kernel.ensure_bridge, each.bridge) for each in networks.values()),
+                partial(self._raise_firewall, tuple(networks.values())),
+                partial(self._sweep, tuple(networks.values()), endpoints),
+                *(
+                    partial(self._restore_endpoint, endpoint, networks[endpoint.network_id])
+                    for endpoint in endpoints
+                ),
+            ]
+            for step in steps:
+                try:
+                    step()
+                except DriverError:
+                    log.exception("could not restore a part of the network; the rest goes on")
+
+    def close(self) -> None:
+        """Finish background work and let go of every resource; the networks stay."""
+        self._kernel.close()
+        self._store.close()
+
+    @contextmanager
+    def _change(self) -> Iterator[Rollback]:
+        """Hold the lock; commit on the way out, or take back rows and kernel steps alike."""
+        with self._lock, Rollback() as undo, self._store.transaction():
+            yield undo
+
+    def _is_known(self, network: Network) -> bool:
+        known = self._store.find_network(network.id)
+        if known is not None and known != network:
+            raise Conflict(f"create network {short(network.id)}: it exists, defined otherwise")
+        return known is not None
+
+    def _add_network(self, network: Network, undo: Rollback) -> None:
+        others = self._store.networks()
+        for other in others:
+            if reason := network.clash(other):
+                raise Conflict(f"create network {short(network.id)}: {reason}")
+        added = self._kernel.ensure_bridge(network.bridge)
+        undo.push(self._kernel.delete_bridge, network.bridge, added)
+        self._store.add_network(network, added)
+        if others:
+            self._kernel.apply_rules(firewall.render_network(network))
+            undo.push(self._kernel.apply_rules, firewall.render_no_network(network))
+        else:
+            undo.push(self._lower_firewall)
+            self._raise_firewall((network,))
+
+    def _raise_firewall(self, networks: tuple[Network, ...]) -> None:
+        """Make the whole firewall as these networks need it; none need none."""
+        if not networks:
+            self._lower_firewall()
+            return
+        self._kernel.apply_rules(firewall.render_ruleset(networks))
+        self._kernel.ensure_forward_accept(firewall.ACCEPTED_MARK)
+
+    def _lower_firewall(self) -> None:
+        attempt_all(
+            [
+                partial(self._kernel.delete_forward_accept, firewall.ACCEPTED_MARK),
+                partial(self._kernel.apply_rules, firewall.render_no_ruleset()),
+            ]
+        )
+
+    def _evict_superseded(self, network: Network) -> None:
+        """Remove networks without endpoints whose addresses Docker has just given away anew."""
+        with self._store.transaction():
+            stale = [
+                other.id
+                for other in self._store.networks()
+                if other.id != network.id
+                and network.supersedes(other)
+                and not self._store.endpoints(other.id)
+            ]
+        for network_id in stale:
+            log.warning("network %s is given the pool of %s", short(network.id), short(network_id))
+            self.delete_network(network_id)
+
+    def _drop_endpoint(self, endpoint: Endpoint) -> None:
+        with self._store.transaction():
+            self._store.delete_endpoint(endpoint.id)
+        steps: list[Callable[[], object]] = [
+            partial(self._kernel.release_links, [host_end_name(endpoint.id)])
+        ]
+        if endpoint.attachment is not None:
+            steps.append(partial(self._sandboxes.leave, endpoint))
+        attempt_all(steps)
+
+    def _restore_endpoint(self, endpoint: Endpoint, network: Network) -> None:
+        if endpoint.attachment is None:
+            return
+        veth = veth_of(endpoint, network)
+        sandbox = endpoint.attachment.sandbox
+        if self._kernel.ensure_port(veth):
+            with self._store.transaction():
+                self._sandboxes.restore(sandbox)
+        elif not self._kernel.has_sandbox(sandbox):
+            log.info("endpoint %s died with its sandbox", short(endpoint.id))
+            self._drop_endpoint(endpoint)
+
+    def _sweep(self, networks: tuple[Network, ...], endpoints: tuple[Endpoint, ...]) -> None:
+        """Delete links that carry our alias and belong to nothing."""
+        known = {network.bridge_name for network in networks}
+        known |= {host_end_name(endpoint.id) for endpoint in endpoints}
+        orphans = [name for name in self._kernel.list_links() if name not in known]
+        for name in orphans:
+            log.warning("deleting %s: it belongs to no network or endpoint", name)
+        self._kernel.delete_links(orphans)
+
+    def _forget_last_boot(self) -> None:
+        """Drop endpoints from before a reboot: no sandbox outlives it, and no one else tells."""
+        boot_id = self._kernel.boot_id()
+        with self._store.transaction():
+            if self._store.boot_id() == boot_id:
+                return
+            for endpoint in self._store.endpoints():
+                self._store.delete_endpoint(endpoint.id)
+                if endpoint.attachment is not None:
+                    self._store.delete_sandbox(endpoint.attachment.sandbox)
+            self._store.set_boot_id(boot_id)
+
+    def _network(self, network_id: NetworkId) -> Network:
+        network = self._store.find_network(network_id)
+        if network is None:
+            raise NotFound(
+                f"network {short(network_id)} is not known to pynet; "
+                "remove it from Docker and create it again"
+            )
+        return network
+
+    def _endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> Endpoint:
+        endpoint = self._find_endpoint_here(network_id, endpoint_id)
+        if endpoint is None:
+            raise NotFound(f"endpoint {short(endpoint_id)} is not in network {short(network_id)}")
+        return endpoint
+
+    def _find_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> Endpoint | None:
+        with self._store.transaction():
+            return self._find_endpoint_here(network_id, endpoint_id)
+
+    def _find_endpoint_here(
+        self, network_id: NetworkId, endpoint_id: EndpointId
+    ) -> Endpoint | None:
+        endpoint = self._store.find_endpoint(endpoint_id)
+        if endpoint is not None and endpoint.network_id != network_id:
+            raise Conflict(
+                f"endpoint {short(endpoint_id)} is in network {short(endpoint.network_id)}, "
+                f"not in {short(network_id)}"
+            )
+        return endpoint
+
+
+def _place(new: NewEndpoint, network: Network) -> Endpoint:
+    """Return the endpoint that the request defines; raises InvalidRequest for a wrong address."""
+    for address in (new.ipv4, new.ipv6):
+        if address is not None and not network.contains(address):
+            raise InvalidRequest(
+                f"create endpoint {short(new.id)}: {address} is in no pool of network "
+                f"{short(network.id)}"
+            )
+    return Endpoint(
+        id=new.id,
+        network_id=new.network_id,
+        ipv4=new.ipv4,
+        ipv6=new.ipv6,
+        mac=new.mac or _choose_mac(new),
+        sysctls=new.sysctls,
+        engine_keys=new.engine_keys,
+    )
+
+
+def _choose_mac(new: NewEndpoint) -> MacAddress:
+    address = new.ipv4 or new.ipv6
+    if address is not None:
+        return derive_mac(address.ip)
+    return MacAddress((b"\x02" + hashlib.sha256(new.id.encode()).digest()[:5]).hex(":"))

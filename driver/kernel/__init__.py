@@ -1,0 +1,104 @@
+"""Say what pynet asks of the kernel, as a dozen verbs; the only rooms that do it are in here.
+
+The verbs are all or nothing: one that fails has taken back what it did.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from driver.model import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from driver.model import Bridge, IPInterface, SandboxKey, Sysctl, Veth
+
+
+class Kernel(Protocol):
+    """The kernel of this host, as far as a network driver needs it."""
+
+    def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
+        """Make the bridge, or use the one of that name, and give it its addresses.
+
+        Returns the addresses that it did not have before. Raises Conflict if the name belongs to
+        something that may not be used, KernelError if the kernel refuses.
+        """
+
+    def delete_bridge(self, bridge: Bridge, added: Sequence[IPInterface]) -> None:
+        """Delete the bridge if it is ours; from a foreign one take only the added addresses."""
+
+    def create_veth(self, veth: Veth) -> None:
+        """Make the pair, its host end on the bridge and up. Raises Conflict if a name is taken."""
+
+    def ensure_port(self, veth: Veth) -> bool:
+        """Have the host end on its bridge and up; returns False if there is no such link."""
+
+    def delete_links(self, names: Iterable[str]) -> None:
+        """Delete these links of ours; absence is success, a foreign link is left alone."""
+
+    def release_links(self, names: Iterable[str]) -> None:
+        """Have these links of ours deleted soon, without waiting: it costs 15 to 30 ms each."""
+
+    def list_links(self) -> Mapping[str, str]:
+        """Return name and alias of every link that carries an alias of ours."""
+
+    def apply_rules(self, text: str) -> None:
+        """Give nft text to the kernel, as one transaction."""
+
+    def ensure_forward_accept(self, mark: int) -> None:
+        """Have packets that carry the mark pass the iptables FORWARD chain, IPv4 and IPv6."""
+
+    def delete_forward_accept(self, mark: int) -> None:
+        """Remove what `ensure_forward_accept` added, wherever it is."""
+
+    def check_sysctls(self, sysctls: Sequence[Sysctl]) -> Mapping[str, str]:
+        """Try the parameters in a throw-away namespace and return their pristine values.
+
+        Raises InvalidRequest that names the parameter and the reason.
+        """
+
+    def read_pristine(self, keys: Iterable[str]) -> Mapping[str, str]:
+        """Return what a namespace made now has; keys that it does not have are left out."""
+
+    def has_sandbox(self, sandbox: SandboxKey) -> bool:
+        """Tell whether the path is a network namespace by now."""
+
+    def change_sysctls(
+        self,
+        sandbox: SandboxKey,
+        keys: Sequence[str],
+        decide: Callable[[Mapping[str, str]], Mapping[str, str]],
+    ) -> tuple[Trace, ...]:
+        """Read the keys in the sandbox, let `decide` say what to write, write it.
+
+        Returns a trace of every write. All or nothing. Raises NotFound if there is no sandbox.
+        """
+
+    def set_interface_sysctls(
+        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+    ) -> bool:
+        """Write per-interface parameters of the sandbox end that belongs to a host end.
+
+        Returns False if the interface is not in the sandbox (yet).
+        """
+
+    def await_interface_sysctls(
+        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+    ) -> None:
+        """Do the same as soon as libnetwork has brought the interface up in the sandbox."""
+
+    def watch_sandbox(self, sandbox: SandboxKey, then: Callable[[], None]) -> None:
+        """Call `then`, once, in a thread of its own, as soon as the sandbox exists."""
+
+    def unwatch_sandbox(self, sandbox: SandboxKey) -> None:
+        """Forget the watch, if there is one."""
+
+    def boot_id(self) -> str:
+        """Return what the kernel calls this boot: another value means that links are gone."""
+
+    def close(self) -> None:
+        """Finish what is under way and let go of every resource."""
+
+
+__all__ = ["Kernel", "Trace"]

@@ -1,0 +1,69 @@
+"""Keep pynet's few rules in the iptables chains that Docker leaves to others; nothing else.
+
+One rule a family, whatever the number of networks: accept what carries pynet's mark. It stands in
+`DOCKER-USER`, which Docker never flushes, or in `FORWARD` while there is no such chain.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from driver.errors import KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMANDS = ("iptables", "ip6tables")
+CHAINS = ("DOCKER-USER", "FORWARD")
+LOCK_SECONDS = 2  # how long to wait for the xtables lock; every request is answered in 5 s
+_TIMEOUT_SECONDS = 4
+
+
+def ensure_forward_accept(mark: int) -> None:
+    """Insert the rule at the head of Docker's chain, for both families, unless it is there.
+
+    A machine without iptables has no FORWARD policy of Docker's either: nothing to do.
+    """
+    for command in _installed():
+        chain = CHAINS[0] if _succeeds(command, "-S", CHAINS[0]) else CHAINS[1]
+        if not _succeeds(command, "-C", chain, *_rule(mark)):
+            _run(command, "-I", chain, *_rule(mark))
+
+
+def delete_forward_accept(mark: int) -> None:
+    """Delete the rule, however often it is there, from every chain that may hold it."""
+    for command in _installed():
+        for chain in CHAINS:
+            while _succeeds(command, "-C", chain, *_rule(mark)):
+                _run(command, "-D", chain, *_rule(mark))
+
+
+def _rule(mark: int) -> tuple[str, ...]:
+    match = ("-m", "mark", "--mark", f"{mark:#x}/{mark:#x}")
+    return (*match, "-m", "comment", "--comment", "pynet", "-j", "ACCEPT")
+
+
+def _installed() -> Iterator[str]:
+    return (path for path in map(shutil.which, COMMANDS) if path is not None)
+
+
+def _succeeds(command: str, *arguments: str) -> bool:
+    return _execute(command, *arguments).returncode == 0
+
+
+def _run(command: str, *arguments: str) -> None:
+    result = _execute(command, *arguments)
+    if result.returncode != 0:
+        raise KernelError(f"run {command} {' '.join(arguments)}: {result.stderr.strip()}")
+
+
+def _execute(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [command, "-w", str(LOCK_SECONDS), *arguments]
+    try:
+        return subprocess.run(
+            line, capture_output=True, text=True, check=False, timeout=_TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KernelError(f"run {' '.join(line)}: no answer in {_TIMEOUT_SECONDS} s") from error

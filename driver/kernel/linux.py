@@ -1,0 +1,185 @@
+"""Be the kernel of this host: the verbs of `driver.kernel.Kernel`, put together from its parts."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from driver.errors import KernelError
+from driver.kernel import iptables, links, netns, sysctl
+from driver.kernel.nft import Nft
+from driver.kernel.watch import SandboxWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from driver.model import Bridge, IPInterface, SandboxKey, Sysctl, Trace, Veth
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+INTERFACE_TIMEOUT = 30.0  # seconds from the sandbox's birth to its interface being up
+
+log = logging.getLogger(__name__)
+
+
+class LinuxKernel:
+    """The kernel whose network namespace this process is in. Documented in `Kernel`."""
+
+    def __init__(self) -> None:
+        self._nft = Nft()
+        self._watch = SandboxWatch()
+        self._reaper = LinkReaper()
+
+    def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
+        """See `Kernel`."""
+        return links.ensure_bridge(bridge)
+
+    def delete_bridge(self, bridge: Bridge, added: Sequence[IPInterface]) -> None:
+        """See `Kernel`."""
+        links.delete_bridge(bridge, added)
+
+    def create_veth(self, veth: Veth) -> None:
+        """See `Kernel`."""
+        links.create_veth(veth)
+
+    def ensure_port(self, veth: Veth) -> bool:
+        """See `Kernel`."""
+        return links.ensure_port(veth)
+
+    def delete_links(self, names: Iterable[str]) -> None:
+        """See `Kernel`."""
+        links.delete_links(names)
+
+    def release_links(self, names: Iterable[str]) -> None:
+        """See `Kernel`."""
+        self._reaper.release(names)
+
+    def list_links(self) -> Mapping[str, str]:
+        """See `Kernel`."""
+        return links.list_links()
+
+    def apply_rules(self, text: str) -> None:
+        """See `Kernel`."""
+        self._nft.run(text)
+
+    def ensure_forward_accept(self, mark: int) -> None:
+        """See `Kernel`."""
+        iptables.ensure_forward_accept(mark)
+
+    def delete_forward_accept(self, mark: int) -> None:
+        """See `Kernel`."""
+        iptables.delete_forward_accept(mark)
+
+    def check_sysctls(self, sysctls: Sequence[Sysctl]) -> Mapping[str, str]:
+        """See `Kernel`."""
+        return sysctl.check(sysctls)
+
+    def read_pristine(self, keys: Iterable[str]) -> Mapping[str, str]:
+        """See `Kernel`."""
+        return sysctl.read_pristine(keys)
+
+    def has_sandbox(self, sandbox: SandboxKey) -> bool:
+        """See `Kernel`."""
+        return netns.is_namespace(sandbox)
+
+    def change_sysctls(
+        self,
+        sandbox: SandboxKey,
+        keys: Sequence[str],
+        decide: Callable[[Mapping[str, str]], Mapping[str, str]],
+    ) -> tuple[Trace, ...]:
+        """See `Kernel`."""
+        with netns.open_namespace(sandbox) as namespace:
+            return netns.run_in(namespace, lambda: sysctl.change(keys, decide))
+
+    def set_interface_sysctls(
+        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+    ) -> bool:
+        """See `Kernel`."""
+        peer = links.find_peer(host_end)
+        if not peer.moved:
+            return False
+        return _write_interface(sandbox, sysctls, partial(links.name_of, peer.index))
+
+    def await_interface_sysctls(
+        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+    ) -> None:
+        """See `Kernel`."""
+        # All interfaces of a sandbox come from this namespace, so the index stays what it is.
+        index = links.find_peer(host_end).index
+        find = partial(links.await_up, index, INTERFACE_TIMEOUT)
+        if not _write_interface(sandbox, sysctls, find):
+            raise KernelError(
+                f"configure the interface behind {host_end}: it was not up in {sandbox} after "
+                f"{INTERFACE_TIMEOUT:.0f} s"
+            )
+
+    def watch_sandbox(self, sandbox: SandboxKey, then: Callable[[], None]) -> None:
+        """See `Kernel`."""
+        self._watch.add(sandbox, then)
+
+    def unwatch_sandbox(self, sandbox: SandboxKey) -> None:
+        """See `Kernel`."""
+        self._watch.remove(sandbox)
+
+    def boot_id(self) -> str:
+        """See `Kernel`."""
+        return BOOT_ID.read_text().strip()
+
+    def close(self) -> None:
+        """See `Kernel`."""
+        self._watch.close()
+        self._reaper.close()
+        self._nft.close()
+
+
+def _write_interface(
+    sandbox: SandboxKey, sysctls: Sequence[Sysctl], find: Callable[[], str | None]
+) -> bool:
+    """Enter the sandbox, find the interface's name there and write its parameters."""
+
+    def work() -> bool:
+        ifname = find()
+        if ifname is None:
+            return False
+        for wanted in sysctls:
+            sysctl.write(wanted.key, wanted.value, ifname)
+        return True
+
+    with netns.open_namespace(sandbox) as namespace:
+        return netns.run_in(namespace, work)
+
+
+class LinkReaper:
+    """Delete links in the background, so that no request waits for the kernel's grace periods.
+
+    What a crash leaves undone is found again by its alias, at the next start.
+    """
+
+    def __init__(self) -> None:
+        self._released: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def release(self, names: Iterable[str]) -> None:
+        """Hand over links; returns at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="link-reaper", daemon=True)
+            self._thread.start()
+        for name in names:
+            self._released.put(name)
+
+    def close(self) -> None:
+        """Delete what was handed over, then end the thread."""
+        if self._thread is not None:
+            self._released.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (name := self._released.get()) is not None:
+            try:
+                links.delete_links([name])
+            except Exception:
+                log.exception("%s stays until the next start", name)

@@ -1,0 +1,102 @@
+"""Enter network namespaces, always in a thread made for it; knows no links and no sysctls.
+
+setns(2) moves the calling thread only. A thread that has moved must do nothing else afterwards,
+so each one does its work and ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from driver.errors import InvalidRequest, KernelError, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+OWN_NAMESPACE = "/proc/self/ns/net"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def is_namespace(path: str) -> bool:
+    """Tell whether a network namespace is mounted at the path.
+
+    Docker creates an empty file first and mounts the namespace over it a moment later; all
+    namespaces are files of one device, nsfs.
+    """
+    try:
+        return Path(path).stat().st_dev == Path(OWN_NAMESPACE).stat().st_dev
+    except OSError:
+        return False
+
+
+@contextmanager
+def open_namespace(path: str) -> Iterator[int]:
+    """Open the namespace mounted at the path; yields a descriptor that keeps it alive.
+
+    Raises NotFound if there is none, InvalidRequest if it is the host's own: whatever the
+    request says, the host is never treated as a container.
+    """
+    if not is_namespace(path):
+        raise NotFound(f"enter sandbox {path}: there is no network namespace")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFound(f"enter sandbox {path}: {error.strerror}") from error
+    try:
+        if os.fstat(descriptor).st_ino == Path(OWN_NAMESPACE).stat().st_ino:
+            raise InvalidRequest(f"enter sandbox {path}: that is the host's own namespace")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def run_in(descriptor: int, work: Callable[[], T]) -> T:
+    """Return what `work` returns when run inside the namespace; its exceptions come through."""
+    return _run_in_thread(lambda: _setns(descriptor), work)
+
+
+def run_in_new(work: Callable[[], T]) -> T:
+    """Run `work` in a network namespace made for it, which ends with it."""
+    return _run_in_thread(_unshare, work)
+
+
+def _run_in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            enter()
+            results.append(work())
+        except BaseException as failure:  # noqa: BLE001 - raised again in the calling thread
+            failures.append(failure)
+
+    thread = threading.Thread(target=run, name="netns", daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def _setns(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+        raise _error("enter the sandbox's network namespace")
+
+
+def _unshare() -> None:
+    if _libc.unshare(CLONE_NEWNET) != 0:
+        raise _error("make a throw-away network namespace")
+
+
+def _error(attempt: str) -> KernelError:
+    return KernelError(f"{attempt}: {os.strerror(ctypes.get_errno())}")

@@ -1,0 +1,68 @@
+"""Give nft text to the kernel through the distribution's libnftables; renders nothing itself.
+
+Six functions of libnftables.so.1 by ctypes: netfilter's own Python binding is only to be had as a
+distribution package tied to the distribution's Python. In process, an element costs 0.2 ms;
+running `nft` costs 6 ms.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from threading import Lock
+
+from driver.errors import KernelError
+
+LIBRARY = "libnftables.so.1"
+_DEFAULT_CONTEXT = 0  # NFT_CTX_DEFAULT, nftables/libnftables.h
+
+
+class Nft:
+    """A libnftables context: a netlink socket in the namespace of the thread that made it.
+
+    Calls are serialised, since a context is not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._library = _load_library()
+        self._lock = Lock()
+        self._context = self._library.nft_ctx_new(_DEFAULT_CONTEXT)
+        if not self._context:
+            raise KernelError("open nftables: libnftables gave no context")
+        self._library.nft_ctx_buffer_error(self._context)
+        self._library.nft_ctx_buffer_output(self._context)
+
+    def run(self, text: str) -> None:
+        """Run nft commands as one transaction; raises KernelError with what nft said."""
+        with self._lock:
+            code = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
+            said = self._library.nft_ctx_get_error_buffer(self._context).decode(errors="replace")
+            self._library.nft_ctx_get_output_buffer(self._context)  # empties it
+        if code != 0:
+            raise KernelError(f"change the firewall: {said.strip()}\nin:\n{text}")
+
+    def close(self) -> None:
+        """Free the context; safe to call twice."""
+        with self._lock:
+            if self._context:
+                self._library.nft_ctx_free(self._context)
+                self._context = None
+
+
+def _load_library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        raise KernelError(f"load {LIBRARY} (package libnftables1): {error}") from error
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    for name, result, arguments in (
+        ("nft_ctx_new", pointer, [ctypes.c_uint32]),
+        ("nft_ctx_free", None, [pointer]),
+        ("nft_ctx_buffer_output", ctypes.c_int, [pointer]),
+        ("nft_ctx_buffer_error", ctypes.c_int, [pointer]),
+        ("nft_ctx_get_output_buffer", text, [pointer]),
+        ("nft_ctx_get_error_buffer", text, [pointer]),
+        ("nft_run_cmd_from_buffer", ctypes.c_int, [pointer, text]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

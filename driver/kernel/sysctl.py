@@ -1,0 +1,132 @@
+"""Read and write kernel parameters of the namespace that the calling thread is in.
+
+Decides nothing: which parameters, and whether, is `driver.sysctls`.
+"""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from driver.errors import InvalidRequest, KernelError
+from driver.kernel import netns
+from driver.model import Trace
+from driver.sysctls import path_components
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from driver.model import Sysctl
+
+ROOT = Path("/proc/sys")
+LOOPBACK = "lo"
+
+
+def read(key: str, ifname: str = LOOPBACK) -> str | None:
+    """Return the value of a parameter, None if this namespace does not have it or hides it."""
+    try:
+        return _path(key, ifname).read_text().rstrip("\n")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+    except OSError as error:
+        raise KernelError(f"read {key}: {error.strerror}") from error
+
+
+def read_all(keys: Iterable[str]) -> dict[str, str]:
+    """Return the values of the parameters that this namespace has."""
+    values = {key: read(key) for key in keys}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def write(key: str, value: str, ifname: str = LOOPBACK) -> None:
+    """Write one parameter; raises KernelError with the kernel's reason."""
+    try:
+        descriptor = os.open(_path(key, ifname), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, value.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise KernelError(f"set {key}={value}: {error.strerror}") from error
+
+
+def change(
+    keys: Sequence[str], decide: Callable[[Mapping[str, str]], Mapping[str, str]]
+) -> tuple[Trace, ...]:
+    """Read the keys, write what `decide` makes of them, and return a trace of every write.
+
+    All or nothing: when one write fails the earlier ones are put back.
+    """
+    current = read_all(keys)
+    written: list[Trace] = []
+    try:
+        for key, value in decide(current).items():
+            write(key, value)
+            written.append(Trace(key, before=current[key], written=read(key) or ""))
+    except KernelError:
+        for trace in reversed(written):
+            write(trace.key, trace.before)
+        raise
+    return tuple(written)
+
+
+def check(sysctls: Sequence[Sysctl]) -> dict[str, str]:
+    """Try each parameter in a throw-away namespace; return what the namespace had before.
+
+    Raises InvalidRequest with the parameter's name and the reason. The host's own value is
+    compared before and after: kernels older than 5.12 let a namespace write some parameters that
+    belong to the whole machine (ensure_safe_net_sysctl() in net/sysctl_net.c ended that).
+    """
+    if not sysctls:
+        return {}
+    on_host = read_all(sysctl.key for sysctl in sysctls)
+
+    def attempt() -> dict[str, str]:
+        return {sysctl.key: _try(sysctl, sysctl.key in on_host) for sysctl in sysctls}
+
+    pristine = netns.run_in_new(attempt)
+    for key, value in on_host.items():
+        if read(key) != value:
+            write(key, value)
+            raise InvalidRequest(f"{key}: is not per network namespace, it is the whole machine's")
+    return pristine
+
+
+def read_pristine(keys: Iterable[str]) -> dict[str, str]:
+    """Return what a namespace made now has."""
+    wanted = tuple(keys)
+    return netns.run_in_new(lambda: read_all(wanted))
+
+
+def _try(sysctl: Sysctl, on_host: bool) -> str:  # noqa: FBT001 - private
+    path = _path(sysctl.key, LOOPBACK)
+    if not path.is_file():
+        raise InvalidRequest(_why_missing(sysctl.key, path, on_host=on_host))
+    mode = path.stat().st_mode
+    if not mode & 0o200:
+        raise InvalidRequest(f"{sysctl.key}: is read-only in a network namespace")
+    before = read(sysctl.key) if mode & 0o400 else None
+    if before is None:
+        raise InvalidRequest(f"{sysctl.key}: cannot be read, so it could not be put back")
+    try:
+        write(sysctl.key, sysctl.value)
+    except KernelError as error:
+        raise InvalidRequest(
+            f"{error}: the value is malformed or out of range (a new namespace has {before!r})"
+        ) from error
+    return before
+
+
+def _why_missing(key: str, path: Path, *, on_host: bool) -> str:
+    if on_host:
+        return f"{key}: is not per network namespace; it is set on the host, for the whole machine"
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, siblings, n=1)
+    hint = f"; did you mean {key.rpartition('.')[0]}.{near[0]}?" if near else ""
+    return f"{key}: this kernel has no such parameter{hint}"
+
+
+def _path(key: str, ifname: str) -> Path:
+    return ROOT.joinpath(*path_components(key, ifname))

@@ -1,0 +1,344 @@
+"""Say what networks and endpoints are, as values, and how they may change; performs no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field, replace
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from typing import NewType
+
+from driver.errors import Conflict, InvalidRequest
+
+IPAddress = IPv4Address | IPv6Address
+IPInterface = IPv4Interface | IPv6Interface
+IPNetwork = IPv4Network | IPv6Network
+
+NetworkId = NewType("NetworkId", str)
+EndpointId = NewType("EndpointId", str)
+SandboxKey = NewType("SandboxKey", str)
+MacAddress = NewType("MacAddress", str)
+
+DEFAULT_MTU = 1500
+DEFAULT_PREFIX = "eth"
+IFNAME_LENGTH = 15  # IFNAMSIZ less the closing NUL, include/uapi/linux/if.h
+ID_LENGTH = 12  # what `docker ps` and `docker network ls` show of an id
+
+_ID = re.compile(r"[0-9a-z]{12,64}")  # 64 hex from the engine, 25 of [0-9a-z] from swarm
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_MULTICAST_BIT = 0x01
+
+
+def parse_network_id(text: str) -> NetworkId:
+    """Return the text as a network id; raises InvalidRequest for anything that is not one."""
+    return NetworkId(_parse_id(text, "network"))
+
+
+def parse_endpoint_id(text: str) -> EndpointId:
+    """Return the text as an endpoint id; raises InvalidRequest for anything that is not one."""
+    return EndpointId(_parse_id(text, "endpoint"))
+
+
+def _parse_id(text: str, what: str) -> str:
+    if not _ID.fullmatch(text):
+        raise InvalidRequest(f"{text[:80]!r} is no {what} id: 12 to 64 characters of 0-9 and a-z")
+    return text
+
+
+def parse_mac(text: str) -> MacAddress:
+    """Return the text as a unicast MAC address in lower case; raises InvalidRequest otherwise."""
+    mac = text.lower()
+    if not _MAC.fullmatch(mac):
+        raise InvalidRequest(f"{text[:80]!r} is no MAC address: expected aa:bb:cc:dd:ee:ff")
+    if int(mac[:2], 16) & _MULTICAST_BIT:
+        raise InvalidRequest(f"{mac} is a multicast MAC address; an interface needs a unicast one")
+    return MacAddress(mac)
+
+
+def short(identity: str) -> str:
+    """Return the part of an id that Docker shows to people."""
+    return identity[:ID_LENGTH]
+
+
+def derive_mac(address: IPAddress) -> MacAddress:
+    """Return the MAC address that belongs to an address: the same address, the same MAC.
+
+    A neighbour's ARP or NDP cache then stays right when a container comes back on its address.
+    IPv4 shows itself in the last four bytes, as with Docker's built-in bridge (02:42:ip);
+    IPv6 is hashed. Both are locally administered unicast addresses.
+    """
+    if isinstance(address, IPv4Address):
+        tail = b"\x42" + address.packed
+    else:
+        tail = hashlib.sha256(address.packed).digest()[:5]
+    return MacAddress((b"\x02" + tail).hex(":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """One kernel parameter that a network or an endpoint asks for.
+
+    `key` is dotted, in lower case, and may hold the component `IFNAME`, which stands for the
+    name that the interface has in the sandbox.
+    """
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What this driver did to one parameter of one sandbox.
+
+    `before` is what it takes to put it back; `written` is what the kernel showed right after.
+    """
+
+    key: str
+    before: str
+    written: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One subnet of a network, the gateway address in it, and who gave it out.
+
+    Within one address space Docker's address management never hands out overlapping pools.
+    """
+
+    subnet: IPNetwork
+    gateway: IPInterface | None
+    address_space: str = ""
+
+    def overlaps(self, other: Pool) -> bool:
+        """Tell whether the two subnets share an address.
+
+        A subnet of length 0 is the null address manager's way of saying that there is none.
+        """
+        if 0 in (self.subnet.prefixlen, other.subnet.prefixlen):
+            return False
+        return (
+            self.subnet.network_address in other.subnet
+            or other.subnet.network_address in self.subnet
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOptions:
+    """What the person who made the network asked for, each with its default."""
+
+    bridge_name: str | None = None
+    mtu: int = DEFAULT_MTU
+    ifname_prefix: str = DEFAULT_PREFIX
+    internal: bool = False
+    sysctls: tuple[Sysctl, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """The Linux bridge that a network has on the host."""
+
+    name: str
+    alias: str
+    mac: MacAddress
+    mtu: int
+    addresses: tuple[IPInterface, ...]
+    must_be_ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Veth:
+    """The pair that joins an endpoint to its bridge: host end there, sandbox end for it."""
+
+    host_end: str
+    sandbox_end: str
+    alias: str
+    bridge: str
+    mac: MacAddress
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network as Docker defined it, once, in CreateNetwork."""
+
+    id: NetworkId
+    pools: tuple[Pool, ...]
+    options: NetworkOptions = field(default_factory=NetworkOptions)
+
+    @property
+    def bridge_name(self) -> str:
+        """The bridge's interface name: the user's, or `pn-` and the short id."""
+        return self.options.bridge_name or f"pn-{short(self.id)}"
+
+    @property
+    def gateways(self) -> tuple[IPInterface, ...]:
+        """The gateway addresses of all pools, in the order Docker gave them."""
+        return tuple(pool.gateway for pool in self.pools if pool.gateway is not None)
+
+    @property
+    def bridge(self) -> Bridge:
+        """The bridge that this network needs on the host."""
+        identity = self.gateways[0].ip if self.gateways else self.pools[0].subnet.network_address
+        return Bridge(
+            name=self.bridge_name,
+            alias=network_alias(self.id),
+            mac=derive_mac(identity),
+            mtu=self.options.mtu,
+            addresses=self.gateways,
+            must_be_ours=self.options.bridge_name is None,
+        )
+
+    def clash(self, other: Network) -> str | None:
+        """Return why this new network cannot live beside the other, None if it can."""
+        if self.bridge_name == other.bridge_name:
+            return f"bridge {self.bridge_name} is network {short(other.id)}'s; one serves one"
+        for pool in self.pools:
+            for theirs in other.pools:
+                if pool.overlaps(theirs):
+                    return f"subnet {pool.subnet} overlaps {theirs.subnet} of {short(other.id)}"
+        return None
+
+    def supersedes(self, other: Network) -> bool:
+        """Tell whether the other network must be dead because this one was given its addresses.
+
+        Docker ignores the errors of DeleteNetwork and never sends it to a driver that is down,
+        so a network that Docker forgot can be left here; its addresses are then handed out anew.
+        """
+        return any(
+            pool.overlaps(theirs) and pool.address_space == theirs.address_space != ""
+            for pool in self.pools
+            for theirs in other.pools
+        )
+
+    def contains(self, address: IPInterface) -> bool:
+        """Tell whether the address is of one of the network's pools."""
+        return any(address.ip in pool.subnet for pool in self.pools)
+
+    def gateway_for(self, address: IPInterface | None) -> IPAddress | None:
+        """Return the gateway that a container with this address uses, None if it has none.
+
+        An internal network hands out none: libnetwork installs whatever a driver returns, even
+        there.
+        """
+        if address is None or self.options.internal:
+            return None
+        for pool in self.pools:
+            if pool.gateway is not None and address.ip in pool.subnet:
+                return pool.gateway.ip
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """That an endpoint has joined a sandbox, and whether its interface has its parameters."""
+
+    sandbox: SandboxKey
+    configured: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A container's place in a network, from CreateEndpoint to DeleteEndpoint.
+
+    `engine_keys` are the per-interface parameters that the engine itself writes for it.
+    """
+
+    id: EndpointId
+    network_id: NetworkId
+    ipv4: IPv4Interface | None
+    ipv6: IPv6Interface | None
+    mac: MacAddress
+    sysctls: tuple[Sysctl, ...] = ()
+    engine_keys: frozenset[str] = frozenset()
+    attachment: Attachment | None = None
+
+    @property
+    def addresses(self) -> tuple[IPInterface, ...]:
+        """The addresses that Docker gave the endpoint, IPv4 first."""
+        return tuple(address for address in (self.ipv4, self.ipv6) if address is not None)
+
+    def joined(self, sandbox: SandboxKey) -> Endpoint:
+        """Return the endpoint attached to the sandbox; raises Conflict if it is in another."""
+        if self.attachment is not None and self.attachment.sandbox != sandbox:
+            raise Conflict(
+                f"join endpoint {short(self.id)} to {sandbox}: it is in "
+                f"{self.attachment.sandbox} and has not left"
+            )
+        return replace(self, attachment=self.attachment or Attachment(sandbox))
+
+    def configured(self) -> Endpoint:
+        """Return the endpoint with its interface's parameters written."""
+        if self.attachment is None:
+            return self
+        return replace(self, attachment=replace(self.attachment, configured=True))
+
+    def left(self) -> Endpoint:
+        """Return the endpoint out of its sandbox; leaving twice is leaving."""
+        return replace(self, attachment=None)
+
+    def definition(self) -> Endpoint:
+        """Return what CreateEndpoint defined, without what happened since: for comparisons."""
+        return self.left()
+
+    def evicts(self, other: Endpoint) -> bool:
+        """Tell whether the other endpoint must be dead because this one was given its address.
+
+        Docker's address management never hands out an address twice, but after a crash it
+        forgets endpoints without telling a v1 driver.
+        """
+        if self.network_id != other.network_id or self.id == other.id:
+            return False
+        mine = {address.ip for address in self.addresses}
+        return any(address.ip in mine for address in other.addresses)
+
+
+def veth_of(endpoint: Endpoint, network: Network) -> Veth:
+    """Return the veth pair that joins the endpoint to the network's bridge."""
+    return Veth(
+        host_end=host_end_name(endpoint.id),
+        sandbox_end=f"pnc{short(endpoint.id)}",
+        alias=endpoint_alias(endpoint.network_id, endpoint.id),
+        bridge=network.bridge_name,
+        mac=endpoint.mac,
+        mtu=network.options.mtu,
+    )
+
+
+def host_end_name(endpoint_id: EndpointId) -> str:
+    """Return the interface name of the endpoint's host end."""
+    return f"pnh{short(endpoint_id)}"
+
+
+def network_alias(network_id: NetworkId) -> str:
+    """Return the interface alias that marks a bridge as the network's.
+
+    The whole id, so that `ip -d link` explains itself and a lost state file can be rebuilt.
+    """
+    return f"pynet network {network_id}"
+
+
+def endpoint_alias(network_id: NetworkId, endpoint_id: EndpointId) -> str:
+    """Return the interface alias that marks a host end as the endpoint's."""
+    return f"pynet endpoint {endpoint_id} network {network_id}"
+
+
+def is_our_alias(alias: str) -> bool:
+    """Tell whether an interface alias is one that this driver wrote."""
+    return alias.startswith(("pynet network ", "pynet endpoint "))
+
+
+@dataclass(frozen=True, slots=True)
+class JoinInfo:
+    """What libnetwork needs to finish a join: the interface to move, its name, the gateways."""
+
+    sandbox_end: str
+    ifname_prefix: str
+    gateway: IPAddress | None
+    gateway_ipv6: IPAddress | None

@@ -1,0 +1,230 @@
+"""Give sandboxes their kernel parameters and take them back: when, and on whose behalf.
+
+What to write is decided in `driver.sysctls`; writing is the kernel's. The caller holds the driver's
+lock, except where a method says that it takes it.
+
+Engine 28 and later create the sandbox before Join, so everything is written there and then. On
+20.10 to 27 the sandbox comes after: a watch writes as soon as it exists, while runc's hooks still
+hold the container's process. Per-interface parameters wait for libnetwork to bring the interface.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from driver.errors import NotFound
+from driver.model import host_end_name, short
+from driver.sysctls import is_per_interface, merge, plan_restores, plan_writes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from threading import RLock
+
+    from driver.kernel import Kernel
+    from driver.model import Endpoint, SandboxKey, Sysctl, Trace
+    from driver.store import Store
+    from driver.undo import Rollback
+
+log = logging.getLogger(__name__)
+
+
+class Sandboxes:
+    """The sandboxes of all endpoints, as far as their kernel parameters go."""
+
+    def __init__(self, store: Store, kernel: Kernel, lock: RLock) -> None:
+        self._store = store
+        self._kernel = kernel
+        self._lock = lock
+        self._pristine: dict[str, str] = {}
+
+    def check(self, sysctls: tuple[Sysctl, ...]) -> None:
+        """Try the parameters where they do no harm; takes no lock.
+
+        Raises InvalidRequest that names the parameter and the reason.
+        """
+        self._pristine.update(self._kernel.check_sysctls(sysctls))
+
+    def join(self, endpoint: Endpoint, undo: Rollback) -> None:
+        """Write what a joined endpoint asks for, now or as soon as its sandbox exists.
+
+        Runs in the transaction of the join.
+        """
+        sandbox = _sandbox_of(endpoint)
+        if not self._kernel.has_sandbox(sandbox):
+            self.renew_watch(sandbox)
+            return
+        wanted = self._namespace_wide(endpoint)
+        traces = self._store.traces(sandbox)
+        _log_contests(endpoint, wanted, traces)
+        written = self._write(sandbox, wanted, traces)
+        undo.push(self._put_back, sandbox, written)
+        self._store.put_traces(sandbox, written)
+
+    def renew_watch(self, sandbox: SandboxKey) -> None:
+        """Have the sandbox configured when it comes, for the endpoints that are joined by now.
+
+        Runs in a transaction.
+        """
+        endpoints = self._store.endpoints_in(sandbox)
+        wanted = merge(*(self._namespace_wide(endpoint) for endpoint in endpoints))
+        interfaces = {
+            endpoint: sysctls
+            for endpoint in endpoints
+            if (sysctls := self._per_interface(endpoint))
+        }
+        if wanted or interfaces:
+            action = partial(self._on_arrival, sandbox, wanted, interfaces)
+            self._kernel.watch_sandbox(sandbox, action)
+        else:
+            self._kernel.unwatch_sandbox(sandbox)
+
+    def configure_interface(self, endpoint: Endpoint) -> bool:
+        """Write the endpoint's per-interface parameters if its interface is in the sandbox by now.
+
+        Returns whether there is nothing left to do. Runs in a transaction.
+        """
+        sysctls = self._per_interface(endpoint)
+        if not sysctls:
+            return True
+        return self._kernel.set_interface_sysctls(
+            _sandbox_of(endpoint), host_end_name(endpoint.id), sysctls
+        )
+
+    def leave(self, endpoint: Endpoint) -> None:
+        """Put back what was written for an endpoint that has left, as far as the sandbox lives on.
+
+        The row must say by now that it has left; opens transactions of its own.
+        """
+        sandbox = _sandbox_of(endpoint)
+        with self._store.transaction():
+            self.renew_watch(sandbox)
+            leaving = self._namespace_wide(endpoint)
+            others = self._store.endpoints_in(sandbox)
+            staying = merge(*(self._namespace_wide(other) for other in others))
+            traces = self._store.traces(sandbox)
+        values = {sysctl.key: sysctl.value for sysctl in staying}
+        decide = partial(plan_restores, leaving, values, traces=traces)
+        keys = [sysctl.key for sysctl in leaving if sysctl.key in traces]
+        written = self._change(sandbox, keys, lambda current: decide(current=current))
+        with self._store.transaction():
+            if not others:
+                self._store.delete_sandbox(sandbox)
+                return
+            self._store.delete_traces(sandbox, [key for key in keys if key not in values])
+            self._store.put_traces(sandbox, [trace for trace in written if trace.key in values])
+
+    def restore(self, sandbox: SandboxKey) -> None:
+        """Finish, after a restart of the driver, what a join began: write now, or watch again.
+
+        Runs in a transaction.
+        """
+        if not self._kernel.has_sandbox(sandbox):
+            self.renew_watch(sandbox)
+            return
+        endpoints = self._store.endpoints_in(sandbox)
+        traces = self._store.traces(sandbox)
+        wanted = merge(*(self._namespace_wide(endpoint) for endpoint in endpoints))
+        missing = [sysctl for sysctl in wanted if sysctl.key not in traces]
+        self._store.put_traces(sandbox, self._write(sandbox, missing, traces))
+
+    def _on_arrival(
+        self,
+        sandbox: SandboxKey,
+        wanted: tuple[Sysctl, ...],
+        interfaces: Mapping[Endpoint, tuple[Sysctl, ...]],
+    ) -> None:
+        """Configure a sandbox that has just come into being; takes the lock only afterwards.
+
+        The container's process is held for a few tens of milliseconds only, and somebody else may
+        be making links under the lock.
+        """
+        written = self._write(sandbox, wanted, {})
+        with self._lock, self._store.transaction():
+            if self._store.endpoints_in(sandbox):
+                self._store.put_traces(sandbox, written)
+        for endpoint, sysctls in interfaces.items():
+            host_end = host_end_name(endpoint.id)
+            self._kernel.await_interface_sysctls(sandbox, host_end, sysctls)
+            self._mark_configured(endpoint)
+
+    def _mark_configured(self, endpoint: Endpoint) -> None:
+        with self._lock, self._store.transaction():
+            known = self._store.find_endpoint(endpoint.id)
+            if known is not None and known.attachment == endpoint.attachment:
+                self._store.put_endpoint(known.configured())
+
+    def _write(
+        self, sandbox: SandboxKey, wanted: Iterable[Sysctl], traces: Mapping[str, Trace]
+    ) -> tuple[Trace, ...]:
+        wanted = tuple(wanted)
+        keys = [sysctl.key for sysctl in wanted]
+
+        def decide(current: Mapping[str, str]) -> Mapping[str, str]:
+            plan = plan_writes(wanted, current, self._pristine, traces)
+            if len(plan) < len(wanted):
+                # Either the container set them itself, or the host has changed a value that new
+                # namespaces copy since we last looked.
+                self._pristine.update(self._kernel.read_pristine(keys))
+                plan = plan_writes(wanted, current, self._pristine, traces)
+            for key in keys:
+                if key not in plan:
+                    log.info("sandbox %s keeps its own %s", sandbox, key)
+            return plan
+
+        return self._change(sandbox, keys, decide)
+
+    def _change(
+        self,
+        sandbox: SandboxKey,
+        keys: list[str],
+        decide: Callable[[Mapping[str, str]], Mapping[str, str]],
+    ) -> tuple[Trace, ...]:
+        """Change parameters; a sandbox that has gone meanwhile needs none."""
+        if not keys:
+            return ()
+        try:
+            return self._kernel.change_sysctls(sandbox, keys, decide)
+        except NotFound:
+            log.info("sandbox %s is gone; nothing to configure", sandbox)
+            return ()
+
+    def _put_back(self, sandbox: SandboxKey, traces: tuple[Trace, ...]) -> None:
+        before = {trace.key: trace.before for trace in traces}
+        self._change(sandbox, list(before), lambda _: before)
+
+    def _namespace_wide(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
+        return tuple(sysctl for sysctl in self._asked(endpoint) if not is_per_interface(sysctl))
+
+    def _per_interface(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
+        return tuple(
+            sysctl
+            for sysctl in self._asked(endpoint)
+            if is_per_interface(sysctl) and sysctl.key not in endpoint.engine_keys
+        )
+
+    def _asked(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
+        network = self._store.find_network(endpoint.network_id)
+        return merge(network.options.sysctls if network else (), endpoint.sysctls)
+
+
+def _sandbox_of(endpoint: Endpoint) -> SandboxKey:
+    if endpoint.attachment is None:
+        raise NotFound(f"configure endpoint {short(endpoint.id)}: it has not joined a sandbox")
+    return endpoint.attachment.sandbox
+
+
+def _log_contests(
+    endpoint: Endpoint, wanted: Iterable[Sysctl], traces: Mapping[str, Trace]
+) -> None:
+    for sysctl in wanted:
+        trace = traces.get(sysctl.key)
+        if trace is not None and trace.written != sysctl.value:
+            log.warning(
+                "endpoint %s sets %s=%s over %s of an earlier join: the later one wins",
+                short(endpoint.id),
+                sysctl.key,
+                sysctl.value,
+                trace.written,
+            )

@@ -1,0 +1,286 @@
+"""Keep networks, endpoints and traces in SQLite; the only memory of what Docker asked for.
+
+Docker never repeats CreateNetwork. What the kernel has is derived from here and never stored.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import contextmanager
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from driver.errors import StoreError
+from driver.model import (
+    Attachment,
+    Endpoint,
+    EndpointId,
+    MacAddress,
+    Network,
+    NetworkId,
+    NetworkOptions,
+    Pool,
+    SandboxKey,
+    Sysctl,
+    Trace,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from driver.model import IPInterface
+
+FILE_NAME = "pynet.db"
+
+MIGRATIONS = (
+    """
+    CREATE TABLE network (
+        id TEXT PRIMARY KEY, options TEXT NOT NULL, added TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE pool (
+        network_id TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
+        position INTEGER NOT NULL, subnet TEXT NOT NULL, gateway TEXT, address_space TEXT NOT NULL,
+        PRIMARY KEY (network_id, position)
+    ) STRICT;
+    CREATE TABLE endpoint (
+        id TEXT PRIMARY KEY, network_id TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
+        ipv4 TEXT, ipv6 TEXT, mac TEXT NOT NULL, sysctls TEXT NOT NULL,
+        engine_keys TEXT NOT NULL, sandbox TEXT, configured INTEGER NOT NULL, joins INTEGER
+    ) STRICT;
+    CREATE INDEX endpoint_network ON endpoint (network_id);
+    CREATE INDEX endpoint_sandbox ON endpoint (sandbox) WHERE sandbox IS NOT NULL;
+    CREATE INDEX endpoint_joins ON endpoint (joins);
+    CREATE TABLE trace (
+        sandbox TEXT NOT NULL, key TEXT NOT NULL, before TEXT NOT NULL, written TEXT NOT NULL,
+        PRIMARY KEY (sandbox, key)
+    ) STRICT;
+    CREATE TABLE boot (id TEXT NOT NULL) STRICT;
+    """,
+)
+
+
+class Store:
+    """The state file. Every method but `transaction` must run inside one.
+
+    Raises StoreError for whatever SQLite reports.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with _translated(f"open the state file in {folder}"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._db = sqlite3.connect(
+                folder / FILE_NAME, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._migrate()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what the block did, or nothing of it."""
+        with _translated("write the state file"):
+            self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            with _translated("write the state file"):
+                self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def boot_id(self) -> str | None:
+        """Return the boot in which the state was last used."""
+        row = self._one("SELECT id FROM boot")
+        return None if row is None else str(row[0])
+
+    def set_boot_id(self, boot_id: str) -> None:
+        """Remember the boot in which the state is used."""
+        self._run("DELETE FROM boot")
+        self._run("INSERT INTO boot VALUES (?)", boot_id)
+
+    def add_network(self, network: Network, added: Iterable[IPInterface]) -> None:
+        """Store a new network and the addresses that its bridge did not have before."""
+        self._run(
+            "INSERT INTO network VALUES (?, ?, ?)",
+            network.id,
+            msgspec.json.encode(network.options).decode(),
+            " ".join(map(str, added)),
+        )
+        for position, pool in enumerate(network.pools):
+            gateway = None if pool.gateway is None else str(pool.gateway)
+            self._run(
+                "INSERT INTO pool VALUES (?, ?, ?, ?, ?)",
+                network.id,
+                position,
+                str(pool.subnet),
+                gateway,
+                pool.address_space,
+            )
+
+    def delete_network(self, network_id: NetworkId) -> None:
+        """Forget a network, its pools and its endpoints."""
+        self._run("DELETE FROM network WHERE id = ?", network_id)
+
+    def find_network(self, network_id: NetworkId) -> Network | None:
+        """Return a network, None if it is not known."""
+        row = self._one("SELECT id, options FROM network WHERE id = ?", network_id)
+        return None if row is None else self._network(*row)
+
+    def networks(self) -> tuple[Network, ...]:
+        """Return all networks."""
+        rows = self._all("SELECT id, options FROM network ORDER BY id")
+        return tuple(self._network(*row) for row in rows)
+
+    def added_addresses(self, network_id: NetworkId) -> tuple[IPInterface, ...]:
+        """Return the addresses that the network's bridge did not have before."""
+        row = self._one("SELECT added FROM network WHERE id = ?", network_id)
+        return () if row is None else tuple(map(ip_interface, row[0].split()))
+
+    def put_endpoint(self, endpoint: Endpoint) -> None:
+        """Store an endpoint as it is now."""
+        self._run(
+            """INSERT INTO endpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)
+               ON CONFLICT (id) DO UPDATE SET
+                   joins = CASE WHEN excluded.sandbox IS NULL THEN NULL
+                           WHEN excluded.sandbox IS sandbox THEN joins
+                           ELSE (SELECT coalesce(max(joins), 0) + 1 FROM endpoint) END,
+                   sandbox = excluded.sandbox, configured = excluded.configured""",
+            endpoint.id,
+            endpoint.network_id,
+            _text(endpoint.ipv4),
+            _text(endpoint.ipv6),
+            endpoint.mac,
+            msgspec.json.encode(endpoint.sysctls).decode(),
+            " ".join(sorted(endpoint.engine_keys)),
+            None if endpoint.attachment is None else endpoint.attachment.sandbox,
+            endpoint.attachment is not None and endpoint.attachment.configured,
+        )
+
+    def delete_endpoint(self, endpoint_id: EndpointId) -> None:
+        """Forget an endpoint."""
+        self._run("DELETE FROM endpoint WHERE id = ?", endpoint_id)
+
+    def find_endpoint(self, endpoint_id: EndpointId) -> Endpoint | None:
+        """Return an endpoint, None if it is not known."""
+        found = self._endpoints("WHERE id = ?", endpoint_id)
+        return found[0] if found else None
+
+    def endpoints(self, network_id: NetworkId | None = None) -> tuple[Endpoint, ...]:
+        """Return the endpoints of one network, or of all."""
+        if network_id is None:
+            return self._endpoints("")
+        return self._endpoints("WHERE network_id = ?", network_id)
+
+    def endpoints_in(self, sandbox: SandboxKey) -> tuple[Endpoint, ...]:
+        """Return the endpoints in a sandbox, in the order of their joins."""
+        return self._endpoints("WHERE sandbox = ?", sandbox)
+
+    def traces(self, sandbox: SandboxKey) -> dict[str, Trace]:
+        """Return what was written into a sandbox, by key."""
+        rows = self._all("SELECT key, before, written FROM trace WHERE sandbox = ?", sandbox)
+        return {row[0]: Trace(*row) for row in rows}
+
+    def put_traces(self, sandbox: SandboxKey, traces: Iterable[Trace]) -> None:
+        """Remember what was written into a sandbox, keeping the oldest `before` of each key."""
+        for trace in traces:
+            self._run(
+                """INSERT INTO trace VALUES (?, ?, ?, ?)
+                   ON CONFLICT DO UPDATE SET written = excluded.written""",
+                sandbox,
+                trace.key,
+                trace.before,
+                trace.written,
+            )
+
+    def delete_traces(self, sandbox: SandboxKey, keys: Iterable[str]) -> None:
+        """Forget what was written into a sandbox for these keys."""
+        for key in keys:
+            self._run("DELETE FROM trace WHERE sandbox = ? AND key = ?", sandbox, key)
+
+    def delete_sandbox(self, sandbox: SandboxKey) -> None:
+        """Forget all that was written into a sandbox."""
+        self._run("DELETE FROM trace WHERE sandbox = ?", sandbox)
+
+    def _migrate(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"open the state file: it is of version {version}, this pynet knows up to "
+                f"{len(MIGRATIONS)}; start the newer pynet that wrote it"
+            )
+        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT"
+            )
+
+    def _network(self, network_id: str, options: str) -> Network:
+        pools = self._all(
+            """SELECT subnet, gateway, address_space FROM pool
+               WHERE network_id = ? ORDER BY position""",
+            network_id,
+        )
+        return Network(
+            id=NetworkId(network_id),
+            pools=tuple(
+                Pool(ip_network(subnet), gateway and ip_interface(gateway), space)
+                for subnet, gateway, space in pools
+            ),
+            options=msgspec.json.decode(options, type=NetworkOptions),
+        )
+
+    def _endpoints(self, where: str, *values: object) -> tuple[Endpoint, ...]:
+        rows = self._all(
+            f"""SELECT id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, sandbox, configured
+                FROM endpoint {where} ORDER BY joins, id""",  # noqa: S608 - `where` is ours
+            *values,
+        )
+        return tuple(map(_endpoint, rows))
+
+    def _run(self, statement: str, *values: object) -> None:
+        with _translated("write the state file"):
+            self._db.execute(statement, values)
+
+    def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
+        rows = self._all(query, *values)
+        return rows[0] if rows else None
+
+    def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with _translated("read the state file"):
+            return self._db.execute(query, values).fetchall()
+
+
+def _endpoint(row: tuple[Any, ...]) -> Endpoint:
+    endpoint_id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, sandbox, configured = row
+    return Endpoint(
+        id=EndpointId(endpoint_id),
+        network_id=NetworkId(network_id),
+        ipv4=None if ipv4 is None else IPv4Interface(ipv4),
+        ipv6=None if ipv6 is None else IPv6Interface(ipv6),
+        mac=MacAddress(mac),
+        sysctls=msgspec.json.decode(sysctls, type=tuple[Sysctl, ...]),
+        engine_keys=frozenset(engine_keys.split()),
+        attachment=None
+        if sandbox is None
+        else Attachment(SandboxKey(sandbox), configured=bool(configured)),
+    )
+
+
+def _text(value: object | None) -> str | None:
+    return None if value is None else str(value)
+
+
+@contextmanager
+def _translated(attempt: str) -> Iterator[None]:
+    """Turn what SQLite and the file system report into StoreError."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(f"{attempt}: {error}") from error

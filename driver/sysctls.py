@@ -1,0 +1,156 @@
+"""Decide which kernel parameters a sandbox gets; performs no I/O.
+
+A sandbox's parameters come from, strongest first: the container's own `--sysctl`, the endpoint's
+driver options, the network's options, the kernel's default.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from driver.errors import InvalidRequest
+from driver.model import Sysctl, Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+PREFIX = "net."
+IFNAME = "IFNAME"
+VALUE_LENGTH = 4096  # proc_sys_call_handler() takes at most KMALLOC_MAX; a page is what sysctl uses
+
+# What dockerd writes into every container that does not say otherwise (moby, WithSysctls in
+# daemon/oci_linux.go), so finding it in a sandbox does not mean that the user asked for it.
+DOCKER_DEFAULTS: Mapping[str, str] = {
+    "net.ipv4.ip_unprivileged_port_start": "0",
+    "net.ipv4.ping_group_range": "0\t2147483647",
+}
+
+_COMPONENT = re.compile(r"[a-z0-9_-]+")
+_PER_INTERFACE = re.compile(r"net\.(ipv4|ipv6|mpls)\.(conf|neigh)\.([^.]+)\.[^.]+")
+_NAMESPACE_WIDE_NAMES = frozenset({"all", "default", "lo"})
+
+
+def is_sysctl(key: str) -> bool:
+    """Tell whether an option's name is meant to be a kernel parameter."""
+    return key.startswith(PREFIX)
+
+
+def parse_sysctl(key: str, value: str) -> Sysctl:
+    """Return the parameter that `key=value` asks for, `ifname` in any case read as IFNAME.
+
+    The key's components are the only thing that later becomes a path below /proc/sys, so
+    nothing but lower-case letters, digits, `_` and `-` passes. Raises InvalidRequest.
+    """
+    components = [IFNAME if part.upper() == IFNAME else part for part in key.split(".")]
+    wrong = [part for part in components if part != IFNAME and not _COMPONENT.fullmatch(part)]
+    if wrong or components[0] != "net" or len(components) < 3:  # noqa: PLR2004 - net.FAMILY.KEY
+        raise InvalidRequest(
+            f"{key[:200]!r} is no kernel parameter of a network: expected net.….…, "
+            "such as net.ipv4.tcp_keepalive_time"
+        )
+    parameter = ".".join(components)
+    _check_interface(parameter)
+    text = value.strip()
+    if not text or len(text) > VALUE_LENGTH or not text.replace("\t", " ").isprintable():
+        raise InvalidRequest(f"{parameter}={value[:80]!r}: the value is empty or no plain text")
+    return Sysctl(parameter, text)
+
+
+def _check_interface(parameter: str) -> None:
+    match = _PER_INTERFACE.fullmatch(parameter)
+    if IFNAME in parameter and (match is None or match[3] != IFNAME):
+        raise InvalidRequest(
+            f"{parameter}: {IFNAME} stands for an interface only as in "
+            f"net.ipv4.conf.{IFNAME}.rp_filter or net.ipv6.neigh.{IFNAME}.…"
+        )
+    if match and match[3] not in {IFNAME, *_NAMESPACE_WIDE_NAMES}:
+        raise InvalidRequest(
+            f"{parameter}: the interface has its name only in the container; "
+            f"write {IFNAME} instead of {match[3]!r}"
+        )
+
+
+def parse_endpoint_label(text: str) -> frozenset[str]:
+    """Return the keys in a `com.docker.network.endpoint.sysctls` label.
+
+    The engine writes those itself (from 27 on), as the container's own wish.
+    """
+    pairs = (entry.partition("=") for entry in text.split(","))
+    return frozenset(
+        parse_sysctl(key.strip(), value).key for key, _, value in pairs if is_sysctl(key.strip())
+    )
+
+
+def is_per_interface(sysctl: Sysctl) -> bool:
+    """Tell whether the parameter belongs to the interface rather than to the whole sandbox."""
+    return IFNAME in sysctl.key.split(".")
+
+
+def path_components(key: str, ifname: str) -> tuple[str, ...]:
+    """Return the path of a parameter below /proc/sys, IFNAME replaced.
+
+    Components, because an interface name may hold a dot (`eth0.100`).
+    """
+    return tuple(ifname if part == IFNAME else part for part in key.split("."))
+
+
+def merge(*sources: Iterable[Sysctl]) -> tuple[Sysctl, ...]:
+    """Return the parameters of all sources, a later source overriding an earlier one."""
+    merged = {sysctl.key: sysctl for source in sources for sysctl in source}
+    return tuple(merged[key] for key in sorted(merged))
+
+
+def plan_writes(
+    wanted: Iterable[Sysctl],
+    current: Mapping[str, str],
+    pristine: Mapping[str, str],
+    traces: Mapping[str, Trace],
+) -> dict[str, str]:
+    """Return which parameters of a sandbox to write, and what.
+
+    A parameter whose value is neither a pristine namespace's, nor Docker's own default, nor
+    ours, was set by the container's `--sysctl` and is left alone: from engine 28 on those are
+    written before Join, and nothing in the protocol tells.
+    """
+    return {
+        sysctl.key: sysctl.value
+        for sysctl in wanted
+        if is_ours_to_write(sysctl.key, current, pristine, traces)
+    }
+
+
+def is_ours_to_write(
+    key: str,
+    current: Mapping[str, str],
+    pristine: Mapping[str, str],
+    traces: Mapping[str, Trace],
+) -> bool:
+    """Tell whether nobody but the kernel, Docker's defaults or this driver set the value."""
+    if key not in current:
+        return False
+    value = current[key]
+    trace = traces.get(key)
+    if trace is not None and value == trace.written:
+        return True
+    return value == pristine.get(key) or value == DOCKER_DEFAULTS.get(key)
+
+
+def plan_restores(
+    leaving: Iterable[Sysctl],
+    staying: Mapping[str, str],
+    current: Mapping[str, str],
+    traces: Mapping[str, Trace],
+) -> dict[str, str]:
+    """Return what to write when an endpoint leaves a sandbox that may live on.
+
+    What another endpoint of the sandbox asks for (`staying`) is given to it, the rest is put
+    back to what it was; a value that somebody else has changed since is left alone.
+    """
+    restores = {}
+    for sysctl in leaving:
+        trace = traces.get(sysctl.key)
+        if trace is None or current.get(sysctl.key) != trace.written:
+            continue
+        restores[sysctl.key] = staying.get(sysctl.key, trace.before)
+    return restores

@@ -1,0 +1,66 @@
+"""Take back what was done when a later step fails; decides nothing itself and knows no kernel."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, ParamSpec, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+P = ParamSpec("P")
+log = logging.getLogger(__name__)
+
+
+class Rollback:
+    """Undo the pushed steps, newest first, unless the block is left normally.
+
+    An undo that fails is logged and noted on the first error; it never replaces it and never
+    keeps the older steps from being undone.
+    """
+
+    def __init__(self) -> None:
+        self._undos: list[Callable[[], object]] = []
+
+    def push(self, undo: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Remember how to take back the step that has just succeeded."""
+        self._undos.append(partial(undo, *args, **kwargs))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            return
+        while self._undos:
+            undo = self._undos.pop()
+            try:
+                undo()
+            except Exception as failure:
+                log.exception("could not take back a step after: %s", error)
+                error.add_note(f"and taking back a step failed: {failure}")
+
+
+def attempt_all(steps: Iterable[Callable[[], object]]) -> None:
+    """Run every step even when some fail, then raise the first failure with the others as notes.
+
+    For deletes: what can go goes, whatever else is stuck.
+    """
+    failures: list[Exception] = []
+    for step in steps:
+        try:
+            step()
+        except Exception as failure:  # noqa: BLE001 - collected, and raised below
+            failures.append(failure)
+    if failures:
+        first, *others = failures
+        for other in others:
+            first.add_note(f"and: {other}")
+        raise first

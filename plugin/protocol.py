@@ -1,0 +1,258 @@
+"""Decode and encode the calls of Docker's remote network driver protocol; acts on nothing.
+
+The only place that spells the keys of the wire. Everything that comes out of a `decode_` is typed
+and validated; whatever is malformed raises InvalidRequest and says where.
+"""
+
+from __future__ import annotations
+
+from ipaddress import (
+    IPv4Interface,
+    IPv6Interface,
+    ip_interface,
+    ip_network,
+)
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from driver.bridge import NewEndpoint
+from driver.errors import InvalidRequest
+from driver.model import (
+    Network,
+    Pool,
+    SandboxKey,
+    parse_endpoint_id,
+    parse_mac,
+    parse_network_id,
+)
+from driver.options import (
+    parse_endpoint_sysctls,
+    parse_engine_sysctls,
+    parse_network_options,
+)
+
+if TYPE_CHECKING:
+    from driver.model import (
+        Endpoint,
+        EndpointId,
+        IPAddress,
+        IPInterface,
+        IPNetwork,
+        JoinInfo,
+        NetworkId,
+    )
+
+INTERNAL = "com.docker.network.internal"
+GENERIC = "com.docker.network.generic"
+SANDBOX_KEY_LENGTH = 4095  # PATH_MAX less the closing NUL
+
+T = TypeVar("T")
+
+
+class _Pool(msgspec.Struct, rename="pascal"):
+    """One entry of IPv4Data or IPv6Data."""
+
+    pool: str
+    gateway: str | None = None
+    address_space: str | None = None
+
+
+class _CreateNetwork(msgspec.Struct, kw_only=True):
+    network_id: str = msgspec.field(name="NetworkID")
+    options: dict[str, Any] | None = msgspec.field(name="Options", default=None)
+    ipv4: list[_Pool] | None = msgspec.field(name="IPv4Data", default=None)
+    ipv6: list[_Pool] | None = msgspec.field(name="IPv6Data", default=None)
+
+
+class _NetworkCall(msgspec.Struct):
+    network_id: str = msgspec.field(name="NetworkID")
+
+
+class _EndpointCall(msgspec.Struct):
+    network_id: str = msgspec.field(name="NetworkID")
+    endpoint_id: str = msgspec.field(name="EndpointID")
+
+
+class _Interface(msgspec.Struct, rename="pascal"):
+    address: str | None = None
+    address_ipv6: str | None = msgspec.field(name="AddressIPv6", default=None)
+    mac_address: str | None = None
+
+
+class _CreateEndpoint(_EndpointCall, kw_only=True):
+    interface: _Interface | None = msgspec.field(name="Interface", default=None)
+    options: dict[str, Any] | None = msgspec.field(name="Options", default=None)
+
+
+class _Join(_EndpointCall, kw_only=True):
+    sandbox_key: str = msgspec.field(name="SandboxKey")
+    options: dict[str, Any] | None = msgspec.field(name="Options", default=None)
+
+
+class _Discovery(msgspec.Struct):
+    kind: int = msgspec.field(name="DiscoveryType")
+    data: dict[str, Any] | None = msgspec.field(name="DiscoveryData", default=None)
+
+
+class Subject(msgspec.Struct):
+    """Whom a call is about, for the log: the ids as they stand in the request."""
+
+    network_id: str = msgspec.field(name="NetworkID", default="")
+    endpoint_id: str = msgspec.field(name="EndpointID", default="")
+
+
+def decode_subject(body: bytes) -> Subject:
+    """Return whom the call is about, as far as that can be told; never raises."""
+    try:
+        return msgspec.json.decode(body, type=Subject)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return Subject()
+
+
+def decode_create_network(body: bytes) -> Network:
+    """Return the network that CreateNetwork defines."""
+    call = _decode(body, _CreateNetwork)
+    network_id = parse_network_id(call.network_id)
+    options = call.options or {}
+    ipv4 = tuple(_parse_pool(pool, 4) for pool in call.ipv4 or ())
+    ipv6 = tuple(_parse_pool(pool, 6) for pool in call.ipv6 or ())
+    if not ipv4 and not ipv6:
+        raise InvalidRequest("the network has neither an IPv4 nor an IPv6 pool")
+    return Network(
+        id=network_id,
+        pools=ipv4 + ipv6,
+        options=parse_network_options(
+            _decode_generic(options),
+            internal=_decode_flag(options, INTERNAL),
+            has_ipv4=bool(ipv4),
+            has_ipv6=bool(ipv6),
+        ),
+    )
+
+
+def decode_network_call(body: bytes) -> NetworkId:
+    """Return the network that DeleteNetwork names."""
+    return parse_network_id(_decode(body, _NetworkCall).network_id)
+
+
+def decode_create_endpoint(body: bytes) -> NewEndpoint:
+    """Return the endpoint that CreateEndpoint asks for."""
+    call = _decode(body, _CreateEndpoint)
+    interface = call.interface or _Interface()
+    options = call.options or {}
+    return NewEndpoint(
+        id=parse_endpoint_id(call.endpoint_id),
+        network_id=parse_network_id(call.network_id),
+        ipv4=_parse_ipv4(interface.address),
+        ipv6=_parse_ipv6(interface.address_ipv6),
+        mac=parse_mac(interface.mac_address) if interface.mac_address else None,
+        sysctls=parse_endpoint_sysctls(options),
+        engine_keys=parse_engine_sysctls(options),
+    )
+
+
+def encode_create_endpoint(new: NewEndpoint, endpoint: Endpoint) -> dict[str, Any]:
+    """Return the answer to CreateEndpoint.
+
+    A field that the request filled must not be answered, not even with the same value: libnetwork
+    takes that for a modification and fails the start.
+    """
+    return {} if new.mac is not None else {"Interface": {"MacAddress": endpoint.mac}}
+
+
+def decode_endpoint_call(body: bytes) -> tuple[NetworkId, EndpointId]:
+    """Return the network and endpoint that a call names."""
+    call = _decode(body, _EndpointCall)
+    return parse_network_id(call.network_id), parse_endpoint_id(call.endpoint_id)
+
+
+def decode_join(body: bytes) -> tuple[NetworkId, EndpointId, SandboxKey]:
+    """Return the network, the endpoint and the sandbox of a Join."""
+    call = _decode(body, _Join)
+    key = call.sandbox_key
+    is_path = key.startswith("/") and key.isprintable() and len(key) <= SANDBOX_KEY_LENGTH
+    if not is_path or ".." in key.split("/"):
+        raise InvalidRequest(f"SandboxKey {key[:80]!r} is no absolute path")
+    return parse_network_id(call.network_id), parse_endpoint_id(call.endpoint_id), SandboxKey(key)
+
+
+def encode_join(info: JoinInfo) -> dict[str, Any]:
+    """Return the answer to Join."""
+    return {
+        "InterfaceName": {"SrcName": info.sandbox_end, "DstPrefix": info.ifname_prefix},
+        "Gateway": _encode_address(info.gateway),
+        "GatewayIPv6": _encode_address(info.gateway_ipv6),
+    }
+
+
+def decode_discovery(body: bytes) -> None:
+    """Check the form of DiscoverNew and DiscoverDelete; a local driver has no use for them."""
+    _decode(body, _Discovery)
+
+
+def _decode(body: bytes, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the request's body is malformed: {error}") from error
+
+
+def _decode_generic(options: dict[str, Any]) -> dict[str, str]:
+    """Return what `-o` gave; the engine sends every value as a string."""
+    generic = options.get(GENERIC) or {}
+    if not isinstance(generic, dict):
+        raise InvalidRequest(f"{GENERIC}: expected an object")
+    for key, value in generic.items():
+        if not isinstance(value, str):
+            raise InvalidRequest(f"option {key[:200]!r}: expected a string")
+    return generic
+
+
+def _decode_flag(options: dict[str, Any], key: str) -> bool:
+    value = options.get(key, False)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{key}: expected true or false")
+    return value
+
+
+def _parse_pool(pool: _Pool, version: int) -> Pool:
+    subnet = _parse_subnet(pool.pool, version)
+    gateway = _parse_interface(pool.gateway, version) if pool.gateway else None
+    if gateway is not None and gateway.ip not in subnet:
+        raise InvalidRequest(f"gateway {gateway} is not in the pool {subnet}")
+    return Pool(subnet, gateway, pool.address_space or "")
+
+
+def _parse_subnet(text: str, version: int) -> IPNetwork:
+    try:
+        subnet = ip_network(text)
+    except ValueError as error:
+        raise InvalidRequest(f"pool {text[:80]!r}: {error}") from error
+    if subnet.version != version:
+        raise InvalidRequest(f"pool {text[:80]!r}: expected IPv{version}")
+    return subnet
+
+
+def _parse_interface(text: str, version: int) -> IPInterface:
+    try:
+        address = ip_interface(text)
+    except ValueError as error:
+        raise InvalidRequest(f"address {text[:80]!r}: {error}") from error
+    if address.version != version or "/" not in text:
+        raise InvalidRequest(f"address {text[:80]!r}: expected IPv{version} with a prefix length")
+    if isinstance(address, IPv6Interface) and address.scope_id is not None:
+        raise InvalidRequest(f"address {text[:80]!r}: a zone has no meaning here")
+    return address
+
+
+def _parse_ipv4(text: str | None) -> IPv4Interface | None:
+    return IPv4Interface(_parse_interface(text, 4)) if text else None
+
+
+def _parse_ipv6(text: str | None) -> IPv6Interface | None:
+    return IPv6Interface(_parse_interface(text, 6)) if text else None
+
+
+def _encode_address(address: IPAddress | None) -> str:
+    return "" if address is None else str(address)

@@ -1,0 +1,1 @@
+"""Real Docker Engines, each on a small host of its own made of namespaces."""

@@ -1,0 +1,87 @@
+"""Run the driver on an engine's host, as its service manager would, and talk to it directly."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.engine.unixhttp import accepts, post_json
+from tests.engine.wait import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.engine.engine import Engine
+
+REPOSITORY = Path(__file__).parents[2]
+SOCKET = "run/docker/plugins/pynet.sock"
+
+
+class Driver:
+    """A driver process in an engine's namespaces, outside its chroot."""
+
+    def __init__(self, engine: Engine, env: Mapping[str, str] | None = None) -> None:
+        self.socket = engine.outside / SOCKET
+        self.env = dict(env or {})
+        self._log = engine.folder / "driver.log"
+        with self._log.open("ab") as log:
+            self._command = engine.popen(
+                *("env", f"--chdir={REPOSITORY}", sys.executable, "-m", "plugin.cli", "serve"),
+                env={
+                    "HOME": str(engine.folder),  # outside the chroot, home would be the machine's
+                    "PYTHONPATH": str(REPOSITORY),
+                    "PYNET_STATE_DIR": str(engine.folder / "state"),
+                    **self.env,
+                },
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def running(self) -> bool:
+        """Tell whether its first process is alive."""
+        return self._command.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Return its first process, the gunicorn master, as the machine sees it."""
+        return self._command.main_pid
+
+    @property
+    def pids(self) -> list[int]:
+        """List all its processes, as the machine sees them."""
+        return self._command.pids
+
+    def wait(self) -> None:
+        """Wait for the end of its first process, which has been seen to already."""
+        self._command.wait()
+
+    def wait_ready(self, timeout: float = 20) -> None:
+        """Wait until the socket accepts connections."""
+        wait_until(self._ready, timeout, f"driver on {self.socket}")
+
+    def _ready(self) -> bool:
+        if not self.running:
+            raise ChildProcessError(f"start the driver: it ended at once:\n{self.log()}")
+        return accepts(self.socket)
+
+    def call(self, method: str, payload: object = None, *, timeout: float = 30) -> dict[str, Any]:
+        """Make one call, such as `NetworkDriver.CreateNetwork`, and return its answer.
+
+        None goes as an empty body, as Docker sends with the calls that take no argument.
+        """
+        return post_json(self.socket, f"/{method}", payload, timeout=timeout)
+
+    def terminate(self, timeout: float = 20) -> None:
+        """Ask it to end, as a service manager does first, and wait until it has."""
+        self._command.terminate()
+        self._command.wait(timeout)
+
+    def kill(self) -> None:
+        """Kill all its processes at once, as the kernel does when memory runs out."""
+        self._command.kill_group()
+
+    def log(self) -> str:
+        """Return all that the drivers of this engine have written."""
+        return self._log.read_text(errors="replace")

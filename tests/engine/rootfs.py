@@ -1,0 +1,118 @@
+"""Make the root file systems that engines run from, once; knows nothing of running them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMON = ("docker.io", "iptables", "nftables", "iproute2", "ca-certificates", "busybox-static")
+MARKER = "etc/pynet-engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A Debian release, for the engine it ships."""
+
+    name: str
+    engine: str
+    extra: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """List what the root file system holds besides the essential packages."""
+        return COMMON + self.extra
+
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite("bookworm", "20.10"),
+        Suite("trixie", "26.1", extra=("docker-cli",)),
+        Suite(
+            "forky",
+            "28.5",
+            extra=("docker-cli", "docker-compose", "docker-registry"),
+            # A mirror that follows a moving suite slowly may serve a Release file that is past
+            # its Valid-Until. The signature is still verified.
+            options=('--aptopt=Acquire::Check-Valid-Until "false"',),
+        ),
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Return the folder, outside the repository, that holds roots and running engines."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache") / "pynet-engines"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def ensure_root(suite: str) -> Path:
+    """Return the suite's root file system, making it if it is absent or its packages changed."""
+    wanted = SUITES[suite]
+    root = cache_folder() / suite
+    with _lock(root.with_suffix(".lock")):
+        if not _is_current(root, wanted):
+            _build(root, wanted)
+    return root
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Keep other processes out of the block."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_current(root: Path, suite: Suite) -> bool:
+    """Tell whether the root was made, completely, from the packages the suite has now."""
+    marker = root / MARKER
+    return marker.is_file() and marker.read_text() == _marker_text(suite)
+
+
+def _marker_text(suite: Suite) -> str:
+    return "\n".join((suite.name, *suite.packages, ""))
+
+
+def _build(root: Path, suite: Suite) -> None:
+    """Make the root beside its final place, so that what has the final name is complete."""
+    partial = root.with_suffix(".partial")
+    _remove(partial)
+    options = ["--variant=minbase", f"--include={','.join(suite.packages)}", *suite.options]
+    subprocess.run(["mmdebstrap", *options, suite.name, partial, _mirror()], check=True)
+    (partial / MARKER).write_text(_marker_text(suite))
+    _remove(root)
+    partial.rename(root)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _mirror() -> str:
+    """Return the Debian mirror that this machine itself uses."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)"]
+    filters = ["Created-By: Packages", "Label: Debian"]
+    answer = subprocess.run([*command, *filters], check=True, capture_output=True, text=True)
+    mirrors = answer.stdout.split()
+    if not mirrors:
+        raise LookupError("find a Debian mirror: apt's configuration on this machine names none")
+    return mirrors[0]
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or SUITES:
+        print(ensure_root(name))

@@ -1,0 +1,58 @@
+"""Speak HTTP over a unix socket, as Docker does with its plugins and its clients."""
+
+from __future__ import annotations
+
+import json
+import socket
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class UnixConnection(HTTPConnection):
+    """An HTTP connection to a unix socket."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket file."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def request(
+    path: Path, method: str, target: str, body: bytes = b"", *, timeout: float = 30
+) -> tuple[int, bytes]:
+    """Make one request on a connection of its own; return the status and the body."""
+    connection = UnixConnection(path, timeout)
+    try:
+        connection.request(method, target, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def accepts(path: Path) -> bool:
+    """Tell whether somebody listens on the socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)  # a full backlog blocks
+        return probe.connect_ex(str(path)) == 0
+
+
+def post_json(path: Path, target: str, payload: object, *, timeout: float = 30) -> dict[str, Any]:
+    """Post a JSON document, or nothing for None; return the one that answers.
+
+    A status other than 200 is an error.
+    """
+    document = b"" if payload is None else json.dumps(payload).encode()
+    status, body = request(path, "POST", target, document, timeout=timeout)
+    if status != 200:
+        raise OSError(f"POST {target}: {status}: {body.decode()}")
+    answer: dict[str, Any] = json.loads(body)
+    return answer
