@@ -29,7 +29,7 @@ from driver.sandbox import Sandboxes
 from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from ipaddress import IPv4Interface, IPv6Interface
 
     from driver.kernel import Kernel
@@ -83,12 +83,11 @@ class BridgeDriver:
                     return
                 endpoints = self._store.endpoints(network_id)
                 added = self._store.added_addresses(network_id)
-            attempt_all(partial(self._drop_endpoint, endpoint) for endpoint in endpoints)
-            with self._store.transaction():
                 self._store.delete_network(network_id)
                 is_last = not self._store.networks()
             attempt_all(
                 [
+                    *self._clean_up(endpoints),
                     partial(self._kernel.delete_bridge, network.bridge, added),
                     self._lower_firewall
                     if is_last
@@ -101,21 +100,20 @@ class BridgeDriver:
         self._sandboxes.check(new.sysctls)
         with self._lock:
             with self._store.transaction():
-                network = self._network(new.network_id)
-                endpoint = _place(new, network)
+                endpoint = _place(new, self._network(new.network_id))
                 known = self._store.find_endpoint(new.id)
-                neighbours = self._store.endpoints(new.network_id)
-            if known is not None:
-                if known.definition() == endpoint:
+                if known is not None and known.definition() != endpoint:
+                    raise Conflict(f"create endpoint {short(new.id)}: it exists, defined otherwise")
+                if known is not None:
                     return known
-                raise Conflict(f"create endpoint {short(new.id)}: it exists, defined otherwise")
-            for stale in filter(endpoint.evicts, neighbours):
-                log.warning(
-                    "endpoint %s is given the address of %s", short(new.id), short(stale.id)
-                )
-                self._drop_endpoint(stale)
-            with self._change():
+                evicted = tuple(filter(endpoint.evicts, self._store.endpoints(new.network_id)))
+                for stale in evicted:
+                    log.warning(
+                        "endpoint %s is given the address of %s", short(new.id), short(stale.id)
+                    )
+                    self._store.delete_endpoint(stale.id)
                 self._store.put_endpoint(endpoint)
+            _attempt_each(self._clean_up(evicted))
             return endpoint
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
@@ -157,7 +155,7 @@ class BridgeDriver:
                 return
             with self._store.transaction():
                 self._store.put_endpoint(endpoint.left())
-            self._sandboxes.leave(endpoint)
+            self._sandboxes.settle(endpoint.attachment.sandbox)
 
     def endpoint_info(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Finish the endpoint's interface, which libnetwork has brought into the sandbox by now.
@@ -196,6 +194,7 @@ class BridgeDriver:
             with self._store.transaction():
                 networks = {network.id: network for network in self._store.networks()}
                 endpoints = self._store.endpoints()
+                sandboxes = self._store.sandboxes()
             steps: list[Callable[[], object]] = [
                 *(partial(self._kernel.ensure_bridge, each.bridge) for each in networks.values()),
                 partial(self._raise_firewall, tuple(networks.values())),
@@ -204,12 +203,9 @@ class BridgeDriver:
                     partial(self._restore_endpoint, endpoint, networks[endpoint.network_id])
                     for endpoint in endpoints
                 ),
+                *(partial(self._sandboxes.settle, sandbox) for sandbox in sandboxes),
             ]
-            for step in steps:
-                try:
-                    step()
-                except DriverError:
-                    log.exception("could not restore a part of the network; the rest goes on")
+            _attempt_each(steps)
 
     def close(self) -> None:
         """Finish background work and let go of every resource; the networks stay."""
@@ -276,12 +272,14 @@ class BridgeDriver:
     def _drop_endpoint(self, endpoint: Endpoint) -> None:
         with self._store.transaction():
             self._store.delete_endpoint(endpoint.id)
-        steps: list[Callable[[], object]] = [
-            partial(self._kernel.release_links, [host_end_name(endpoint.id)])
-        ]
-        if endpoint.attachment is not None:
-            steps.append(partial(self._sandboxes.leave, endpoint))
-        attempt_all(steps)
+        attempt_all(self._clean_up([endpoint]))
+
+    def _clean_up(self, endpoints: Iterable[Endpoint]) -> Iterator[Callable[[], object]]:
+        """Return the steps that take endpoints out of the kernel whose rows have gone."""
+        for endpoint in endpoints:
+            yield partial(self._kernel.release_links, [host_end_name(endpoint.id)])
+            if endpoint.attachment is not None:
+                yield partial(self._sandboxes.settle, endpoint.attachment.sandbox)
 
     def _restore_endpoint(self, endpoint: Endpoint, network: Network) -> None:
         if endpoint.attachment is None:
@@ -312,8 +310,6 @@ class BridgeDriver:
                 return
             for endpoint in self._store.endpoints():
                 self._store.delete_endpoint(endpoint.id)
-                if endpoint.attachment is not None:
-                    self._store.delete_sandbox(endpoint.attachment.sandbox)
             self._store.set_boot_id(boot_id)
 
     def _network(self, network_id: NetworkId) -> Network:
@@ -345,6 +341,15 @@ class BridgeDriver:
                 f"not in {short(network_id)}"
             )
         return endpoint
+
+
+def _attempt_each(steps: Iterable[Callable[[], object]]) -> None:
+    """Run every step; for what must not fail on account of something that is left over."""
+    for step in steps:
+        try:
+            step()
+        except DriverError:
+            log.exception("a step failed, and is tried again at the next start; the rest goes on")
 
 
 def _place(new: NewEndpoint, network: Network) -> Endpoint:

@@ -53,6 +53,7 @@ class Sandboxes:
         """
         sandbox = _sandbox_of(endpoint)
         if not self._kernel.has_sandbox(sandbox):
+            undo.push(self._renew_watch, sandbox)
             self.renew_watch(sandbox)
             return
         wanted = self._namespace_wide(endpoint)
@@ -92,32 +93,28 @@ class Sandboxes:
             _sandbox_of(endpoint), host_end_name(endpoint.id), sysctls
         )
 
-    def leave(self, endpoint: Endpoint) -> None:
-        """Put back what was written for an endpoint that has left, as far as the sandbox lives on.
+    def settle(self, sandbox: SandboxKey) -> None:
+        """Put back what nobody in the sandbox asks for any more, as far as the sandbox lives on.
 
-        The row must say by now that it has left; opens transactions of its own.
+        For when an endpoint has left, and its row says so; opens transactions of its own.
         """
-        sandbox = _sandbox_of(endpoint)
         with self._store.transaction():
-            self.renew_watch(sandbox)
-            leaving = self._namespace_wide(endpoint)
-            others = self._store.endpoints_in(sandbox)
-            staying = merge(*(self._namespace_wide(other) for other in others))
+            if not self._kernel.has_sandbox(sandbox):
+                self.renew_watch(sandbox)
+            staying = self._store.endpoints_in(sandbox)
+            wanted = merge(*(self._namespace_wide(endpoint) for endpoint in staying))
             traces = self._store.traces(sandbox)
-        values = {sysctl.key: sysctl.value for sysctl in staying}
-        decide = partial(plan_restores, leaving, values, traces=traces)
-        keys = [sysctl.key for sysctl in leaving if sysctl.key in traces]
-        written = self._change(sandbox, keys, lambda current: decide(current=current))
+        values = {sysctl.key: sysctl.value for sysctl in wanted}
+        decide = partial(plan_restores, values, traces=traces)
+        written = self._change(sandbox, list(traces), decide)
         with self._store.transaction():
-            if not others:
-                self._store.delete_sandbox(sandbox)
-                return
-            self._store.delete_traces(sandbox, [key for key in keys if key not in values])
+            self._store.delete_traces(sandbox, traces.keys() - values.keys())
             self._store.put_traces(sandbox, [trace for trace in written if trace.key in values])
 
     def restore(self, sandbox: SandboxKey) -> None:
         """Finish, after a restart of the driver, what a join began: write now, or watch again.
 
+        A watch of a sandbox that exists is called at once, and awaits what is yet to come into it.
         Runs in a transaction.
         """
         if not self._kernel.has_sandbox(sandbox):
@@ -128,6 +125,8 @@ class Sandboxes:
         wanted = merge(*(self._namespace_wide(endpoint) for endpoint in endpoints))
         missing = [sysctl for sysctl in wanted if sysctl.key not in traces]
         self._store.put_traces(sandbox, self._write(sandbox, missing, traces))
+        if any(self._is_unfinished(endpoint) for endpoint in endpoints):
+            self.renew_watch(sandbox)
 
     def _on_arrival(
         self,
@@ -148,6 +147,15 @@ class Sandboxes:
             host_end = host_end_name(endpoint.id)
             self._kernel.await_interface_sysctls(sandbox, host_end, sysctls)
             self._mark_configured(endpoint)
+
+    def _renew_watch(self, sandbox: SandboxKey) -> None:
+        with self._store.transaction():
+            self.renew_watch(sandbox)
+
+    def _is_unfinished(self, endpoint: Endpoint) -> bool:
+        attachment = endpoint.attachment
+        is_configured = attachment is not None and attachment.configured
+        return not is_configured and bool(self._per_interface(endpoint))
 
     def _mark_configured(self, endpoint: Endpoint) -> None:
         with self._lock, self._store.transaction():

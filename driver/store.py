@@ -210,9 +210,10 @@ class Store:
         for key in keys:
             self._run("DELETE FROM trace WHERE sandbox = ? AND key = ?", sandbox, key)
 
-    def delete_sandbox(self, sandbox: SandboxKey) -> None:
-        """Forget all that was written into a sandbox."""
-        self._run("DELETE FROM trace WHERE sandbox = ?", sandbox)
+    def sandboxes(self) -> tuple[SandboxKey, ...]:
+        """Return the sandboxes into which something was written."""
+        rows = self._all("SELECT DISTINCT sandbox FROM trace ORDER BY sandbox")
+        return tuple(SandboxKey(row[0]) for row in rows)
 
     def _migrate(self) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]

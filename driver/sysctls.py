@@ -137,20 +137,20 @@ def is_ours_to_write(
 
 
 def plan_restores(
-    leaving: Iterable[Sysctl],
     staying: Mapping[str, str],
     current: Mapping[str, str],
     traces: Mapping[str, Trace],
 ) -> dict[str, str]:
-    """Return what to write when an endpoint leaves a sandbox that may live on.
+    """Return what to write when an endpoint has left a sandbox that may live on.
 
     What another endpoint of the sandbox asks for (`staying`) is given to it, the rest is put
-    back to what it was; a value that somebody else has changed since is left alone.
+    back to what it was; a value that somebody else has changed since is left alone. A trace
+    that says otherwise than what is there and asked for is of a change that was interrupted.
     """
-    restores = {}
-    for sysctl in leaving:
-        trace = traces.get(sysctl.key)
-        if trace is None or current.get(sysctl.key) != trace.written:
-            continue
-        restores[sysctl.key] = staying.get(sysctl.key, trace.before)
-    return restores
+    wanted = {key: staying.get(key, trace.before) for key, trace in traces.items()}
+    return {
+        key: value
+        for key, value in wanted.items()
+        if value != traces[key].written
+        and current.get(key) in {traces[key].written, staying.get(key, traces[key].written)}
+    }
