@@ -1,0 +1,363 @@
+"""A kernel in memory with the semantics of the real one, and faults at any chosen call.
+
+`tests/kernel/test_contract.py` holds the fake to what the real kernel does.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from driver.errors import Conflict, InvalidRequest, KernelError, NotFound
+from driver.model import Trace, is_our_alias
+from driver.sysctls import path_components
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from driver.kernel import Kernel
+    from driver.model import Bridge, IPInterface, SandboxKey, Sysctl, Veth
+    from driver.store import Store
+
+PRISTINE = {
+    "net.core.somaxconn": "4096",
+    "net.ipv4.conf.lo.rp_filter": "0",
+    "net.ipv4.ip_unprivileged_port_start": "1024",
+    "net.ipv4.tcp_congestion_control": "cubic",
+    "net.ipv4.tcp_keepalive_intvl": "75",
+    "net.ipv4.tcp_keepalive_time": "7200",
+    "net.ipv4.tcp_rmem": "4096\t131072\t6291456",
+}
+
+
+@dataclass
+class Link:
+    """An interface of the host; `sandbox` is where the other end of a veth has gone."""
+
+    kind: str
+    alias: str = ""
+    mac: str = ""
+    mtu: int = 1500
+    up: bool = True
+    addresses: tuple[IPInterface, ...] = ()
+    bridge: str | None = None
+    peer: str | None = None
+    sandbox: SandboxKey | None = None
+
+
+@dataclass
+class Rules:
+    """The nft table, if there is one: its chains as text, its sets' elements."""
+
+    chains: str = ""
+    elements: set[tuple[str, str]] = field(default_factory=set)
+
+
+class FakeKernel:
+    """The kernel in memory. Documented in `Kernel`; `state` is everything that it holds."""
+
+    def __init__(self) -> None:
+        self.links: dict[str, Link] = {}
+        self.rules: Rules | None = None
+        self.accepted_marks: set[int] = set()
+        self.pristine = dict(PRISTINE)
+        self.sandboxes: dict[SandboxKey, dict[str, str]] = {}
+        self.watches: dict[SandboxKey, Callable[[], None]] = {}
+        self.boot = "first boot"
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of all state, to be compared."""
+        held = {name: value for name, value in vars(self).items() if name != "watches"}
+        awaited = {sandbox: getattr(then, "args", ()) for sandbox, then in self.watches.items()}
+        return deepcopy(held) | {"watches": awaited}
+
+    # What others do to the kernel: other programs, runc, libnetwork, a restart, a reboot.
+
+    def add_foreign(self, name: str, kind: str = "bridge", **attributes: Any) -> None:
+        """Have somebody else make a link."""
+        self.links[name] = Link(kind, **attributes)
+
+    def add_sandbox(self, sandbox: SandboxKey, **user: str) -> None:
+        """Make a sandbox, with what the user set in it."""
+        self.sandboxes[sandbox] = self.pristine | user
+
+    def arrive(self, sandbox: SandboxKey, moved: Sequence[str] = ()) -> None:
+        """Have an awaited sandbox come into being with its interfaces; fires the watch, once."""
+        self.add_sandbox(sandbox)
+        for host_end in moved:
+            self.move(host_end, sandbox)
+        then = self.watches.pop(sandbox, None)
+        if then is not None:
+            then()
+
+    def move(self, host_end: str, sandbox: SandboxKey) -> None:
+        """Have libnetwork move the sandbox end of a veth."""
+        link = self.links[host_end]
+        self.links.pop(cast("str", link.peer), None)
+        link.sandbox = sandbox
+        self.sandboxes[sandbox][f"net.ipv4.conf.{link.peer}.rp_filter"] = "0"
+
+    def die(self, sandbox: SandboxKey) -> None:
+        """Have a sandbox end, and the links into it with it."""
+        del self.sandboxes[sandbox]
+        self.links = {name: each for name, each in self.links.items() if each.sandbox != sandbox}
+
+    def restart(self) -> None:
+        """Forget what only the driver's process knew."""
+        self.watches.clear()
+
+    def reboot(self) -> None:
+        """Lose everything that does not outlive a boot."""
+        self.__init__()  # type: ignore[misc]
+        self.boot = "another boot"
+
+    # The verbs.
+
+    def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
+        link = self.links.get(bridge.name)
+        if link is None:
+            self.links[bridge.name] = Link(
+                "bridge", bridge.alias, bridge.mac, bridge.mtu, addresses=bridge.addresses
+            )
+            return bridge.addresses
+        if link.alias != bridge.alias:
+            if link.kind != "bridge":
+                raise Conflict(f"use {bridge.name} as bridge: it is an interface of another kind")
+            if bridge.must_be_ours or is_our_alias(link.alias):
+                raise Conflict(f"use bridge {bridge.name}: it belongs to somebody else")
+        missing = tuple(each for each in bridge.addresses if each not in link.addresses)
+        link.addresses += missing
+        link.up = True
+        return missing
+
+    def delete_bridge(self, bridge: Bridge, added: Sequence[IPInterface]) -> None:
+        link = self.links.get(bridge.name)
+        if link is None:
+            return
+        if link.alias == bridge.alias:
+            self._delete(bridge.name)
+        else:
+            link.addresses = tuple(each for each in link.addresses if each not in added)
+
+    def create_veth(self, veth: Veth) -> None:
+        if veth.bridge not in self.links:
+            raise KernelError(f"create {veth.host_end}: bridge {veth.bridge} is gone")
+        if {veth.host_end, veth.sandbox_end} & self.links.keys():
+            raise Conflict(f"create {veth.host_end}: the name is taken")
+        self.links[veth.host_end] = Link(
+            "veth", veth.alias, mtu=veth.mtu, bridge=veth.bridge, peer=veth.sandbox_end
+        )
+        self.links[veth.sandbox_end] = Link(
+            "veth", mac=veth.mac, mtu=veth.mtu, up=False, peer=veth.host_end
+        )
+
+    def ensure_port(self, veth: Veth) -> bool:
+        link = self.links.get(veth.host_end)
+        if link is None or veth.bridge not in self.links:
+            return False
+        link.bridge, link.up = veth.bridge, True
+        return True
+
+    def delete_links(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self.links and is_our_alias(self.links[name].alias):
+                self._delete(name)
+
+    def release_links(self, names: Iterable[str]) -> None:
+        self.delete_links(names)
+
+    def list_links(self) -> Mapping[str, str]:
+        return {name: each.alias for name, each in self.links.items() if is_our_alias(each.alias)}
+
+    def apply_rules(self, text: str) -> None:
+        self.rules = _apply(text, deepcopy(self.rules))
+
+    def ensure_forward_accept(self, mark: int) -> None:
+        self.accepted_marks.add(mark)
+
+    def delete_forward_accept(self, mark: int) -> None:
+        self.accepted_marks.discard(mark)
+
+    def check_sysctls(self, sysctls: Sequence[Sysctl]) -> Mapping[str, str]:
+        found = self.read_pristine([sysctl.key for sysctl in sysctls])
+        for sysctl in sysctls:
+            if sysctl.key not in found:
+                raise InvalidRequest(f"{sysctl.key}: this kernel has no such parameter")
+            if not _takes(found[sysctl.key], sysctl.value):
+                raise InvalidRequest(f"set {sysctl.key}={sysctl.value}: out of range")
+        return found
+
+    def read_pristine(self, keys: Iterable[str]) -> Mapping[str, str]:
+        paths = {key: ".".join(path_components(key, "lo")) for key in keys}
+        return {key: self.pristine[path] for key, path in paths.items() if path in self.pristine}
+
+    def has_sandbox(self, sandbox: SandboxKey) -> bool:
+        return sandbox in self.sandboxes
+
+    def change_sysctls(
+        self,
+        sandbox: SandboxKey,
+        keys: Sequence[str],
+        decide: Callable[[Mapping[str, str]], Mapping[str, str]],
+    ) -> tuple[Trace, ...]:
+        values = self._sandbox(sandbox)
+        current = {key: values[key] for key in keys if key in values}
+        writes = decide(current)
+        for key, value in writes.items():
+            if not _takes(current[key], value):
+                raise KernelError(f"set {key}={value}: Invalid argument")
+        values |= {key: _normal(value) for key, value in writes.items()}
+        return tuple(Trace(key, current[key], values[key]) for key in writes)
+
+    def set_interface_sysctls(
+        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+    ) -> bool:
+        link = self.links.get(host_end)
+        if link is None:
+            raise NotFound(f"look at {host_end}: there is no such link")
+        if link.sandbox is None:
+            return False
+        values = self._sandbox(sandbox)
+        for sysctl in sysctls:
+            values[".".join(path_components(sysctl.key, str(link.peer)))] = sysctl.value
+        return True
+
+    def await_interface_sysctls(
+        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+    ) -> None:
+        if not self.set_interface_sysctls(sandbox, host_end, sysctls):
+            raise KernelError(f"configure the interface behind {host_end}: it was not up")
+
+    def watch_sandbox(self, sandbox: SandboxKey, then: Callable[[], None]) -> None:
+        self.watches[sandbox] = then
+
+    def unwatch_sandbox(self, sandbox: SandboxKey) -> None:
+        self.watches.pop(sandbox, None)
+
+    def boot_id(self) -> str:
+        return self.boot
+
+    def close(self) -> None:
+        self.watches.clear()
+
+    def _sandbox(self, sandbox: SandboxKey) -> dict[str, str]:
+        if sandbox not in self.sandboxes:
+            raise NotFound(f"enter sandbox {sandbox}: there is no network namespace")
+        return self.sandboxes[sandbox]
+
+    def _delete(self, name: str) -> None:
+        link = self.links.pop(name)
+        self.links.pop(link.peer or "", None)
+        for port in self.links.values():
+            port.bridge = None if port.bridge == name else port.bridge
+
+
+def _normal(value: str) -> str:
+    return "\t".join(value.split())
+
+
+def _takes(present: str, value: str) -> bool:
+    """Tell whether a parameter takes a value: as many numbers as it has, or any one word."""
+    numbers = [part.lstrip("-").isdigit() for part in present.split()]
+    return [part.lstrip("-").isdigit() for part in value.split()] == numbers
+
+
+_TABLE = re.compile(r"table inet pynet \{(.*)\}", re.DOTALL)
+_ELEMENT = re.compile(r'(add|delete) element inet pynet (\w+) \{ (.*?)(?: comment "[^"]*")? \}')
+
+
+def _apply(text: str, rules: Rules | None) -> Rules | None:
+    """Return what the table is after the text; knows as much of nft as pynet renders."""
+    for statement in _statements(text):
+        if match := _TABLE.fullmatch(statement):
+            rules = rules or Rules()
+            rules.chains += match[1]
+        elif rules is None:
+            raise KernelError(f"change the firewall: No such file or directory\nin:\n{text}")
+        elif statement == "delete table inet pynet":
+            rules = None
+        elif match := _ELEMENT.fullmatch(statement):
+            _apply_element(rules, match[1], (match[2], match[3]))
+        else:
+            raise KernelError(f"change the firewall: syntax error\nin:\n{text}")
+    return rules
+
+
+def _apply_element(rules: Rules, verb: str, element: tuple[str, str]) -> None:
+    if f"set {element[0]} " not in rules.chains:
+        raise KernelError(f"change the firewall: no set {element[0]}")
+    if verb == "add":
+        rules.elements.add(element)
+    elif element in rules.elements:
+        rules.elements.remove(element)
+    else:
+        raise KernelError(f"change the firewall: no element {element[1]}")
+
+
+def _statements(text: str) -> Iterator[str]:
+    lines: list[str] = []
+    for line in text.splitlines():
+        lines.append(line)
+        statement = "\n".join(lines)
+        if statement.count("{") == statement.count("}"):
+            yield statement
+            lines.clear()
+    if lines:
+        raise KernelError(f"change the firewall: unexpected end of file\nin:\n{text}")
+
+
+class Calls:
+    """The calls made to the kernel and to the store, one of which may be made to fail."""
+
+    def __init__(self, fail_at: int | None = None, error: Exception | None = None) -> None:
+        self.made: list[str] = []
+        self._fail_at = fail_at
+        self._error = error or KernelError("injected")
+
+    def count(self, name: str) -> None:
+        """Note a call that is about to be made; raises if it is the one to fail."""
+        self.made.append(name)
+        if len(self.made) - 1 == self._fail_at:
+            raise self._error
+
+
+class _Counted:
+    """Pass every call through to the target, after it has been counted."""
+
+    def __init__(self, target: object, calls: Calls) -> None:
+        self._target = target
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._target, name)
+        label = f"{type(self._target).__name__}.{name}"
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._calls.count(label)
+            return method(*args, **kwargs)
+
+        return call
+
+
+class _CountedStore(_Counted):
+    """The same for a store, whose transactions can fail when they begin and when they commit."""
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        self._calls.count("Store.BEGIN")
+        with cast("Store", self._target).transaction():
+            yield
+            self._calls.count("Store.COMMIT")
+
+
+def counted_kernel(kernel: FakeKernel, calls: Calls) -> Kernel:
+    """Return the kernel with every verb counted, and failed before it acts."""
+    return cast("Kernel", _Counted(kernel, calls))
+
+
+def counted_store(store: Store, calls: Calls) -> Store:
+    """Return the store with every call counted, and failed before it acts."""
+    return cast("Store", _CountedStore(store, calls))

@@ -1,0 +1,33 @@
+"""Lend a driver on a kernel in memory and a state file in a folder of the test's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver.bridge import BridgeDriver
+from driver.store import Store
+from tests.fakes import FakeKernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def kernel() -> FakeKernel:
+    return FakeKernel()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "state")
+    opened._db.execute("PRAGMA synchronous = OFF")  # a test's state need not outlive a power cut
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def driver(store: Store, kernel: FakeKernel) -> BridgeDriver:
+    return BridgeDriver(store, kernel)
