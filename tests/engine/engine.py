@@ -173,7 +173,7 @@ class Engine:
 
     def chroot(self, *argv: str) -> list[str]:
         """Return the words that run a command of the suite instead of one of the machine."""
-        return ["chroot", str(self.folder / "root"), *CHROOT_ENV, *argv]
+        return ["nsenter", f"--mount={self.folder}/mnt", "--", *CHROOT_ENV, *argv]
 
     def docker(
         self, *args: str, check: bool = True, stdin: str | None = None, timeout: float = 60

@@ -33,6 +33,24 @@ mount -t sysfs sysfs "$root/sys"
 mount --rbind /sys/fs/cgroup "$root/sys/fs/cgroup"
 mount --rbind "$root/sys" /sys
 
+# dockerd gets the root as the root of a mount namespace of its own, and not as a chroot: `docker
+# exec` enters a container's mount namespace and so that namespace's root, which below a chroot is
+# the machine's. A process keeps the namespace; mounting it instead would fail now and then, for the
+# kernel takes the order of two namespaces from numbers that each CPU deals out by itself (6.18).
+# What is mounted in /run still shows up in both.
+mkfifo "$folder/ready"
+unshare --mount --propagation unchanged sh -eu -c '
+    cd "$1"
+    mkdir -p mnt/old
+    pivot_root . mnt/old
+    umount -l /mnt/old
+    rmdir /mnt/old
+    echo ready
+    exec sleep infinity >/dev/null' sh "$root" >"$folder/ready" &
+ln -sfn "/proc/$!/ns/mnt" "$folder/mnt"
+read -r _ <"$folder/ready"
+rm "$folder/ready"
+
 hostname engine
 printf '127.0.0.1 localhost\n::1 localhost\n127.0.1.1 engine\n' >"$root/etc/hosts"
 echo nameserver 192.0.2.2 >"$root/etc/resolv.conf" # the neighbour: no name leaves the namespaces
