@@ -52,13 +52,14 @@ class Sandboxes:
         Runs in the transaction of the join.
         """
         sandbox = _sandbox_of(endpoint)
+        wanted = self._namespace_wide(endpoint)
         if not self._kernel.has_sandbox(sandbox):
+            _log_contests(endpoint, wanted, self._asked_by_others(endpoint))
             undo.push(self._renew_watch, sandbox)
             self.renew_watch(sandbox)
             return
-        wanted = self._namespace_wide(endpoint)
         traces = self._store.traces(sandbox)
-        _log_contests(endpoint, wanted, traces)
+        _log_contests(endpoint, wanted, {key: trace.written for key, trace in traces.items()})
         written = self._write(sandbox, wanted, traces)
         undo.push(self._put_back, sandbox, written)
         self._store.put_traces(sandbox, written)
@@ -205,6 +206,12 @@ class Sandboxes:
     def _namespace_wide(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
         return tuple(sysctl for sysctl in self._asked(endpoint) if not is_per_interface(sysctl))
 
+    def _asked_by_others(self, endpoint: Endpoint) -> Mapping[str, str]:
+        """Return what is to be written into the endpoint's sandbox for the earlier joins."""
+        joined = self._store.endpoints_in(_sandbox_of(endpoint))
+        others = (self._namespace_wide(other) for other in joined if other.id != endpoint.id)
+        return {sysctl.key: sysctl.value for sysctl in merge(*others)}
+
     def _per_interface(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
         return tuple(
             sysctl
@@ -223,16 +230,13 @@ def _sandbox_of(endpoint: Endpoint) -> SandboxKey:
     return endpoint.attachment.sandbox
 
 
-def _log_contests(
-    endpoint: Endpoint, wanted: Iterable[Sysctl], traces: Mapping[str, Trace]
-) -> None:
+def _log_contests(endpoint: Endpoint, wanted: Iterable[Sysctl], earlier: Mapping[str, str]) -> None:
     for sysctl in wanted:
-        trace = traces.get(sysctl.key)
-        if trace is not None and trace.written != sysctl.value:
+        if earlier.get(sysctl.key, sysctl.value) != sysctl.value:
             log.warning(
                 "endpoint %s sets %s=%s over %s of an earlier join: the later one wins",
                 short(endpoint.id),
                 sysctl.key,
                 sysctl.value,
-                trace.written,
+                earlier[sysctl.key],
             )
