@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,15 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.engine.engine import Engine
+from tests.engine.remains import await_nothing_left
 from tests.engine.rootfs import SUITES
-from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 EVERY_SUITE = [pytest.param(suite.name, id=suite.engine) for suite in SUITES.values()]
 PREDEFINED_NETWORKS = ("bridge", "host", "none")
-LINK_PREFIXES = ("pn-", "pnh", "pnc")
 LOG_LINES = 60
 
 
@@ -69,7 +67,7 @@ def start(engine: Engine, *, driver: bool) -> None:
 
 
 def clean(engine: Engine, *, driver: bool) -> None:
-    """Remove all containers and networks; the driver must have removed its links then."""
+    """Remove all containers and networks; nothing of the driver's may be left then."""
     start(engine, driver=driver)
     for container in engine.client.containers.list(all=True):
         container.remove(force=True, v=True)
@@ -77,14 +75,7 @@ def clean(engine: Engine, *, driver: bool) -> None:
         if network.name not in PREDEFINED_NETWORKS:
             network.remove()
     if driver:
-        # The driver may answer Docker first and remove links afterwards.
-        wait_until(lambda: not driver_links(engine), 10, "all links of the driver removed")
-
-
-def driver_links(engine: Engine) -> list[str]:
-    """List the links on the host that have a name of the driver's making."""
-    links = json.loads(engine.run("ip", "-json", "link", "show").stdout)
-    return [link["ifname"] for link in links if link["ifname"].startswith(LINK_PREFIXES)]
+        await_nothing_left(engine)
 
 
 @pytest.fixture(scope="session")

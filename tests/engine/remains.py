@@ -1,0 +1,96 @@
+"""Look at what a host holds, so that a test can say that nothing is left; changes nothing."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tests.engine.wait import wait_until
+
+if TYPE_CHECKING:
+    from tests.engine.engine import Engine
+
+LINK_PREFIXES = ("pn-", "pnh", "pnc")
+TABLES = ("network", "pool", "endpoint", "trace")
+
+
+def links(engine: Engine) -> list[str]:
+    """List the links on the host."""
+    found = json.loads(engine.run("ip", "-json", "link", "show").stdout)
+    return sorted(link["ifname"] for link in found)
+
+
+def driver_links(engine: Engine) -> list[str]:
+    """List the links on the host that have a name of the driver's making."""
+    return [name for name in links(engine) if name.startswith(LINK_PREFIXES)]
+
+
+def rules(engine: Engine) -> str:
+    """Return the whole firewall without its counters: nft's tables and the old ones."""
+    commands = (("nft", "-s", "list", "ruleset"), ("iptables", "-S"), ("ip6tables", "-S"))
+    return "".join(engine.run(*command).stdout for command in commands)
+
+
+def rows(engine: Engine) -> dict[str, int]:
+    """Return how many rows each table of the driver's state file has."""
+    state = f"file:{engine.folder}/state/pynet.db?mode=ro"
+    with closing(sqlite3.connect(state, uri=True)) as database:
+        counts = ((table, f"SELECT count(*) FROM {table}") for table in TABLES)
+        return {table: database.execute(query).fetchone()[0] for table, query in counts}
+
+
+def driver_remains(engine: Engine) -> list[str]:
+    """List what there is of the driver's, in words; nothing when no network is left."""
+    table = [line for line in rules(engine).splitlines() if "pynet" in line]
+    counts = [f"{count} rows in {name}" for name, count in rows(engine).items() if count]
+    return driver_links(engine) + table + counts
+
+
+def await_nothing_left(engine: Engine) -> None:
+    """Wait until nothing of the driver's is left; it may answer Docker first and delete later."""
+    try:
+        wait_until(lambda: not driver_remains(engine), 10, "nothing left of the driver's networks")
+    except TimeoutError as error:
+        raise AssertionError(f"left behind: {driver_remains(engine)}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """All that a network could leave behind, on the host and with Docker."""
+
+    links: list[str]
+    rules: str
+    rows: dict[str, int]
+    networks: list[str]
+
+    @classmethod
+    def of(cls, engine: Engine) -> Self:
+        """Return what there is now."""
+        names = engine.docker("network", "ls", "--format", "{{.Name}}").stdout.split()
+        return cls(links(engine), rules(engine), rows(engine), sorted(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the driver's processes hold of the machine."""
+
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def of(cls, engine: Engine) -> Self:
+        """Return what they hold now."""
+        assert engine.driver is not None
+        processes = [Path(f"/proc/{pid}") for pid in engine.driver.pids]
+        return cls(
+            descriptors=sum(_entries(process / "fd") for process in processes),
+            threads=sum(_entries(process / "task") for process in processes),
+        )
+
+
+def _entries(folder: Path) -> int:
+    return sum(1 for _ in folder.iterdir())
