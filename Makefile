@@ -2,17 +2,19 @@
 SHELL   := /bin/bash
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
+PIP     := $(PYTHON) -m pip --quiet --disable-pip-version-check
 STAMP   := $(VENV)/.installed
-APT     := libnftables1 nftables iptables iproute2 python3-venv
-TEST    := mmdebstrap conntrack tcpdump
+SYSTEM  := libnftables1 nftables iptables iproute2 mmdebstrap conntrack tcpdump systemd
 
-.PHONY: help venv test test-unit test-kernel test-engine lint fix demo soak install clean
+.PHONY: help venv system test lint test-unit test-packaging test-kernel test-engine fix demo soak
+.PHONY: install uninstall clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-test: lint test-unit test-kernel test-engine  ## Run everything: lint, types, contracts, all tests (root)
+test: lint test-unit test-packaging test-kernel test-engine  ## Run everything there is (root)
+	@echo 'make test: all passed'
 
 lint: $(STAMP)  ## Check format, lint, types and import contracts
 	$(VENV)/bin/ruff format --check .
@@ -20,12 +22,16 @@ lint: $(STAMP)  ## Check format, lint, types and import contracts
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-fix: $(STAMP)  ## Format, and mend what the linter can
+fix: $(STAMP)  ## Format, mend what the linter can, write the generated documents anew
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+	$(PYTHON) -m tests.render_docs
 
-test-unit: $(STAMP)  ## Run the tests that need no root
+test-unit: $(STAMP)  ## Run the tests that touch nothing; needs no root
 	$(PYTHON) -m pytest tests/unit
+
+test-packaging: $(STAMP) system  ## Run the tests of the service and its installation (root)
+	$(PYTHON) -m pytest tests/packaging
 
 test-kernel: $(STAMP) system  ## Run the tests that need a kernel (root)
 	$(PYTHON) -m pytest tests/kernel
@@ -39,22 +45,27 @@ soak: $(STAMP) system  ## Run the long repetitions in full (root)
 	PYNET_SOAK=1 $(PYTHON) -m pytest tests/engine -m soak -s
 
 demo: $(STAMP) system  ## Show the main job on a private engine (root)
-	$(PYTHON) -m tests.engine.rootfs forky
-	$(PYTHON) -m tests.engine.demo
+	@$(PYTHON) -m tests.engine.rootfs forky >/dev/null
+	@$(PYTHON) -m tests.engine.demo
 
-install:  ## Install the driver as a systemd service of this machine (root)
-	packaging/install
+install:  ## Install or upgrade the driver as a systemd service of this machine (root)
+	@packaging/install
+
+uninstall:  ## Remove that service; its state stays (root)
+	@packaging/uninstall
 
 clean:  ## Remove what the other commands made in this folder
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .hypothesis
 
-.PHONY: system
 system:
-	@packaging/apt-get $(APT) $(TEST)
+	@packaging/apt-get $(SYSTEM)
 
+# setuptools first, and no build environment apart: what is installed once needs no network again.
 venv: $(STAMP)
 $(STAMP): pyproject.toml
 	@packaging/apt-get --venv python3-venv
 	python3 -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
+	$(PIP) install 'setuptools>=68'
+	$(PIP) install --no-build-isolation --editable '.[dev]'
+	@touch $@

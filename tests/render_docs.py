@@ -1,0 +1,135 @@
+"""Render docs/options.md from the code, so that it says what the code does.
+
+    python -m tests.render_docs
+
+`tests/unit/test_docs.py` fails when the file and the code differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from driver.options import ENDPOINT_OPTIONS, NETWORK_OPTIONS
+from plugin.settings import LOG_LEVELS, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from driver.options import Option
+
+OPTIONS_FILE = Path(__file__).parents[1] / "docs" / "options.md"
+
+_LEVELS = ", ".join(f"`{level}`" for level in LOG_LEVELS)
+
+# Field of Settings: its meaning, and what is refused.
+SETTINGS = {
+    "socket": (
+        (
+            "The socket that Docker finds the driver by, mode 0600. The file's name without "
+            "`.sock` is the driver's name. Its folder is made if missing."
+        ),
+        "a relative path; a socket on which somebody answers",
+    ),
+    "state_dir": (
+        "The folder with the driver's state. Made if missing, with mode 0700.",
+        "a relative path; a folder that another pynet is using",
+    ),
+    "log_level": (f"What is logged: {_LEVELS}, in either case.", "anything else"),
+}
+
+PAGE = """\
+# Options
+
+<!-- Made by `python -m tests.render_docs` from driver/options.py and plugin/settings.py. -->
+
+## Of a network
+
+`docker network create -d pynet -o NAME=VALUE …`, or `driver_opts` in a Compose file.
+
+{network}
+
+Every other option is refused, with the nearest known one named. Nothing has been made then.
+
+Of Docker's own flags, `--subnet`, `--gateway`, `--ip-range`, `--aux-address`, `--ipv6` and `--ipv4`
+(engine 28 and later) act as with the built-in bridge: the bridge has the gateway address of every
+subnet. With `--internal` containers get no gateway.
+
+## Of an endpoint
+
+One container's place in a network: `docker run --network name=back,driver-opt=NAME=VALUE …`,
+`docker network connect --driver-opt NAME=VALUE …`, or `driver_opts` below the service's network in
+a Compose file.
+
+{endpoint}
+
+Other driver options of an endpoint are left alone: the engine sends the driver all of them, and
+they may be meant for the engine itself.
+
+## Kernel parameters
+
+**Names.** As with `docker run --sysctl`: `net.ipv4.tcp_keepalive_time`, `net.core.somaxconn`. For
+those that belong to an interface the component `IFNAME`, in any case, stands for the container's
+interface on the network: `net.ipv4.conf.IFNAME.rp_filter`, `net.ipv6.neigh.IFNAME.gc_stale_time`.
+`all`, `default` and `lo` may stand there too; another interface's name may not, since the interface
+has its name only in the container.
+
+**Precedence**, strongest first: the container's own `--sysctl`; the endpoint's driver option; the
+network's option; the kernel's default. When two networks of one container ask for different values
+the later join wins, and the log says so.
+
+**When.** Before the container's first process runs. On `docker network connect` to a running
+container, at once. On `docker network disconnect` what the network wrote is put back to what it
+was, unless another network of the container asks for it or somebody has changed it since.
+
+**Check.** Each parameter and value is tried in a throw-away network namespace at `network create`
+(an endpoint's when the container starts). Refused are, by name and reason: a parameter that this
+kernel does not have, one that is the whole machine's rather than a namespace's, one that is
+read-only or cannot be read, and a value that the kernel does not take.
+
+**Engines 20.10 to 27** write two parameters of their own into every container, after the driver:
+`net.ipv4.ip_unprivileged_port_start=0` and `net.ipv4.ping_group_range=0 2147483647`. A network's
+values for these two have no effect there; use the container's `--sysctl`.
+
+## Settings of the driver
+
+Environment variables of `pynet serve`; with `make install` they stand in `/etc/default/pynet`. An
+empty one means the default.
+
+{settings}
+"""
+
+
+def render_options() -> str:
+    """Return the text of docs/options.md."""
+    return PAGE.format(
+        network=_table(NETWORK_OPTIONS), endpoint=_table(ENDPOINT_OPTIONS), settings=_settings()
+    )
+
+
+def variable(field: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"PYNET_{field.upper()}"
+
+
+def _table(options: Iterable[Option]) -> str:
+    rows = [(f"`{each.name}`", each.meaning, each.default, each.refused) for each in options]
+    return _rows(("option", "meaning", "default", "refused"), rows)
+
+
+def _settings() -> str:
+    defaults = Settings()
+    rows = [
+        (f"`{variable(field)}`", meaning, f"`{getattr(defaults, field)}`", refused)
+        for field, (meaning, refused) in SETTINGS.items()
+    ]
+    return _rows(("variable", "meaning", "default", "refused"), rows)
+
+
+def _rows(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+if __name__ == "__main__":
+    OPTIONS_FILE.write_text(render_options())

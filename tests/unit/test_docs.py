@@ -1,0 +1,78 @@
+"""The documents say what the code does: generated ones are current, names and links exist."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from driver.options import ENDPOINT_OPTIONS, NETWORK_OPTIONS
+from plugin.settings import Settings, parse_settings
+from tests.render_docs import OPTIONS_FILE, SETTINGS, render_options, variable
+
+REPOSITORY = Path(__file__).parents[2]
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+MODULES = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for room in ("driver", "plugin")
+    for path in (REPOSITORY / room).rglob("*.py")
+    if path.name != "__init__.py"
+)
+SAMPLES = {"socket": "/run/other.sock", "state_dir": "/srv/pynet", "log_level": "debug"}
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+def test_the_options_page_is_current() -> None:
+    assert OPTIONS_FILE.read_text() == render_options(), "run: python -m tests.render_docs"
+
+
+def test_every_setting_is_described() -> None:
+    assert set(SETTINGS) == {field.name for field in fields(Settings)}
+
+
+@pytest.mark.parametrize("field", SETTINGS)
+def test_every_described_variable_is_read(field: str) -> None:
+    defaults = parse_settings({})
+    settings = parse_settings({variable(field): SAMPLES[field]})
+    assert getattr(settings, field) != getattr(defaults, field)
+
+
+@pytest.mark.parametrize(
+    "option", [*NETWORK_OPTIONS, *ENDPOINT_OPTIONS], ids=lambda each: each.name
+)
+def test_an_option_fits_into_a_table(option: object) -> None:
+    assert "|" not in str(option)
+    assert "\n" not in str(option)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_architecture_names_every_module(module: str) -> None:
+    assert f"`{module}`" in (REPOSITORY / "docs/architecture.md").read_text()
+
+
+def test_the_architecture_names_no_module_that_is_gone() -> None:
+    text = (REPOSITORY / "docs/architecture.md").read_text()
+    named = set(re.findall(r"`((?:driver|plugin)/[a-z_/]+\.py)`", text))
+    assert [module for module in sorted(named) if not (REPOSITORY / module).is_file()] == []
+
+
+@each_document
+def test_links_lead_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", document.read_text())
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (document.parent / target).exists()] == []
+
+
+@each_document
+def test_make_targets_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)`", document.read_text()))
+    assert sorted(named - targets) == []
+
+
+@each_document
+def test_nothing_belongs_to_one_machine(document: Path) -> None:
+    assert re.findall(r"/(?:work|home|tmp)/\S*", document.read_text()) == []
