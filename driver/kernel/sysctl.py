@@ -28,7 +28,7 @@ def read(key: str, ifname: str = LOOPBACK) -> str | None:
     """Return the value of a parameter, None if this namespace does not have it or hides it."""
     try:
         return _path(key, ifname).read_text().rstrip("\n")
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
         return None
     except OSError as error:
         raise KernelError(f"read {key}: {error.strerror}") from error
@@ -60,16 +60,16 @@ def change(
     All or nothing: when one write fails the earlier ones are put back.
     """
     current = read_all(keys)
-    written: list[Trace] = []
+    written: list[str] = []
     try:
         for key, value in decide(current).items():
             write(key, value)
-            written.append(Trace(key, before=current[key], written=read(key) or ""))
+            written.append(key)
+        return tuple(Trace(key, current[key], written=read(key) or "") for key in written)
     except KernelError:
-        for trace in reversed(written):
-            write(trace.key, trace.before)
+        for key in reversed(written):
+            write(key, current[key])
         raise
-    return tuple(written)
 
 
 def check(sysctls: Sequence[Sysctl]) -> dict[str, str]:
@@ -84,7 +84,11 @@ def check(sysctls: Sequence[Sysctl]) -> dict[str, str]:
     on_host = read_all(sysctl.key for sysctl in sysctls)
 
     def attempt() -> dict[str, str]:
-        return {sysctl.key: _try(sysctl, sysctl.key in on_host) for sysctl in sysctls}
+        # All before any: to set one may change another (ip_forward and conf.all.forwarding).
+        before = read_all(sysctl.key for sysctl in sysctls)
+        for sysctl in sysctls:
+            _try(sysctl, before.get(sysctl.key), sysctl.key in on_host)
+        return before
 
     pristine = netns.run_in_new(attempt)
     for key, value in on_host.items():
@@ -100,14 +104,12 @@ def read_pristine(keys: Iterable[str]) -> dict[str, str]:
     return netns.run_in_new(lambda: read_all(wanted))
 
 
-def _try(sysctl: Sysctl, on_host: bool) -> str:  # noqa: FBT001 - private
+def _try(sysctl: Sysctl, before: str | None, on_host: bool) -> None:  # noqa: FBT001 - private
     path = _path(sysctl.key, LOOPBACK)
     if not path.is_file():
         raise InvalidRequest(_why_missing(sysctl.key, path, on_host=on_host))
-    mode = path.stat().st_mode
-    if not mode & 0o200:
+    if not path.stat().st_mode & 0o200:
         raise InvalidRequest(f"{sysctl.key}: is read-only in a network namespace")
-    before = read(sysctl.key) if mode & 0o400 else None
     if before is None:
         raise InvalidRequest(f"{sysctl.key}: cannot be read, so it could not be put back")
     try:
@@ -116,7 +118,6 @@ def _try(sysctl: Sysctl, on_host: bool) -> str:  # noqa: FBT001 - private
         raise InvalidRequest(
             f"{error}: the value is malformed or out of range (a new namespace has {before!r})"
         ) from error
-    return before
 
 
 def _why_missing(key: str, path: Path, *, on_host: bool) -> str:
