@@ -260,9 +260,9 @@ def _normal(value: str) -> str:
 
 
 def _takes(present: str, value: str) -> bool:
-    """Tell whether a parameter takes a value: as many numbers as it has, or any one word."""
-    numbers = [part.lstrip("-").isdigit() for part in present.split()]
-    return [part.lstrip("-").isdigit() for part in value.split()] == numbers
+    """Tell whether a parameter takes a value: a number where it has one, else any word."""
+    had, has = (text.split()[0].lstrip("-").isdigit() for text in (present, value))
+    return had == has
 
 
 _TABLE = re.compile(r"table inet pynet \{(.*)\}", re.DOTALL)

@@ -1,0 +1,129 @@
+"""Run every test of this folder in a process of its own, in namespaces of its own.
+
+A process, because /proc/self and /proc/sys show the namespaces of the main thread, and because
+the end of a process takes with it whatever a test left: namespaces, links, rules, threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from driver.bridge import BridgeDriver
+from driver.kernel.linux import LinuxKernel
+from driver.store import Store
+from tests.kernel.host import FakeHost, RealHost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.kernel.host import Host
+
+HERE = Path(__file__).parent
+SECONDS = 60
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # include/uapi/linux/sched.h
+MS_REC, MS_PRIVATE = 0x4000, 0x40000  # include/uapi/linux/mount.h
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker("kernel")
+            if os.geteuid() != 0:
+                item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    if not item.path.is_relative_to(HERE) or os.geteuid() != 0:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in run_apart(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def run_apart(item: pytest.Item) -> list[pytest.TestReport]:
+    """Return the reports of a test that was run in a child process."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        run_and_exit(item, writer)
+    os.close(writer)
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            answer = pipe.read()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return pickle.loads(answer) if answer else [died(item)]
+
+
+def run_and_exit(item: pytest.Item, writer: int) -> None:
+    """Run the test in new namespaces, write its reports and end the process."""
+    try:
+        enter_new_namespaces()
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)  # timers are not inherited
+        with os.fdopen(writer, "wb") as pipe:
+            pickle.dump(runtestprotocol(item, log=False), pipe)
+    finally:
+        os._exit(0)
+
+
+def died(item: pytest.Item) -> pytest.TestReport:
+    """Return the report of a test whose process ended without one."""
+    text = "the test's process died"
+    return pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "call")
+
+
+def enter_new_namespaces() -> None:
+    """Leave the machine's network and mounts: nothing that follows can touch them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET | CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    if libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None) != 0:
+        raise OSError(ctypes.get_errno(), "make the mounts private")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+@pytest.fixture
+def linux() -> Iterator[LinuxKernel]:
+    """Lend the real kernel, seen from the test's own namespace."""
+    kernel = LinuxKernel()
+    yield kernel
+    kernel.close()
+
+
+@pytest.fixture
+def real(linux: LinuxKernel, tmp_path: Path) -> RealHost:
+    """Lend the test's own namespace as a host."""
+    return RealHost(linux, tmp_path)
+
+
+@pytest.fixture(params=["fake", "real"])
+def host(request: pytest.FixtureRequest) -> Host:
+    """Lend a host in memory, then a real one."""
+    if request.param == "fake":
+        return FakeHost()
+    lent: RealHost = request.getfixturevalue("real")
+    return lent
+
+
+@pytest.fixture
+def driver(linux: LinuxKernel, tmp_path: Path) -> Iterator[BridgeDriver]:
+    """Lend a driver on the real kernel."""
+    store = Store(tmp_path / "state")
+    lent = BridgeDriver(store, linux)
+    lent.restore()
+    yield lent
+    store.close()

@@ -1,0 +1,260 @@
+"""The verbs of the kernel: the fake is held to what the real one does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver import firewall
+from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
+from driver.model import Bridge, Endpoint, MacAddress, Veth, endpoint_alias, veth_of
+from tests.engine.wait import wait_until
+from tests.kernel.host import parse
+from tests.samples import (
+    KEEPALIVE,
+    RP_FILTER,
+    endpoint_id,
+    network,
+    network_id,
+    pool,
+    sandbox_key,
+    sysctl,
+)
+
+if TYPE_CHECKING:
+    from tests.kernel.host import Host
+
+DUAL = network(1, pools=(pool("10.1.0.1/24"), pool("10.9.0.1/24"), pool("fd00:1::1/64")))
+OURS = DUAL.bridge
+FOREIGN = replace(OURS, name="br0", must_be_ours=False)
+MAC = MacAddress("02:42:0a:01:00:02")
+
+
+def veth(number: int = 1, bridge: str = OURS.name) -> Veth:
+    endpoint = Endpoint(endpoint_id(number), DUAL.id, None, None, MAC)
+    return replace(veth_of(endpoint, DUAL), bridge=bridge)
+
+
+def test_a_bridge_is_made_as_described(host: Host) -> None:
+    assert host.kernel.ensure_bridge(replace(OURS, mtu=9000)) == OURS.addresses
+    link = host.links()[OURS.name]
+    assert (link.kind, link.alias, link.mac, link.mtu) == ("bridge", OURS.alias, OURS.mac, 9000)
+    assert link.up
+    assert set(link.addresses) == set(OURS.addresses)
+
+
+def test_a_bridge_of_ours_is_completed(host: Host) -> None:
+    host.kernel.ensure_bridge(replace(OURS, addresses=OURS.addresses[:1]))
+    assert host.kernel.ensure_bridge(OURS) == OURS.addresses[1:]
+    assert host.kernel.ensure_bridge(OURS) == ()
+    assert set(host.links()[OURS.name].addresses) == set(OURS.addresses)
+
+
+def test_somebodys_bridge_is_used_and_stays(host: Host) -> None:
+    host.add_foreign("br0", "bridge", "10.1.0.1/24", "192.0.2.1/24")
+    host.set_alias("br0", "somebody's")
+    before = set(host.links()["br0"].addresses)
+    added = host.kernel.ensure_bridge(FOREIGN)
+    assert added == OURS.addresses[1:]
+    used = host.links()["br0"]
+    assert used.up
+    assert used.alias == "somebody's"
+    host.kernel.delete_bridge(FOREIGN, added)
+    assert set(host.links()["br0"].addresses) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "alias", "bridge"),
+    [
+        pytest.param("vxlan", "", FOREIGN, id="no bridge"),
+        pytest.param("bridge", "pynet network 99", FOREIGN, id="of another network"),
+        pytest.param("bridge", "", replace(FOREIGN, must_be_ours=True), id="our name, not ours"),
+    ],
+)
+def test_what_may_not_be_used_is_left_alone(
+    host: Host, kind: str, alias: str, bridge: Bridge
+) -> None:
+    host.add_foreign("br0", kind)
+    if alias:
+        host.set_alias("br0", alias)
+    before = host.links()
+    with pytest.raises(Conflict, match="br0"):
+        host.kernel.ensure_bridge(bridge)
+    host.kernel.delete_bridge(bridge, ())
+    assert host.links() == before
+
+
+def test_deleting_a_bridge_twice_is_deleting_it(host: Host) -> None:
+    host.kernel.ensure_bridge(OURS)
+    for _ in range(2):
+        host.kernel.delete_bridge(OURS, OURS.addresses)
+        assert host.links() == {}
+
+
+def test_a_pair_is_made_as_described(host: Host) -> None:
+    host.kernel.ensure_bridge(replace(OURS, mtu=1400))
+    host.kernel.create_veth(replace(veth(), mtu=1400))
+    made = host.links()
+    outer, inner = made[veth().host_end], made[veth().sandbox_end]
+    assert (outer.bridge, outer.alias, outer.mtu, outer.up) == (OURS.name, veth().alias, 1400, True)
+    assert (inner.bridge, inner.mac, inner.mtu, inner.up) == (None, MAC, 1400, False)
+    assert made[OURS.name].mac == OURS.mac, "a bridge keeps the MAC that it was given"
+    assert host.kernel.list_links() == {OURS.name: OURS.alias, veth().host_end: veth().alias}
+
+
+@pytest.mark.parametrize("taken", [veth().host_end, veth().sandbox_end])
+def test_a_pair_whose_name_is_taken_leaves_nothing(host: Host, taken: str) -> None:
+    host.kernel.ensure_bridge(OURS)
+    host.add_foreign(taken, "vxlan")
+    before = host.links()
+    with pytest.raises(Conflict, match=veth().host_end):
+        host.kernel.create_veth(veth())
+    assert host.links() == before
+
+
+def test_a_pair_without_its_bridge_leaves_nothing(host: Host) -> None:
+    with pytest.raises(KernelError, match="bridge br9 is gone"):
+        host.kernel.create_veth(veth(bridge="br9"))
+    assert host.links() == {}
+
+
+def test_a_port_comes_back_to_its_bridge(host: Host) -> None:
+    assert not host.kernel.ensure_port(veth())
+    host.kernel.ensure_bridge(OURS)
+    assert not host.kernel.ensure_port(veth())
+    host.kernel.create_veth(veth())
+    host.kernel.delete_bridge(OURS, ())
+    assert host.links()[veth().host_end].bridge is None
+    host.kernel.ensure_bridge(OURS)
+    for _ in range(2):
+        assert host.kernel.ensure_port(veth())
+        assert host.links()[veth().host_end].bridge == OURS.name
+
+
+def test_only_links_of_ours_are_deleted(host: Host) -> None:
+    host.kernel.ensure_bridge(OURS)
+    host.kernel.create_veth(veth(1))
+    host.kernel.create_veth(veth(2))
+    host.add_foreign("other", "vxlan")
+    host.kernel.delete_links([veth(1).host_end, "other", "not-there"])
+    left = {OURS.name, veth(2).host_end, veth(2).sandbox_end, "other"}
+    assert host.links().keys() == left
+    host.kernel.release_links([veth(2).host_end, "other", "not-there"])
+    wait_until(lambda: host.links().keys() == {OURS.name, "other"}, 5, "the released link is gone")
+
+
+def test_an_alias_says_whose_a_link_is(host: Host) -> None:
+    host.kernel.ensure_bridge(OURS)
+    host.kernel.create_veth(veth())
+    assert host.links()[veth().host_end].alias == endpoint_alias(network_id(1), endpoint_id(1))
+
+
+def test_elements_come_and_go_with_their_networks(host: Host) -> None:
+    first, second = network(1), network(2)
+    host.kernel.apply_rules(firewall.render_ruleset([first]))
+    host.kernel.apply_rules(firewall.render_network(second))
+    assert host.elements() == {
+        f'"{each.bridge_name}" . "{each.bridge_name}"' for each in (first, second)
+    }
+    host.kernel.apply_rules(firewall.render_no_network(first))
+    assert len(host.elements()) == 1
+    host.kernel.apply_rules(firewall.render_ruleset([first]))
+    assert host.elements() == {f'"{first.bridge_name}" . "{first.bridge_name}"'}
+    for _ in range(2):
+        host.kernel.apply_rules(firewall.render_no_ruleset())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        firewall.render_no_network(network(9)),
+        firewall.render_network(network(9)).replace("same_bridge", "no_such_set"),
+        "add element inet pynet same_bridge {\n",
+        "nonsense\n",
+    ],
+)
+def test_rules_are_applied_all_or_not_at_all(host: Host, wrong: str) -> None:
+    host.kernel.apply_rules(firewall.render_ruleset([network(1)]))
+    before = host.elements()
+    with pytest.raises(KernelError, match="change the firewall"):
+        host.kernel.apply_rules(firewall.render_network(network(2)) + wrong)
+    assert host.elements() == before
+
+
+def test_rules_for_no_table_are_refused(host: Host) -> None:
+    with pytest.raises(KernelError):
+        host.kernel.apply_rules(firewall.render_network(network(1)))
+
+
+def test_checking_returns_what_a_new_namespace_has(host: Host) -> None:
+    wanted = [sysctl(f"{KEEPALIVE}=600"), sysctl(f"{RP_FILTER}=2")]
+    found = host.kernel.check_sysctls(wanted)
+    assert found.keys() == {KEEPALIVE, RP_FILTER}
+    assert found[KEEPALIVE] == "7200"
+    keys = [KEEPALIVE, RP_FILTER, "net.ipv4.no_such"]
+    assert host.kernel.read_pristine(keys) == found
+
+
+@pytest.mark.parametrize("wrong", [f"{KEEPALIVE}=ten", "net.ipv4.no_such=1", "net.ipv4.tcp_rmem=x"])
+def test_a_check_names_what_is_wrong(host: Host, wrong: str) -> None:
+    with pytest.raises(InvalidRequest, match=wrong.partition("=")[0]):
+        host.kernel.check_sysctls([sysctl("net.core.somaxconn=128"), sysctl(wrong)])
+
+
+def test_parameters_change_with_a_trace(host: Host) -> None:
+    sandbox = host.add_sandbox(1)
+    assert host.kernel.has_sandbox(sandbox)
+    keys = [KEEPALIVE, "net.ipv4.tcp_rmem", "net.ipv4.no_such"]
+    seen = {}
+
+    def decide(current: object) -> dict[str, str]:
+        seen["current"] = current
+        return {KEEPALIVE: "600", "net.ipv4.tcp_rmem": "4096 5000 6000"}
+
+    first, second = host.kernel.change_sysctls(sandbox, keys, decide)
+    assert (first.before, first.written) == ("7200", "600")
+    assert second.written == "4096\t5000\t6000"
+    assert seen["current"] == {KEEPALIVE: "7200", "net.ipv4.tcp_rmem": second.before}
+    assert host.value(sandbox, KEEPALIVE) == "600"
+
+
+def test_parameters_change_all_or_not_at_all(host: Host) -> None:
+    sandbox = host.add_sandbox(1)
+    keys = [KEEPALIVE, "net.core.somaxconn"]
+    with pytest.raises(KernelError, match=r"net\.core\.somaxconn=many"):
+        host.kernel.change_sysctls(
+            sandbox, keys, lambda _: {KEEPALIVE: "600", "net.core.somaxconn": "many"}
+        )
+    assert host.value(sandbox, KEEPALIVE) == "7200"
+
+
+def test_a_sandbox_that_is_not_there_is_not_found(host: Host) -> None:
+    assert not host.kernel.has_sandbox(sandbox_key(9))
+    with pytest.raises(NotFound):
+        host.kernel.change_sysctls(sandbox_key(9), [KEEPALIVE], lambda _: {KEEPALIVE: "1"})
+
+
+def test_an_interface_is_configured_once_it_is_in_its_sandbox(host: Host) -> None:
+    sandbox = host.add_sandbox(1)
+    wanted = [sysctl(f"{RP_FILTER}=2")]
+    with pytest.raises(DriverError):
+        host.kernel.set_interface_sysctls(sandbox, veth().host_end, wanted)
+    host.kernel.ensure_bridge(OURS)
+    host.kernel.create_veth(veth())
+    assert not host.kernel.set_interface_sysctls(sandbox, veth().host_end, wanted)
+    host.move(veth().host_end, sandbox)
+    assert host.kernel.set_interface_sysctls(sandbox, veth().host_end, wanted)
+    assert host.value(sandbox, "net.ipv4.conf.eth0.rp_filter") == "2"
+    host.kernel.await_interface_sysctls(sandbox, veth().host_end, [sysctl(f"{RP_FILTER}=1")])
+    assert host.value(sandbox, "net.ipv4.conf.eth0.rp_filter") == "1"
+
+
+def test_a_boot_has_one_name(host: Host) -> None:
+    assert host.kernel.boot_id() == host.kernel.boot_id() != ""
+
+
+def test_parse_is_what_a_link_shows(host: Host) -> None:
+    host.add_foreign("br0", "bridge", "192.0.2.1/24")
+    assert host.links()["br0"].addresses == parse(["192.0.2.1/24"])

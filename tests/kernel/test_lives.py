@@ -1,0 +1,105 @@
+"""What comes and goes leaves nothing: links, rules, rows, descriptors, threads."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from driver.model import SandboxKey, host_end_name
+from tests.engine.wait import wait_until
+from tests.kernel.container import start
+from tests.kernel.host import descriptors, mount_namespace, run
+from tests.samples import KEEPALIVE, RP_FILTER, endpoint_id, network, network_id, new_endpoint
+
+if TYPE_CHECKING:
+    from driver.bridge import BridgeDriver
+    from tests.kernel.host import RealHost
+
+LIVES = 200
+NETWORK = network(1, f"{KEEPALIVE}=600", f"{RP_FILTER}=2")
+
+
+def remains(driver: BridgeDriver, real: RealHost) -> dict[str, object]:
+    """Return everything that a life could leave behind."""
+    tables = ("network", "endpoint", "trace")
+    rows = {table: driver._store._db.execute(f"SELECT * FROM {table}") for table in tables}
+    return {
+        "links": set(real.links()),
+        "rules": run("nft", "list", "ruleset"),
+        "rows": {table: found.fetchall() for table, found in rows.items()},
+        "descriptors": descriptors(),
+        "threads": {thread.name for thread in threading.enumerate()},
+        "watches": set(real.kernel._watch._awaited),
+    }
+
+
+def live(driver: BridgeDriver, number: int, sandbox: SandboxKey) -> None:
+    """Have an endpoint live, from CreateEndpoint to DeleteEndpoint."""
+    new = new_endpoint(1, 1, host=2 + number % 200)
+    driver.create_endpoint(new)
+    driver.join(new.network_id, new.id, sandbox)
+    driver.leave(new.network_id, new.id)
+    driver.delete_endpoint(new.network_id, new.id)
+
+
+def test_many_lives_leave_nothing(driver: BridgeDriver, real: RealHost) -> None:
+    there, to_come = real.add_sandbox(1), real.expect_sandbox(2)
+    sockets = descriptors()["socket"]
+    driver.create_network(NETWORK)
+    for sandbox in (there, to_come):  # the threads that stay are started
+        live(driver, 0, sandbox)
+    wait_until(lambda: descriptors()["socket"] == sockets, 5, "the background is at rest")
+    before = remains(driver, real)
+    for number in range(LIVES):
+        live(driver, number, there if number % 2 else to_come)
+    wait_until(lambda: remains(driver, real) == before, 5, "everything is as it was")
+    assert real.value(there, KEEPALIVE) == "7200"
+
+
+def test_a_network_leaves_nothing(driver: BridgeDriver, real: RealHost) -> None:
+    driver.create_network(network(9))
+    driver.delete_network(network_id(9))
+    before = remains(driver, real)
+    driver.create_network(NETWORK)
+    start(driver, real, 1, new_endpoint())
+    driver.delete_network(NETWORK.id)
+    wait_until(lambda: not real.links(), 5, "all links are deleted")
+    assert remains(driver, real)["rows"] == before["rows"]
+    assert "pynet" not in run("nft", "list", "ruleset")
+
+
+def test_a_sandbox_that_comes_after_join_is_configured(
+    driver: BridgeDriver, real: RealHost
+) -> None:
+    sandbox = real.expect_sandbox(1)
+    driver.create_network(NETWORK)
+    driver.create_endpoint(new_endpoint())
+    driver.join(network_id(1), endpoint_id(1), sandbox)
+    mount_namespace(sandbox)
+    wait_until(lambda: real.value(sandbox, KEEPALIVE) == "600", 5, "the parameter is written")
+    real.move(host_end_name(endpoint_id(1)), sandbox)
+    key = "net.ipv4.conf.eth0.rp_filter"
+    wait_until(lambda: real.value(sandbox, key) == "2", 5, "the interface is configured")
+    driver.leave(network_id(1), endpoint_id(1))
+    assert real.value(sandbox, KEEPALIVE) == "7200"
+
+
+def test_what_the_user_set_is_left_alone(driver: BridgeDriver, real: RealHost) -> None:
+    sandbox = real.add_sandbox(1)
+    run("nsenter", f"--net={sandbox}", "sysctl", "-w", f"{KEEPALIVE}=500")
+    driver.create_network(NETWORK)
+    start_in = new_endpoint()
+    driver.create_endpoint(start_in)
+    driver.join(network_id(1), start_in.id, sandbox)
+    assert real.value(sandbox, KEEPALIVE) == "500"
+    driver.leave(network_id(1), start_in.id)
+    assert real.value(sandbox, KEEPALIVE) == "500"
+
+
+def test_the_host_keeps_its_own_values(driver: BridgeDriver, real: RealHost) -> None:
+    own = Path("/proc/sys/net/ipv4/tcp_keepalive_time")
+    before = own.read_text()
+    driver.create_network(NETWORK)
+    start(driver, real, 1, new_endpoint())
+    assert own.read_text() == before != "600\n"

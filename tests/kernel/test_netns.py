@@ -1,0 +1,67 @@
+"""Network namespaces: entered by threads, told from other files, never the host's own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver.errors import InvalidRequest, KernelError, NotFound
+from driver.kernel import netns
+from tests.kernel.host import descriptors
+
+if TYPE_CHECKING:
+    from tests.kernel.host import RealHost
+
+OWN = Path(netns.OWN_NAMESPACE)
+
+
+def inode() -> int:
+    """Return which namespace the calling thread is in."""
+    return Path("/proc/thread-self/ns/net").stat().st_ino
+
+
+def test_the_hosts_own_namespace_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(OWN)
+    for path in (OWN, Path("/proc/self/task") / str(os.getpid()) / "ns/net", link):
+        with pytest.raises(InvalidRequest, match="host's own"), netns.open_namespace(str(path)):
+            pytest.fail("the host was entered")
+
+
+def test_what_is_no_namespace_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "none", tmp_path / "empty", tmp_path, tmp_path / "fifo"):
+        assert not netns.is_namespace(str(path))
+        with pytest.raises(NotFound), netns.open_namespace(str(path)):
+            pytest.fail("it was entered")
+
+
+def test_a_namespace_of_another_kind_is_refused() -> None:
+    with (
+        netns.open_namespace("/proc/self/ns/mnt") as mounts,
+        pytest.raises(KernelError, match="Invalid argument"),
+    ):
+        netns.run_in(mounts, pytest.fail)
+
+
+def test_work_runs_inside_and_the_caller_stays_outside(real: RealHost) -> None:
+    sandbox, outside = real.add_sandbox(1), inode()
+    with netns.open_namespace(sandbox) as namespace:
+        assert netns.run_in(namespace, inode) == Path(sandbox).stat().st_ino != outside
+    assert netns.run_in_new(inode) != outside
+    assert inode() == outside
+
+
+def test_exceptions_come_through_and_nothing_leaks(real: RealHost) -> None:
+    sandbox = real.add_sandbox(1)
+    threads, files = threading.active_count(), descriptors()
+    for _ in range(20):
+        with pytest.raises(ZeroDivisionError), netns.open_namespace(sandbox) as namespace:
+            netns.run_in(namespace, lambda: 1 // 0)
+    assert threading.active_count() == threads
+    assert descriptors() == files

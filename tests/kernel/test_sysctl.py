@@ -1,0 +1,120 @@
+"""Kernel parameters, tried and written in real namespaces; the host's own never change."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from driver.errors import InvalidRequest, KernelError
+from driver.kernel import netns, sysctl
+from driver.sysctls import DOCKER_DEFAULTS
+from tests.samples import KEEPALIVE, RP_FILTER
+from tests.samples import sysctl as parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from driver.model import SandboxKey
+    from tests.kernel.host import RealHost
+
+T = TypeVar("T")
+NET = Path("/proc/sys/net")
+
+
+def keys(root: Path = NET) -> dict[str, int]:
+    """Return the parameters of the thread's namespace that are files, with their modes."""
+    found = (path for path in root.rglob("*") if path.is_file())
+    return {f"net.{'.'.join(path.relative_to(NET).parts)}": path.stat().st_mode for path in found}
+
+
+def on_machine(work: Callable[[], T]) -> T:
+    """Return what `work` returns in the machine's own namespace: where the driver would be."""
+    with Path(f"/proc/{os.getppid()}/ns/net").open() as machine:
+        return netns.run_in(machine.fileno(), work)
+
+
+@pytest.fixture(autouse=True)
+def _untouched() -> Iterator[None]:
+    """Fail the test if a value of the test's own host has changed, whatever else it shows."""
+    before = sysctl.read_all([KEEPALIVE, "net.core.somaxconn", "net.ipv4.ip_forward"])
+    yield
+    assert sysctl.read_all(before) == before
+
+
+def test_an_unknown_parameter_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InvalidRequest, match=r"did you mean net\.ipv4\.tcp_keepalive_time\?"):
+        sysctl.check([parse("net.ipv4.tcp_keepalive_tim=600")])
+    with pytest.raises(InvalidRequest, match=r"no such parameter$"):
+        sysctl.check([parse("net.nowhere.at_all=600")])
+
+
+def test_a_parameter_of_the_whole_machine_is_refused() -> None:
+    core = NET / "core"
+    key = min(on_machine(lambda: keys(core)).keys() - keys(core).keys())
+    value = on_machine(lambda: sysctl.read(key))
+    with pytest.raises(InvalidRequest, match=f"{key}: is not per network namespace"):
+        on_machine(lambda: sysctl.check([parse(f"{key}={value}")]))
+
+
+def test_a_read_only_parameter_is_refused() -> None:
+    key = min(key for key, mode in keys().items() if not mode & 0o222)
+    with pytest.raises(InvalidRequest, match=f"{key}: is read-only"):
+        sysctl.check([parse(f"{key}=1")])
+
+
+def test_a_parameter_that_cannot_be_read_is_refused() -> None:
+    key = min(key for key, mode in keys().items() if not mode & 0o444)
+    with pytest.raises(InvalidRequest, match=f"{key}: cannot be read"):
+        sysctl.check([parse(f"{key}=1")])
+
+
+@pytest.mark.parametrize("value", ["70000", "-1", "many"])
+def test_a_value_out_of_range_is_refused(value: str) -> None:
+    with pytest.raises(InvalidRequest, match="malformed or out of range"):
+        sysctl.check([parse(f"net.ipv4.ip_default_ttl={value}")])
+
+
+def test_an_interface_itself_is_no_parameter() -> None:
+    with pytest.raises(InvalidRequest, match="no such parameter"):
+        sysctl.check([parse("net.ipv4.conf=1")])
+
+
+def test_pristine_values_are_those_before_anything_is_tried() -> None:
+    # The first turns the second on, too (devinet_sysctl_forward()).
+    wanted = [parse("net.ipv4.ip_forward=1"), parse("net.ipv4.conf.all.forwarding=1")]
+    before = sysctl.read_pristine([each.key for each in wanted])
+    assert sysctl.check(wanted) == before
+
+
+def test_what_docker_writes_by_default_is_known() -> None:
+    # An engine writes them by default because a namespace has them otherwise.
+    pristine = sysctl.read_pristine(DOCKER_DEFAULTS)
+    assert pristine.keys() == DOCKER_DEFAULTS.keys()
+    assert all(pristine[key] != value for key, value in DOCKER_DEFAULTS.items())
+
+
+def test_a_failed_write_puts_the_earlier_ones_back(real: RealHost) -> None:
+    sandbox = real.add_sandbox(1)
+    wanted = {KEEPALIVE: "600", "net.core.somaxconn": "9", "net.ipv4.ip_default_ttl": "0"}
+    before = {key: real.value(sandbox, key) for key in wanted}
+    with pytest.raises(KernelError, match=r"net\.ipv4\.ip_default_ttl=0: Invalid argument"):
+        real.kernel.change_sysctls(sandbox, list(wanted), lambda _: wanted)
+    assert {key: real.value(sandbox, key) for key in wanted} == before
+
+
+def test_what_was_before_can_be_put_back(real: RealHost) -> None:
+    sandbox = real.add_sandbox(1)
+    key = "net.ipv4.tcp_rmem"
+    (trace,) = real.kernel.change_sysctls(sandbox, [key], lambda _: {key: "1 2 3"})
+    real.kernel.change_sysctls(sandbox, [key], lambda _: {key: trace.before})
+    assert real.value(sandbox, key) == trace.before
+
+
+def test_interfaces_are_found_whatever_their_names(real: RealHost) -> None:
+    sandbox: SandboxKey = real.add_sandbox(1)
+    with netns.open_namespace(sandbox) as namespace:
+        netns.run_in(namespace, lambda: sysctl.write(RP_FILTER, "2", "lo"))
+    assert real.value(sandbox, "net.ipv4.conf.lo.rp_filter") == "2"

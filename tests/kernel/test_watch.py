@@ -1,0 +1,93 @@
+"""The watch: called once, as soon as a namespace is mounted over a file."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from typing import TYPE_CHECKING
+
+from driver.model import SandboxKey
+from tests.kernel.host import mount_namespace, run, unmount_namespace
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.kernel.host import RealHost
+
+SECONDS = 5
+MANY = 50
+
+
+def test_a_sandbox_is_told_of_when_it_is_mounted(real: RealHost) -> None:
+    arrived = Event()
+    sandbox = real.expect_sandbox(1)
+    real.kernel.watch_sandbox(sandbox, arrived.set)
+    mount_namespace(sandbox)
+    assert arrived.wait(SECONDS)
+
+
+def test_an_empty_file_and_other_mounts_are_no_sandbox(real: RealHost, tmp_path: Path) -> None:
+    calls: SimpleQueue[str] = SimpleQueue()
+    false, true = SandboxKey(str(tmp_path / "false")), real.expect_sandbox(1)
+    real.kernel.watch_sandbox(false, partial(calls.put, "false"))
+    real.kernel.watch_sandbox(true, partial(calls.put, "true"))
+    Path(false).touch()
+    run("mount", "--bind", "/etc/hostname", false)
+    mount_namespace(true)
+    assert calls.get(timeout=SECONDS) == "true"
+    assert calls.empty()
+
+
+def test_many_at_once_are_each_told_of_once(real: RealHost) -> None:
+    calls: SimpleQueue[int] = SimpleQueue()
+    sandboxes = [real.expect_sandbox(number) for number in range(MANY)]
+    for number, sandbox in enumerate(sandboxes):
+        real.kernel.watch_sandbox(sandbox, partial(calls.put, number))
+    run(
+        "sh",
+        "-c",
+        "for path; do unshare --net mount --bind /proc/self/ns/net $path & done; wait",
+        "sh",
+        *sandboxes,
+    )
+    assert sorted(calls.get(timeout=SECONDS) for _ in sandboxes) == list(range(MANY))
+    unmount_namespace(sandboxes[0])
+    mount_namespace(sandboxes[0])
+    later = real.expect_sandbox(MANY)
+    real.kernel.watch_sandbox(later, partial(calls.put, MANY))
+    mount_namespace(later)
+    assert calls.get(timeout=SECONDS) == MANY, "a sandbox was told of twice"
+
+
+def test_a_sandbox_that_is_there_already_is_told_of_at_once(real: RealHost) -> None:
+    arrived = Event()
+    real.kernel.watch_sandbox(real.add_sandbox(1), arrived.set)
+    assert arrived.wait(SECONDS)
+
+
+def test_a_later_watch_replaces_and_a_forgotten_one_is_silent(real: RealHost) -> None:
+    calls: SimpleQueue[str] = SimpleQueue()
+    first, second = real.expect_sandbox(1), real.expect_sandbox(2)
+    real.kernel.watch_sandbox(first, partial(calls.put, "forgotten"))
+    real.kernel.unwatch_sandbox(first)
+    real.kernel.watch_sandbox(second, partial(calls.put, "replaced"))
+    real.kernel.watch_sandbox(second, partial(calls.put, "later"))
+    mount_namespace(first)
+    mount_namespace(second)
+    assert calls.get(timeout=SECONDS) == "later"
+    assert calls.empty()
+
+
+def test_one_that_fails_does_not_end_the_watch(
+    real: RealHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    arrived = Event()
+    first, second = real.expect_sandbox(1), real.expect_sandbox(2)
+    real.kernel.watch_sandbox(first, lambda: 1 // 0)  # type: ignore[arg-type]
+    mount_namespace(first)
+    real.kernel.watch_sandbox(second, arrived.set)
+    mount_namespace(second)
+    assert arrived.wait(SECONDS)
+    assert f"could not configure sandbox {first}" in caplog.text
