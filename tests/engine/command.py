@@ -45,7 +45,8 @@ class Command(subprocess.Popen[str]):
         self.argv = list(argv)
         self._pid_space = Path(f"/proc/{init_pid}/ns/pid").readlink()
         net = net or Path(f"/proc/{init_pid}/ns/net")
-        spaces = [f"--target={init_pid}", "--mount", "--uts", "--pid", f"--net={net}"]
+        # --root matters when we are in a chroot: the namespace's own root is another one then.
+        spaces = [f"--target={init_pid}", "--mount", "--root", "--uts", "--pid", f"--net={net}"]
         super().__init__(
             ["nsenter", *spaces, "--", *argv],
             env={**os.environ, **(env or {})},

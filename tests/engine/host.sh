@@ -37,16 +37,18 @@ mount --rbind "$root/sys" /sys
 # exec` enters a container's mount namespace and so that namespace's root, which below a chroot is
 # the machine's. A process keeps the namespace; mounting it instead would fail now and then, for the
 # kernel takes the order of two namespaces from numbers that each CPU deals out by itself (6.18).
-# What is mounted in /run still shows up in both.
+# Entering the namespace that one is in leaves a chroot, where pivot_root would not work, should we
+# be in one. What is mounted in /run still shows up in both.
 mkfifo "$folder/ready"
 unshare --mount --propagation unchanged sh -eu -c '
     cd "$1"
     mkdir -p mnt/old
-    pivot_root . mnt/old
-    umount -l /mnt/old
-    rmdir /mnt/old
-    echo ready
-    exec sleep infinity >/dev/null' sh "$root" >"$folder/ready" &
+    exec nsenter --mount=/proc/self/ns/mnt --wd=. sh -eu -c "
+        pivot_root . mnt/old
+        umount -l /mnt/old
+        rmdir /mnt/old
+        echo ready
+        exec sleep infinity >/dev/null"' sh "$root" >"$folder/ready" &
 ln -sfn "/proc/$!/ns/mnt" "$folder/mnt"
 read -r _ <"$folder/ready"
 rm "$folder/ready"
