@@ -152,7 +152,7 @@ def _log(method: str, body: bytes, failure: str | None, seconds: float) -> None:
         words.append(f"network={_printable(subject.network_id)}")
     if subject.endpoint_id:
         words.append(f"endpoint={_printable(subject.endpoint_id)}")
-    outcome = "ok" if failure is None else f"failed: {failure}"
+    outcome = "ok" if failure is None else f"failed: {' '.join(failure.split())}"
     level = logging.INFO if failure is None else logging.WARNING
     log.log(level, "%s %s %.1f ms", " ".join(words), outcome, seconds * 1000)
 
