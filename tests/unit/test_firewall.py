@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from driver import firewall
-from driver.model import Network
 from tests.samples import network
+
+if TYPE_CHECKING:
+    from driver.model import Network
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NETWORKS = (network(1), network(2, bridge_name="br0"), network(3, internal=True))

@@ -1,0 +1,224 @@
+"""Networks and endpoints as values: ids, addresses, and how they may change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from driver import model
+from driver.errors import Conflict, InvalidRequest
+from driver.model import Endpoint, MacAddress
+from tests.samples import endpoint_id, network, network_id, pool, sandbox_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from driver.model import Pool
+
+SPACE = "LocalDefault"
+MAC = MacAddress("02:42:0a:01:00:02")
+
+
+def endpoint(number: int = 1, net: int = 1, *addresses: str) -> Endpoint:
+    given = {f"ipv{ip_interface(each).version}": ip_interface(each) for each in addresses}
+    return Endpoint(
+        endpoint_id(number),
+        network_id(net),
+        ipv4=given.get("ipv4"),  # type: ignore[arg-type]
+        ipv6=given.get("ipv6"),  # type: ignore[arg-type]
+        mac=MAC,
+    )
+
+
+@pytest.mark.parametrize("text", ["a" * 12, "0123456789ab" * 5, "f" * 64, "z8" * 12 + "q"])
+@pytest.mark.parametrize("parse", [model.parse_network_id, model.parse_endpoint_id])
+def test_ids_of_the_engine_and_of_swarm_pass(parse: Callable[[str], str], text: str) -> None:
+    assert parse(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a" * 11,
+        "a" * 65,
+        "A" * 64,
+        "../" * 6,
+        "a" * 12 + "/",
+        "a.b" * 6,
+        "é" * 20,
+        "a" * 20 + "\n",
+    ],
+)
+@pytest.mark.parametrize("parse", [model.parse_network_id, model.parse_endpoint_id])
+def test_what_is_no_id_is_refused(parse: Callable[[str], str], text: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"is no (network|endpoint) id"):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["02:42:0a:01:00:02", "AA:bb:CC:dd:EE:ff", "00:00:00:00:00:00"])
+def test_a_mac_is_read_in_lower_case(text: str) -> None:
+    assert model.parse_mac(text) == text.lower()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "02:42",
+        "02-42-0a-01-00-02",
+        "0242.0a01.0002",
+        "02:42:0a:01:00:02\n",
+        "gg" * 6,
+        "01:00:5e:00:00:01",
+        "ff:ff:ff:ff:ff:ff",
+    ],
+)
+def test_what_is_no_unicast_mac_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="MAC address"):
+        model.parse_mac(text)
+
+
+@pytest.mark.parametrize(
+    ("address", "mac"),
+    [
+        ("10.1.0.2", "02:42:0a:01:00:02"),
+        ("192.168.255.1", "02:42:c0:a8:ff:01"),
+        ("fd00:1::2", "02:72:84:7a:69:37"),
+    ],
+)
+def test_the_same_address_has_the_same_mac_for_ever(address: str, mac: str) -> None:
+    assert model.derive_mac(ip_address(address)) == mac
+
+
+@settings(max_examples=30)
+@given(st.ip_addresses(), st.ip_addresses())
+def test_macs_are_local_unicast_and_differ(one: model.IPAddress, other: model.IPAddress) -> None:
+    first, second = model.derive_mac(one), model.derive_mac(other)
+    assert model.parse_mac(first) == first
+    assert (first == second) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "reason"),
+    [
+        pytest.param({}, {}, None, id="nothing in common"),
+        pytest.param({"bridge_name": "br0"}, {"bridge_name": "br0"}, "bridge br0", id="a bridge"),
+        pytest.param({"pools": (pool("10.2.0.9/25"),)}, {}, "overlaps", id="a subnet in a subnet"),
+        pytest.param(
+            {"pools": (pool("10.7.0.1/24"), pool("10.0.0.1/8"))}, {}, "overlaps", id="around"
+        ),
+        pytest.param({"pools": (pool("0.0.0.0/0"),)}, {}, None, id="the null address manager"),
+        pytest.param({"pools": (pool("fd00::1/64"),)}, {}, None, id="another family"),
+    ],
+)
+def test_networks_clash_over_bridges_and_subnets(
+    mine: dict[str, object], theirs: dict[str, object], reason: str | None
+) -> None:
+    one, other = network(1, **mine), network(2, **theirs)  # type: ignore[arg-type]
+    for said in (one.clash(other), other.clash(one)):
+        assert (said is None) == (reason is None)
+        assert reason is None or reason in str(said)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "expected"),
+    [
+        (pool("10.1.0.1/24", SPACE), pool("10.1.0.1/24", SPACE), True),
+        (pool("10.1.0.1/24", SPACE), pool("10.1.0.129/25", SPACE), True),
+        (pool("10.1.0.1/24", SPACE), pool("10.1.0.1/24", "GlobalDefault"), False),
+        (pool("10.1.0.1/24"), pool("10.1.0.1/24"), False),
+        (pool("10.1.0.1/24", SPACE), pool("10.2.0.1/24", SPACE), False),
+    ],
+)
+def test_a_network_supersedes_whoever_had_its_addresses(
+    mine: Pool, theirs: Pool, *, expected: bool
+) -> None:
+    assert network(1, pools=(mine,)).supersedes(network(2, pools=(theirs,))) is expected
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (endpoint(2, 1, "10.1.0.2/24"), True),
+        (endpoint(2, 1, "10.1.0.9/24", "fd00::2/64"), True),
+        (endpoint(2, 1, "10.1.0.9/24", "fd00::9/64"), False),
+        (endpoint(2, 2, "10.1.0.2/24"), False),
+        (endpoint(1, 1, "10.1.0.2/24"), False),
+        (endpoint(2, 1), False),
+    ],
+)
+def test_an_endpoint_evicts_whoever_had_its_address(other: Endpoint, *, expected: bool) -> None:
+    assert endpoint(1, 1, "10.1.0.2/24", "fd00::2/64").evicts(other) is expected
+
+
+SEVERAL = (
+    pool("10.1.0.1/24"),
+    pool("10.2.0.254/24"),
+    replace(pool("10.3.0.1/24"), gateway=None),
+    pool("fd00::1/64"),
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "gateway"),
+    [
+        ("10.1.0.7/24", "10.1.0.1"),
+        ("10.2.0.7/24", "10.2.0.254"),
+        ("10.3.0.7/24", None),
+        ("10.4.0.7/24", None),
+        ("fd00::7/64", "fd00::1"),
+    ],
+)
+def test_the_gateway_is_that_of_the_addresss_pool(address: str, gateway: str | None) -> None:
+    expected = gateway and ip_address(gateway)
+    assert network(1, pools=SEVERAL).gateway_for(ip_interface(address)) == expected
+    assert network(1, pools=SEVERAL, internal=True).gateway_for(ip_interface(address)) is None
+
+
+def test_no_address_has_no_gateway() -> None:
+    assert network(1).gateway_for(None) is None
+
+
+def test_a_bridge_has_every_gateway_and_a_mac_that_stays() -> None:
+    bridge = network(1, pools=SEVERAL, mtu=9000).bridge
+    assert [str(each) for each in bridge.addresses] == [
+        "10.1.0.1/24",
+        "10.2.0.254/24",
+        "fd00::1/64",
+    ]
+    assert (bridge.name, bridge.mac, bridge.mtu) == ("pn-010101010101", "02:42:0a:01:00:01", 9000)
+    assert bridge.must_be_ours
+    assert not network(1, bridge_name="br0").bridge.must_be_ours
+
+
+def test_a_bridge_without_a_gateway_has_a_mac_all_the_same() -> None:
+    bare = replace(pool("10.3.0.1/24"), gateway=None)
+    assert network(1, pools=(bare,)).bridge.mac == "02:42:0a:03:00:00"
+
+
+def test_names_fit_and_say_whose_they_are() -> None:
+    veth = model.veth_of(endpoint(), network(1))
+    names = (network(1).bridge_name, veth.host_end, veth.sandbox_end)
+    assert all(len(name) == model.IFNAME_LENGTH for name in names)
+    assert model.is_our_alias(veth.alias)
+    assert model.is_our_alias(network(1).bridge.alias)
+    assert not model.is_our_alias("pynetwork")
+
+
+def test_joining_again_is_joining_once() -> None:
+    joined = endpoint().joined(sandbox_key(1)).configured()
+    assert joined.joined(sandbox_key(1)) == joined
+    with pytest.raises(Conflict, match="has not left"):
+        joined.joined(sandbox_key(2))
+    assert joined.left().left() == endpoint() == joined.definition()
+    assert joined.left().joined(sandbox_key(2)).attachment is not None
+
+
+def test_what_has_not_joined_is_not_configured() -> None:
+    assert endpoint().configured() == endpoint()

@@ -1,0 +1,271 @@
+"""The wire: every call as the engines send it (protocol.md §3), and every answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from driver.errors import InvalidRequest
+from driver.model import Endpoint, JoinInfo, MacAddress
+from driver.options import ENDPOINT_SYSCTLS
+from plugin import protocol
+from tests.samples import (
+    KEEPALIVE,
+    RP_FILTER,
+    endpoint_id,
+    network,
+    network_id,
+    new_endpoint,
+    pool,
+    sandbox_key,
+    sysctl,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NETWORK: dict[str, Any] = {
+    "NetworkID": network_id(1),
+    "Options": {
+        "com.docker.network.enable_ipv4": True,
+        "com.docker.network.enable_ipv6": False,
+        "com.docker.network.internal": True,
+        "com.docker.network.generic": {KEEPALIVE: "600", "com.docker.network.driver.mtu": "9000"},
+    },
+    "IPv4Data": [
+        {
+            "AddressSpace": "LocalDefault",
+            "Pool": "10.91.0.0/24",
+            "Gateway": "10.91.0.1/24",
+            "AuxAddresses": {"vt": "10.91.0.250/24"},
+        }
+    ],
+    "IPv6Data": [],
+}
+ENDPOINT: dict[str, Any] = {
+    "NetworkID": network_id(1),
+    "EndpointID": endpoint_id(1),
+    "Interface": {"Address": "10.91.0.129/24", "AddressIPv6": "", "MacAddress": ""},
+    "Options": {
+        "com.docker.network.endpoint.exposedports": [{"Proto": 6, "Port": 80}],
+        "com.docker.network.portmap": [
+            {"Proto": 6, "IP": "", "Port": 80, "HostIP": "", "HostPort": 8080, "HostPortEnd": 8080}
+        ],
+        "com.docker.network.endpoint.dnsservers": ["1.1.1.1"],
+        "com.docker.network.endpoint.macaddress": "AhEiM0RV",
+        "foo.bar": "baz",
+    },
+}
+IDS = {"NetworkID": network_id(1), "EndpointID": endpoint_id(1)}
+JOIN = IDS | {
+    "SandboxKey": "/var/run/docker/netns/1031dcd9b150",
+    "Options": {"com.docker.network.portmap": []},
+}
+DISCOVERY = {
+    "DiscoveryType": 1,
+    "DiscoveryData": {"Address": "10.0.0.1", "BindAddress": "10.0.0.1", "Self": True},
+}
+GENERIC = "com.docker.network.generic"
+
+
+def decode(decoder: Callable[[bytes], Any], call: object) -> Any:
+    return decoder(json.dumps(call).encode())
+
+
+def with_pool(**changes: object) -> dict[str, Any]:
+    return NETWORK | {"IPv4Data": [NETWORK["IPv4Data"][0] | changes]}
+
+
+def with_interface(**changes: object) -> dict[str, Any]:
+    return ENDPOINT | {"Interface": ENDPOINT["Interface"] | changes}
+
+
+def with_option(key: str, value: object) -> dict[str, Any]:
+    return NETWORK | {"Options": NETWORK["Options"] | {key: value}}
+
+
+def test_create_network_is_decoded() -> None:
+    assert decode(protocol.decode_create_network, NETWORK) == network(
+        1,
+        f"{KEEPALIVE}=600",
+        pools=(pool("10.91.0.1/24", "LocalDefault"),),
+        mtu=9000,
+        internal=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "pools"),
+    [
+        pytest.param(with_pool(Gateway=""), (None,), id="no gateway"),
+        pytest.param(with_pool(Gateway=None), (None,), id="null gateway"),
+        pytest.param(
+            NETWORK
+            | {"IPv4Data": None, "IPv6Data": [{"Pool": "fd00::/64", "Gateway": "fd00::1/64"}]},
+            ("fd00::1/64",),
+            id="IPv6 only",
+        ),
+        pytest.param(
+            {"NetworkID": network_id(1), "IPv4Data": [{"Pool": "10.1.0.0/24"}]},
+            (None,),
+            id="nothing but a pool",
+        ),
+        pytest.param(NETWORK | {"Options": None}, ("10.91.0.1/24",), id="null options"),
+        pytest.param(with_option(GENERIC, None), ("10.91.0.1/24",), id="null generic"),
+    ],
+)
+def test_what_an_engine_leaves_out_is_none(call: object, pools: tuple[str | None, ...]) -> None:
+    if isinstance(call, dict) and not call.get("IPv4Data"):
+        call = {key: value for key, value in call.items() if key != "Options"}
+    decoded = decode(protocol.decode_create_network, call)
+    assert tuple(each.gateway and str(each.gateway) for each in decoded.pools) == pools
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({}, "NetworkID"),
+        (NETWORK | {"NetworkID": None}, "NetworkID"),
+        (NETWORK | {"NetworkID": 7}, "NetworkID"),
+        (NETWORK | {"NetworkID": "../../etc"}, "is no network id"),
+        (NETWORK | {"NetworkID": ""}, "is no network id"),
+        (NETWORK | {"IPv4Data": []}, "neither an IPv4 nor an IPv6 pool"),
+        (NETWORK | {"IPv4Data": {}}, "IPv4Data"),
+        (NETWORK | {"IPv4Data": [None]}, "IPv4Data"),
+        (NETWORK | {"Options": []}, "Options"),
+        (with_pool(Pool=None), "Pool"),
+        (with_pool(Pool=""), "pool ''"),
+        (with_pool(Pool="10.91.0.1/24"), "host bits set"),
+        (with_pool(Pool="fd00::/64", Gateway=""), "expected IPv4"),
+        (with_pool(Gateway="10.91.0.1"), "prefix length"),
+        (with_pool(Gateway="10.92.0.1/24"), "is not in the pool"),
+        (with_pool(Gateway="fd00::1/64"), "expected IPv4"),
+        (with_pool(Gateway="nonsense/24"), "address 'nonsense/24'"),
+        (with_option(GENERIC, "text"), "expected an object"),
+        (with_option(GENERIC, {"com.docker.network.driver.mtu": 9000}), "expected a string"),
+        (with_option(GENERIC, {"no.such": "1"}), "unknown option"),
+        (with_option("com.docker.network.internal", "yes"), "expected true or false"),
+        ([], "malformed"),
+        ("text", "malformed"),
+        (None, "malformed"),
+    ],
+)
+def test_a_malformed_create_network_is_refused(call: object, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        decode(protocol.decode_create_network, call)
+
+
+def test_create_endpoint_is_decoded() -> None:
+    expected = replace(new_endpoint(1), ipv4=IPv4Interface("10.91.0.129/24"))
+    assert decode(protocol.decode_create_endpoint, ENDPOINT) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "changes"),
+    [
+        (with_interface(MacAddress="02:11:22:33:44:55"), {"mac": "02:11:22:33:44:55"}),
+        (with_interface(AddressIPv6="fd00::2/64"), {"ipv6": IPv6Interface("fd00::2/64")}),
+        (with_interface(Address=""), {"ipv4": None}),
+        (with_interface(Address=None, AddressIPv6=None, MacAddress=None), {"ipv4": None}),
+        (ENDPOINT | {"Interface": None}, {"ipv4": None}),
+        (IDS, {"ipv4": None}),
+        (ENDPOINT | {"Options": None}, {}),
+        (ENDPOINT | {"Options": {KEEPALIVE: "5"}}, {"sysctls": (sysctl(f"{KEEPALIVE}=5"),)}),
+        (
+            ENDPOINT | {"Options": {ENDPOINT_SYSCTLS: f"{RP_FILTER}=0"}},
+            {"engine_keys": frozenset({RP_FILTER})},
+        ),
+    ],
+)
+def test_an_endpoint_may_have_more_or_less(call: object, changes: dict[str, Any]) -> None:
+    plain = decode(protocol.decode_create_endpoint, ENDPOINT)
+    assert decode(protocol.decode_create_endpoint, call) == replace(plain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"NetworkID": network_id(1)}, "EndpointID"),
+        (ENDPOINT | {"EndpointID": "a/b" * 8}, "is no endpoint id"),
+        (with_interface(Address="10.91.0.129"), "prefix length"),
+        (with_interface(Address="fd00::2/64"), "expected IPv4"),
+        (with_interface(AddressIPv6="10.0.0.1/8"), "expected IPv6"),
+        (with_interface(AddressIPv6="fe80::1%eth0/64"), "zone"),
+        (with_interface(Address=7), "Interface.Address"),
+        (with_interface(MacAddress="nonsense"), "is no MAC address"),
+        (with_interface(MacAddress="01:00:5e:00:00:01"), "multicast"),
+        (ENDPOINT | {"Interface": []}, "Interface"),
+        (ENDPOINT | {"Options": {"net.ipv4.x/y": "1"}}, "is no kernel parameter"),
+    ],
+)
+def test_a_malformed_create_endpoint_is_refused(call: object, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        decode(protocol.decode_create_endpoint, call)
+
+
+def test_join_is_decoded() -> None:
+    expected = (network_id(1), endpoint_id(1), "/var/run/docker/netns/1031dcd9b150")
+    assert decode(protocol.decode_join, JOIN) == expected
+
+
+@pytest.mark.parametrize(
+    "key", ["", "relative", "/a/../b", "/..", "/a\nb", "/a\0b", "/" + "x" * 4095, None, 7]
+)
+def test_a_sandbox_is_an_absolute_path(key: object) -> None:
+    with pytest.raises(InvalidRequest, match="SandboxKey"):
+        decode(protocol.decode_join, JOIN | {"SandboxKey": key})
+
+
+def test_the_other_calls_are_decoded() -> None:
+    assert decode(protocol.decode_network_call, IDS) == network_id(1)
+    assert decode(protocol.decode_endpoint_call, IDS) == (network_id(1), endpoint_id(1))
+    decode(protocol.decode_discovery, DISCOVERY)
+
+
+@pytest.mark.parametrize(
+    "call", [{}, {"DiscoveryType": "x"}, {"DiscoveryType": 1, "DiscoveryData": 1}]
+)
+def test_a_malformed_discovery_is_refused(call: object) -> None:
+    with pytest.raises(InvalidRequest):
+        decode(protocol.decode_discovery, call)
+
+
+@pytest.mark.parametrize("mac", [None, "02:42:0a:01:00:02"])
+def test_a_mac_that_was_given_is_not_answered(mac: str | None) -> None:
+    new = new_endpoint(mac=mac)
+    chosen = MacAddress("02:42:0a:01:00:02")
+    endpoint = Endpoint(new.id, new.network_id, new.ipv4, new.ipv6, chosen)
+    expected = {"Interface": {"MacAddress": chosen}} if mac is None else {}
+    assert protocol.encode_create_endpoint(new, endpoint) == expected
+
+
+@pytest.mark.parametrize(
+    ("gateways", "expected"),
+    [
+        ((None, None), ("", "")),
+        ((ip_address("10.1.0.1"), None), ("10.1.0.1", "")),
+        ((None, ip_address("fd00::1")), ("", "fd00::1")),
+    ],
+)
+def test_a_join_is_answered(gateways: tuple[Any, Any], expected: tuple[str, str]) -> None:
+    answer = protocol.encode_join(JoinInfo("pnc123", "eth", *gateways))
+    assert answer == {
+        "InterfaceName": {"SrcName": "pnc123", "DstPrefix": "eth"},
+        "Gateway": expected[0],
+        "GatewayIPv6": expected[1],
+    }
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"NetworkID":7}', b'{"a":' * 9999 + b"1"]
+)
+def test_a_subject_is_read_as_far_as_it_can_be(body: bytes) -> None:
+    assert protocol.decode_subject(body) == protocol.Subject()
+
+
+def test_a_sandbox_key_is_what_was_sent() -> None:
+    assert decode(protocol.decode_join, JOIN | {"SandboxKey": sandbox_key(1)})[2] == sandbox_key(1)

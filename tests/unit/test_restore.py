@@ -1,0 +1,170 @@
+"""A restart brings the kernel to what the state file says, and touches nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver.bridge import BridgeDriver
+from driver.errors import KernelError
+from driver.model import host_end_name
+from tests.fakes import Calls, FakeKernel, counted_kernel
+from tests.samples import (
+    KEEPALIVE,
+    RP_FILTER,
+    endpoint_id,
+    network,
+    network_id,
+    new_endpoint,
+    sandbox_key,
+)
+
+if TYPE_CHECKING:
+    from driver.store import Store
+
+HOST_ENDS = {number: host_end_name(endpoint_id(number)) for number in (1, 2, 3)}
+
+
+@pytest.fixture
+def kernel(store: Store) -> FakeKernel:
+    """Lend a kernel with two networks: one endpoint joined, one awaiting its sandbox, one not."""
+    kernel = FakeKernel()
+    kernel.add_foreign("docker0")
+    kernel.add_foreign("veth1234567", "veth", alias="somebody's")
+    driver = BridgeDriver(store, kernel)
+    driver.restore()
+    kernel.add_sandbox(sandbox_key(1))
+    for number in (1, 2):
+        driver.create_network(network(number, f"{KEEPALIVE}=600", f"{RP_FILTER}=2"))
+    for number, net in ((1, 1), (2, 2), (3, 1)):
+        driver.create_endpoint(new_endpoint(number, net))
+    for number in (1, 2):
+        driver.join(network_id(number), endpoint_id(number), sandbox_key(number))
+    kernel.move(HOST_ENDS[1], sandbox_key(1))
+    driver.endpoint_info(network_id(1), endpoint_id(1))
+    return kernel
+
+
+def restart(store: Store, kernel: FakeKernel) -> BridgeDriver:
+    kernel.restart()
+    driver = BridgeDriver(store, kernel)
+    driver.restore()
+    return driver
+
+
+def test_a_restart_changes_nothing_that_is_right(store: Store, kernel: FakeKernel) -> None:
+    before = kernel.state()
+    for _ in range(2):
+        restart(store, kernel)
+        assert kernel.state() == before
+
+
+@pytest.mark.parametrize("name", ["pn-010101010101", "pn-020202020202"])
+def test_a_bridge_that_somebody_removed_comes_back_with_its_ports(
+    store: Store, kernel: FakeKernel, name: str
+) -> None:
+    before = kernel.state()
+    kernel._delete(name)
+    restart(store, kernel)
+    assert kernel.state() == before
+
+
+def test_rules_that_somebody_flushed_come_back(store: Store, kernel: FakeKernel) -> None:
+    before = kernel.state()
+    kernel.rules = None
+    kernel.accepted_marks.clear()
+    restart(store, kernel)
+    assert kernel.state() == before
+
+
+def test_an_awaited_sandbox_is_configured_after_a_restart(store: Store, kernel: FakeKernel) -> None:
+    restart(store, kernel)
+    kernel.arrive(sandbox_key(2), [HOST_ENDS[2]])
+    values = kernel.sandboxes[sandbox_key(2)]
+    assert values[KEEPALIVE] == "600"
+    assert values["net.ipv4.conf.pnce2e2e2e2e2e2.rp_filter"] == "2"
+
+
+def test_a_sandbox_that_came_meanwhile_is_configured(store: Store, kernel: FakeKernel) -> None:
+    kernel.restart()
+    kernel.arrive(sandbox_key(2), [HOST_ENDS[2]])
+    restart(store, kernel)
+    assert kernel.sandboxes[sandbox_key(2)][KEEPALIVE] == "600"
+    kernel.watches.pop(sandbox_key(2))()
+    values = kernel.sandboxes[sandbox_key(2)]
+    assert values["net.ipv4.conf.pnce2e2e2e2e2e2.rp_filter"] == "2"
+
+
+def test_what_the_user_set_survives_a_restart(store: Store, kernel: FakeKernel) -> None:
+    kernel.sandboxes[sandbox_key(1)][KEEPALIVE] = "42"
+    driver = restart(store, kernel)
+    driver.leave(network_id(1), endpoint_id(1))
+    assert kernel.sandboxes[sandbox_key(1)][KEEPALIVE] == "42"
+
+
+def test_a_container_that_died_meanwhile_is_forgotten(store: Store, kernel: FakeKernel) -> None:
+    kernel.die(sandbox_key(1))
+    restart(store, kernel)
+    with store.transaction():
+        assert {each.id for each in store.endpoints()} == {endpoint_id(2), endpoint_id(3)}
+        assert store.sandboxes() == ()
+
+
+def test_after_a_reboot_endpoints_go_and_networks_come_back(
+    store: Store, kernel: FakeKernel
+) -> None:
+    kernel.reboot()
+    driver = restart(store, kernel)
+    assert kernel.links.keys() == {"pn-010101010101", "pn-020202020202"}
+    assert kernel.rules is not None
+    assert len(kernel.rules.elements) == 2
+    with store.transaction():
+        assert store.endpoints() == ()
+        assert store.sandboxes() == ()
+    driver.create_endpoint(new_endpoint(1))
+    driver.join(network_id(1), endpoint_id(1), sandbox_key(9))
+    assert HOST_ENDS[1] in kernel.links
+
+
+def test_orphans_of_ours_go_and_links_of_others_stay(store: Store, kernel: FakeKernel) -> None:
+    before = kernel.state()
+    kernel.add_foreign("pn-999999999999", alias="pynet network 99")
+    kernel.add_foreign("pnh999999999999", "veth", alias="pynet endpoint 9 network 99")
+    kernel.add_foreign("pnh888888888888", "veth")
+    restart(store, kernel)
+    left = kernel.state()
+    assert "pnh888888888888" in left["links"]
+    del left["links"]["pnh888888888888"]
+    assert left == before
+
+
+def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
+    store: Store, kernel: FakeKernel
+) -> None:
+    kernel.reboot()
+    kernel.boot = "first boot"
+    whole = Calls()
+    BridgeDriver(store, counted_kernel(kernel, whole)).restore()
+    assert whole.made.count("FakeKernel.ensure_bridge") == 2
+    for index, call in enumerate(whole.made):
+        if call == "FakeKernel.boot_id":  # without that nothing can be known
+            continue
+        kernel.reboot()
+        kernel.boot = "first boot"
+        faulty = Calls(index, KernelError("injected"))
+        BridgeDriver(store, counted_kernel(kernel, faulty)).restore()
+        missing = {"FakeKernel.ensure_bridge": 1}.get(call, 0)
+        assert len(kernel.links) == 2 - missing, call
+        restart(store, kernel)
+        assert len(kernel.links) == 2, call
+        assert kernel.rules is not None, call
+
+
+def test_without_networks_there_are_no_rules(store: Store) -> None:
+    kernel = FakeKernel()
+    kernel.apply_rules("table inet pynet {}\n")
+    kernel.ensure_forward_accept(1 << 29)
+    restart(store, kernel)
+    assert kernel.rules is None
+    assert not kernel.accepted_marks

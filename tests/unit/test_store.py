@@ -1,0 +1,226 @@
+"""The state file: what goes in comes out, all of it or nothing, and only for root's eyes."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from dataclasses import replace
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver import store as module
+from driver.errors import StoreError
+from driver.model import Attachment, Endpoint, MacAddress, Network, Trace
+from driver.store import FILE_NAME, MIGRATIONS, Store
+from tests.samples import KEEPALIVE, endpoint_id, network, network_id, pool, sandbox_key, sysctl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PLAIN = network(1)
+FULL = network(
+    2,
+    f"{KEEPALIVE}=600",
+    "net.ipv4.tcp_rmem=1\t2 3",
+    pools=(
+        pool("10.2.0.1/24", "LocalDefault"),
+        replace(pool("10.3.0.1/24"), gateway=None),
+        pool("fd00::1/64"),
+        pool("0.0.0.0/0"),
+    ),
+    bridge_name="br0",
+    mtu=9000,
+    ifname_prefix="front",
+    internal=True,
+)
+BARE = Endpoint(endpoint_id(1), network_id(2), None, None, MacAddress("02:42:0a:02:00:02"))
+ENDPOINT = Endpoint(
+    endpoint_id(2),
+    network_id(2),
+    IPv4Interface("10.2.0.2/24"),
+    IPv6Interface("fd00::2/64"),
+    MacAddress("02:42:0a:02:00:03"),
+    sysctls=(sysctl(f"{KEEPALIVE}=300"),),
+    engine_keys=frozenset({"net.ipv4.conf.IFNAME.rp_filter", "net.ipv6.conf.IFNAME.accept_ra"}),
+    attachment=Attachment(sandbox_key(1), configured=True),
+)
+
+
+@pytest.mark.parametrize("each", [PLAIN, FULL], ids=["plain", "full"])
+def test_a_network_comes_back_as_it_was(store: Store, each: Network) -> None:
+    with store.transaction():
+        store.add_network(each, each.gateways[:1])
+    with store.transaction():
+        assert store.find_network(each.id) == each
+        assert store.networks() == (each,)
+        assert store.added_addresses(each.id) == each.gateways[:1]
+
+
+@pytest.mark.parametrize(
+    "each", [BARE, ENDPOINT, BARE.joined(sandbox_key(3)), ENDPOINT.left()], ids=range(4)
+)
+def test_an_endpoint_comes_back_as_it_was(store: Store, each: Endpoint) -> None:
+    with store.transaction():
+        store.add_network(FULL, ())
+        store.put_endpoint(each)
+        store.put_endpoint(each)
+        assert store.find_endpoint(each.id) == each
+        assert store.endpoints() == store.endpoints(FULL.id) == (each,)
+        assert store.endpoints(PLAIN.id) == ()
+
+
+def test_what_is_not_there_is_none(store: Store) -> None:
+    with store.transaction():
+        assert store.find_network(PLAIN.id) is None
+        assert store.find_endpoint(BARE.id) is None
+        assert store.added_addresses(PLAIN.id) == ()
+        assert store.traces(sandbox_key(1)) == {}
+        store.delete_network(PLAIN.id)
+        store.delete_endpoint(BARE.id)
+
+
+def test_endpoints_come_in_the_order_of_their_joins(store: Store) -> None:
+    sandbox = sandbox_key(1)
+    endpoints = [replace(BARE, id=endpoint_id(number)) for number in (3, 1, 2)]
+    with store.transaction():
+        store.add_network(FULL, ())
+        for each in endpoints:
+            store.put_endpoint(each)
+        for each in endpoints:
+            store.put_endpoint(each.joined(sandbox))
+        store.put_endpoint(endpoints[0].joined(sandbox).configured())
+        assert [each.id for each in store.endpoints_in(sandbox)] == [each.id for each in endpoints]
+        store.put_endpoint(endpoints[0])
+        store.put_endpoint(endpoints[0].joined(sandbox))
+        assert [each.id for each in store.endpoints_in(sandbox)][-1] == endpoints[0].id
+
+
+def test_a_networks_end_is_its_endpoints_end(store: Store) -> None:
+    with store.transaction():
+        store.add_network(FULL, ())
+        store.put_endpoint(ENDPOINT)
+        store.delete_network(FULL.id)
+        assert store.endpoints() == ()
+
+
+def test_an_endpoint_needs_its_network(store: Store) -> None:
+    with pytest.raises(StoreError, match="FOREIGN KEY"), store.transaction():
+        store.put_endpoint(BARE)
+
+
+def test_a_trace_keeps_what_was_there_first(store: Store) -> None:
+    sandbox, other = sandbox_key(1), sandbox_key(2)
+    with store.transaction():
+        store.put_traces(sandbox, [Trace(KEEPALIVE, "7200", "600")])
+        store.put_traces(
+            sandbox, [Trace(KEEPALIVE, "600", "900"), Trace("net.core.x", "a\tb", "c")]
+        )
+        store.put_traces(other, [Trace(KEEPALIVE, "7200", "1")])
+        assert store.traces(sandbox)[KEEPALIVE] == Trace(KEEPALIVE, "7200", "900")
+        assert store.sandboxes() == (sandbox, other)
+        store.delete_traces(sandbox, [KEEPALIVE, "net.core.x"])
+        assert store.sandboxes() == (other,)
+
+
+def test_the_boot_is_remembered(store: Store) -> None:
+    with store.transaction():
+        assert store.boot_id() is None
+        for boot in ("one", "two"):
+            store.set_boot_id(boot)
+            assert store.boot_id() == boot
+
+
+def test_a_failed_block_leaves_nothing(store: Store) -> None:
+    with pytest.raises(StoreError, match="UNIQUE"), store.transaction():
+        for _ in range(2):
+            store.add_network(FULL, ())
+    with store.transaction():
+        assert store.networks() == ()
+
+
+def test_blocks_do_not_nest(store: Store) -> None:
+    with (
+        pytest.raises(StoreError, match="within a transaction"),
+        store.transaction(),
+        store.transaction(),
+    ):
+        pytest.fail("nested")
+
+
+def test_state_outlives_the_process(tmp_path: Path) -> None:
+    first = Store(tmp_path)
+    with first.transaction():
+        first.add_network(FULL, ())
+    first.close()
+    second = Store(tmp_path)
+    with second.transaction():
+        assert second.networks() == (FULL,)
+    second.close()
+
+
+def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+    folder = tmp_path / "var" / "pynet"
+    store = Store(folder)
+    with store.transaction():
+        store.set_boot_id("x")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for file in folder.iterdir():
+        assert not file.stat().st_mode & 0o077, file
+    assert len(list(folder.iterdir())) == 3  # the file, its log, the log's index
+    store.close()
+
+
+def test_a_file_of_an_older_version_is_brought_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MIGRATIONS", ())
+    Store(tmp_path).close()
+    monkeypatch.undo()
+    store = Store(tmp_path)
+    assert store._db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+    with store.transaction():
+        store.add_network(FULL, ())
+    store.close()
+    with_one_more = (*MIGRATIONS, "ALTER TABLE network ADD COLUMN added_later TEXT;")
+    monkeypatch.setattr(module, "MIGRATIONS", with_one_more)
+    store = Store(tmp_path)
+    with store.transaction():
+        assert store.networks() == (FULL,)
+    store.close()
+
+
+def test_a_migration_that_fails_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(tmp_path).close()
+    broken = (*MIGRATIONS, "CREATE TABLE half (id TEXT); CREATE NONSENSE;")
+    monkeypatch.setattr(module, "MIGRATIONS", broken)
+    with pytest.raises(StoreError, match="syntax error"):
+        Store(tmp_path)
+    monkeypatch.undo()
+    store = Store(tmp_path)
+    assert not store._db.execute("SELECT * FROM sqlite_master WHERE name = 'half'").fetchall()
+    store.close()
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    db = sqlite3.connect(tmp_path / FILE_NAME)
+    db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    db.close()
+    with pytest.raises(StoreError, match="start the newer pynet"):
+        Store(tmp_path)
+
+
+def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text("this is no database, and it is long enough to be read")
+    with pytest.raises(StoreError, match=r"open the state file in .*: file is not a database"):
+        Store(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=str(tmp_path)):
+        Store(tmp_path / "file" / "state")
