@@ -196,7 +196,7 @@ def _complete_bridge(route: IPRoute, link: Any, bridge: Bridge) -> tuple[IPInter
             done.append(address)
         if not link["flags"] & _IFF_UP:
             route.link("set", index=link["index"], state="up")
-    except NetlinkError:
+    except (NetlinkError, KernelError):
         for address in done:
             _change_address(route, "del", link["index"], address)
         raise
@@ -264,4 +264,9 @@ def _change_address(route: IPRoute, verb: str, index: int, address: IPInterface)
         options["flags"] = _IFA_F_NODAD
     elif verb == "add":
         options["broadcast"] = str(address.network.broadcast_address)
-    route.addr(verb, index=index, **options)
+    try:
+        route.addr(verb, index=index, **options)
+    except NetlinkError as error:
+        raise KernelError(
+            f"{verb} address {address} of a bridge: {os.strerror(error.code)}"
+        ) from error
