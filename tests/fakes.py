@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from driver.model import Bridge, IPInterface, SandboxKey, Sysctl, Veth
     from driver.store import Store
 
+ALIAS_LENGTH = 255  # IFALIASZ less the closing NUL, include/linux/if.h
+IPV6 = 6
 PRISTINE = {
     "net.core.somaxconn": "4096",
     "net.ipv4.conf.lo.rp_filter": "0",
@@ -117,6 +119,7 @@ class FakeKernel:
     # The verbs.
 
     def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
+        _check_alias(bridge.alias)
         link = self.links.get(bridge.name)
         if link is None:
             self.links[bridge.name] = Link(
@@ -129,6 +132,10 @@ class FakeKernel:
             if bridge.must_be_ours or is_our_alias(link.alias):
                 raise Conflict(f"use bridge {bridge.name}: it belongs to somebody else")
         missing = tuple(each for each in bridge.addresses if each not in link.addresses)
+        if {each.ip for each in missing if each.version == IPV6} & {
+            each.ip for each in link.addresses
+        }:
+            raise KernelError("add address: File exists")
         link.addresses += missing
         link.up = True
         return missing
@@ -147,6 +154,7 @@ class FakeKernel:
             raise KernelError(f"create {veth.host_end}: bridge {veth.bridge} is gone")
         if {veth.host_end, veth.sandbox_end} & self.links.keys():
             raise Conflict(f"create {veth.host_end}: the name is taken")
+        _check_alias(veth.alias)
         self.links[veth.host_end] = Link(
             "veth", veth.alias, mtu=veth.mtu, bridge=veth.bridge, peer=veth.sandbox_end
         )
@@ -253,6 +261,11 @@ class FakeKernel:
         self.links.pop(link.peer or "", None)
         for port in self.links.values():
             port.bridge = None if port.bridge == name else port.bridge
+
+
+def _check_alias(alias: str) -> None:
+    if len(alias) > ALIAS_LENGTH:
+        raise KernelError("write an alias: Invalid argument")
 
 
 def _normal(value: str) -> str:

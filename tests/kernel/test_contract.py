@@ -120,6 +120,28 @@ def test_a_pair_without_its_bridge_leaves_nothing(host: Host) -> None:
     assert host.links() == {}
 
 
+def test_a_pair_whose_alias_is_refused_leaves_nothing(host: Host) -> None:
+    host.kernel.ensure_bridge(OURS)
+    before = host.links()
+    with pytest.raises(KernelError):
+        host.kernel.create_veth(replace(veth(), alias="x" * 256))
+    assert host.links() == before
+
+
+def test_a_bridge_that_fails_half_way_leaves_nothing(host: Host) -> None:
+    with pytest.raises(KernelError):
+        host.kernel.ensure_bridge(replace(OURS, alias="x" * 256))
+    assert host.links() == {}
+
+
+def test_somebodys_bridge_that_fails_half_way_is_as_before(host: Host) -> None:
+    host.add_foreign("br0", "bridge", "fd00:1::1/80")
+    before = host.links()
+    with pytest.raises(KernelError, match=r"add address.*: File exists"):
+        host.kernel.ensure_bridge(FOREIGN)
+    assert host.links() == before
+
+
 def test_a_port_comes_back_to_its_bridge(host: Host) -> None:
     assert not host.kernel.ensure_port(veth())
     host.kernel.ensure_bridge(OURS)

@@ -133,9 +133,8 @@ def test_the_boot_is_remembered(store: Store) -> None:
 
 
 def test_a_failed_block_leaves_nothing(store: Store) -> None:
-    with pytest.raises(StoreError, match="UNIQUE"), store.transaction():
-        for _ in range(2):
-            store.add_network(FULL, ())
+    with pytest.raises(ZeroDivisionError), store.transaction():
+        1 // (store.add_network(FULL, ()) or 0)  # type: ignore[func-returns-value]
     with store.transaction():
         assert store.networks() == ()
 

@@ -1,0 +1,152 @@
+"""Whose values a sandbox has, from the first join to the last leave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver.model import host_end_name
+from tests.samples import (
+    KEEPALIVE,
+    SOMAXCONN,
+    endpoint_id,
+    network,
+    network_id,
+    new_endpoint,
+    sandbox_key,
+)
+
+if TYPE_CHECKING:
+    from driver.bridge import BridgeDriver
+    from driver.store import Store
+    from tests.fakes import FakeKernel
+
+SANDBOX = sandbox_key(1)
+
+
+def add(
+    driver: BridgeDriver, number: int, *network_wants: str, wants: tuple[str, ...] = ()
+) -> None:
+    """Make a network and an endpoint of it."""
+    driver.create_network(network(number, *network_wants))
+    driver.create_endpoint(new_endpoint(number, number, *wants))
+
+
+def join(driver: BridgeDriver, *numbers: int) -> None:
+    for number in numbers:
+        driver.join(network_id(number), endpoint_id(number), SANDBOX)
+
+
+def leave(driver: BridgeDriver, number: int) -> None:
+    driver.leave(network_id(number), endpoint_id(number))
+
+
+@pytest.fixture
+def contested(driver: BridgeDriver) -> BridgeDriver:
+    """Lend a driver with two networks that ask for different values."""
+    add(driver, 1, f"{KEEPALIVE}=600")
+    add(driver, 2, f"{KEEPALIVE}=900", f"{SOMAXCONN}=128")
+    return driver
+
+
+def values(kernel: FakeKernel) -> tuple[str, str]:
+    return kernel.sandboxes[SANDBOX][KEEPALIVE], kernel.sandboxes[SANDBOX][SOMAXCONN]
+
+
+@pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "20.10 to 27"])
+def test_an_endpoints_value_is_over_its_networks(
+    driver: BridgeDriver, kernel: FakeKernel, *, sandbox_first: bool
+) -> None:
+    add(driver, 1, f"{KEEPALIVE}=600", f"{SOMAXCONN}=128", wants=(f"{KEEPALIVE}=300",))
+    if sandbox_first:
+        kernel.add_sandbox(SANDBOX)
+    join(driver, 1)
+    if not sandbox_first:
+        kernel.arrive(SANDBOX)
+    assert values(kernel) == ("300", "128")
+    leave(driver, 1)
+    assert values(kernel) == ("7200", "4096")
+
+
+@pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "20.10 to 27"])
+@pytest.mark.parametrize(
+    ("leaves", "expected"), [(1, ("900", "128")), (2, ("600", "4096"))], ids=["earlier", "later"]
+)
+def test_the_later_join_wins_and_who_stays_gets_its_value(
+    contested: BridgeDriver,
+    kernel: FakeKernel,
+    store: Store,
+    leaves: int,
+    expected: tuple[str, str],
+    *,
+    sandbox_first: bool,
+) -> None:
+    if sandbox_first:
+        kernel.add_sandbox(SANDBOX)
+    join(contested, 1, 2)
+    if not sandbox_first:
+        kernel.arrive(SANDBOX)
+    assert values(kernel) == ("900", "128")
+    leave(contested, leaves)
+    assert values(kernel) == expected
+    leave(contested, 3 - leaves)
+    assert values(kernel) == ("7200", "4096")
+    with store.transaction():
+        assert store.sandboxes() == ()
+
+
+def test_a_contest_is_in_the_log(
+    contested: BridgeDriver, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel.add_sandbox(SANDBOX)
+    join(contested, 1, 2)
+    assert f"{KEEPALIVE}=900" in caplog.text
+    assert SOMAXCONN not in caplog.text
+
+
+def test_what_the_user_set_is_neither_written_nor_put_back(
+    contested: BridgeDriver, kernel: FakeKernel
+) -> None:
+    kernel.add_sandbox(SANDBOX, **{KEEPALIVE: "42"})
+    join(contested, 1, 2)
+    assert values(kernel) == ("42", "128")
+    for number in (1, 2):
+        leave(contested, number)
+    assert values(kernel) == ("42", "4096")
+
+
+def test_a_host_that_changed_what_namespaces_copy_is_noticed(
+    contested: BridgeDriver, kernel: FakeKernel
+) -> None:
+    kernel.pristine[KEEPALIVE] = "7000"
+    kernel.add_sandbox(SANDBOX)
+    join(contested, 1)
+    assert values(kernel)[0] == "600"
+
+
+def test_who_left_before_the_sandbox_came_has_no_say(
+    contested: BridgeDriver, kernel: FakeKernel
+) -> None:
+    join(contested, 1, 2)
+    leave(contested, 2)
+    kernel.arrive(SANDBOX)
+    assert values(kernel) == ("600", "4096")
+
+
+def test_an_interface_that_arrives_is_configured_once(
+    driver: BridgeDriver, kernel: FakeKernel, store: Store
+) -> None:
+    add(driver, 1, "net.ipv4.conf.IFNAME.rp_filter=2")
+    join(driver, 1)
+    kernel.arrive(SANDBOX, [host_end_name(endpoint_id(1))])
+    key = "net.ipv4.conf.pnce1e1e1e1e1e1.rp_filter"
+    assert kernel.sandboxes[SANDBOX][key] == "2"
+    with store.transaction():
+        known = store.find_endpoint(endpoint_id(1))
+    assert known is not None
+    assert known.attachment is not None
+    assert known.attachment.configured
+    kernel.sandboxes[SANDBOX][key] = "1"
+    driver.endpoint_info(network_id(1), endpoint_id(1))
+    assert kernel.sandboxes[SANDBOX][key] == "1"
