@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from driver.bridge import BridgeDriver
 from driver.store import Store
@@ -13,6 +14,10 @@ from tests.fakes import FakeKernel
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+# Nothing is written into the tree, which may be somebody else's, and a busy machine may be slow.
+settings.register_profile("pynet", database=None, deadline=None)
+settings.load_profile("pynet")
 
 
 @pytest.fixture

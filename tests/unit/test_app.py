@@ -260,8 +260,6 @@ BODIES |= dict.fromkeys(BODILESS, JSON)
 
 @settings(
     max_examples=80,
-    deadline=None,
-    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data(), method=st.sampled_from(sorted(BODIES)))
