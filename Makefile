@@ -45,7 +45,6 @@ soak: $(STAMP) system  ## Run the long repetitions in full (root)
 	PYNET_SOAK=1 $(PYTHON) -m pytest tests/engine -m soak -s
 
 demo: $(STAMP) system  ## Show the main job on a private engine (root)
-	@$(PYTHON) -m tests.engine.rootfs forky >/dev/null
 	@$(PYTHON) -m tests.engine.demo
 
 install:  ## Install or upgrade the driver as a systemd service of this machine (root)

@@ -98,3 +98,11 @@ def test_without_systemd_it_says_so_and_does_nothing() -> None:
     assert done.returncode == 1
     assert "systemd does not run here" in done.stderr
     assert done.stdout == ""
+
+
+def test_the_service_sees_the_machines_mounts() -> None:
+    """A mount namespace of its own would hide Docker's where / is not shared."""
+    text = (PACKAGING / "pynet.service").read_text()
+    names = {line.partition("=")[0] for line in text.splitlines() if not line.startswith("#")}
+    prefixes = ("Protect", "Private", "Bind", "Inaccessible", "Temporary", "Mount", "Root")
+    assert [name for name in names if name.startswith((*prefixes, "ReadOnly", "ReadWrite"))] == []
