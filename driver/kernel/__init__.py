@@ -41,7 +41,7 @@ class Kernel(Protocol):
         """Have these links of ours deleted soon, without waiting: it costs 15 to 30 ms each."""
 
     def list_links(self) -> Mapping[str, str]:
-        """Return name and alias of every link that carries an alias of ours."""
+        """Return name and alias of every link of ours, half-made ones of a crash included."""
 
     def apply_rules(self, text: str) -> None:
         """Give nft text to the kernel, as one transaction."""

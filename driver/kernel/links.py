@@ -31,6 +31,12 @@ _IFF_UP = 1  # include/uapi/linux/if.h
 _IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h
 _RTMGRP_LINK = 1  # include/uapi/linux/rtnetlink.h
 
+# The kernel takes an alias only from RTM_SETLINK (do_setlink(), rtnetlink.c), so a link has a
+# moment without one, and we may be killed in it. It takes a group with RTM_NEWLINK: this one,
+# "pnet", tells what we had begun to make. It goes when the alias comes.
+_HALF_MADE = 0x706E6574
+_NO_GROUP = 0
+
 
 @contextmanager
 def _route(attempt: str) -> Iterator[IPRoute]:
@@ -48,6 +54,9 @@ def ensure_bridge(bridge: Bridge) -> tuple[IPInterface, ...]:
     """Make the bridge or use the one there is; return the addresses that it did not have."""
     with _route(f"create bridge {bridge.name}") as route:
         link = _find(route, bridge.name)
+        if link is not None and _is_half_made(link):
+            _delete(route, link["index"])
+            link = None
         if link is None:
             _create_bridge(route, bridge)
             return bridge.addresses
@@ -82,11 +91,11 @@ def create_veth(veth: Veth) -> None:
             mtu=veth.mtu,
             master=bridge["index"],
             state="up",
+            group=_HALF_MADE,
             peer={"ifname": veth.sandbox_end, "address": veth.mac, "mtu": veth.mtu},
         )
         try:
-            # The kernel takes an alias only from RTM_SETLINK (do_setlink(), rtnetlink.c).
-            route.link("set", ifname=veth.host_end, ifalias=veth.alias)
+            route.link("set", ifname=veth.host_end, ifalias=veth.alias, group=_NO_GROUP)
         except NetlinkError:
             route.link("del", ifname=veth.host_end)
             raise
@@ -105,22 +114,22 @@ def ensure_port(veth: Veth) -> bool:
 
 
 def delete_links(names: Iterable[str]) -> None:
-    """Delete the named links that carry an alias of ours; absence is success."""
+    """Delete the named links that are ours; absence is success."""
     for name in names:
         with _route(f"delete {name}") as route:
             link = _find(route, name)
-            if link is not None and is_our_alias(link.get_attr("IFLA_IFALIAS") or ""):
+            if link is not None and _is_ours(link):
                 _delete(route, link["index"])
 
 
 def list_links() -> dict[str, str]:
-    """Return name and alias of every link that carries an alias of ours."""
+    """Return name and alias of every link of ours; one that was only begun has no alias."""
     with _route("list the interfaces") as route:
-        links = {
+        return {
             link.get_attr("IFLA_IFNAME"): link.get_attr("IFLA_IFALIAS") or ""
             for link in route.get_links()
+            if _is_ours(link)
         }
-    return {name: alias for name, alias in links.items() if is_our_alias(alias)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +181,17 @@ def await_up(index: int, timeout: float) -> str | None:
 def _create_bridge(route: IPRoute, bridge: Bridge) -> None:
     # An explicit MAC stays; otherwise a bridge takes the lowest of its ports' and changes it.
     route.link(
-        "add", ifname=bridge.name, kind="bridge", address=bridge.mac, mtu=bridge.mtu, state="up"
+        "add",
+        ifname=bridge.name,
+        kind="bridge",
+        address=bridge.mac,
+        mtu=bridge.mtu,
+        state="up",
+        group=_HALF_MADE,
     )
     try:
         index = _index(route, bridge.name)
-        route.link("set", index=index, ifalias=bridge.alias)
+        route.link("set", index=index, ifalias=bridge.alias, group=_NO_GROUP)
         # A router advertisement from a container must not configure the host.
         sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", bridge.name)
         for address in bridge.addresses:
@@ -214,6 +229,15 @@ def _check_usable(link: Any, bridge: Bridge) -> None:
         raise Conflict(f"create bridge {bridge.name}: somebody else has a bridge of that name")
     if is_our_alias(alias):
         raise Conflict(f"use bridge {bridge.name}: it belongs to {alias.removeprefix('pynet ')}")
+
+
+def _is_ours(link: Any) -> bool:
+    alias = link.get_attr("IFLA_IFALIAS") or ""
+    return is_our_alias(alias) or _is_half_made(link)
+
+
+def _is_half_made(link: Any) -> bool:
+    return bool(link.get_attr("IFLA_GROUP") == _HALF_MADE)
 
 
 def _find(route: IPRoute, name: str) -> Any | None:
