@@ -141,12 +141,15 @@ class Sandboxes:
         be making links under the lock.
         """
         written = self._write(sandbox, wanted, {})
-        with self._lock, self._store.transaction():
-            if self._store.endpoints_in(sandbox):
-                self._store.put_traces(sandbox, written)
-        for endpoint, sysctls in interfaces.items():
-            host_end = host_end_name(endpoint.id)
-            self._kernel.await_interface_sysctls(sandbox, host_end, sysctls)
+        try:
+            for endpoint, sysctls in interfaces.items():
+                host_end = host_end_name(endpoint.id)
+                self._kernel.await_interface_sysctls(sandbox, host_end, sysctls)
+        finally:
+            with self._lock, self._store.transaction():
+                if self._store.endpoints_in(sandbox):
+                    self._store.put_traces(sandbox, written)
+        for endpoint in interfaces:
             self._mark_configured(endpoint)
 
     def _renew_watch(self, sandbox: SandboxKey) -> None:
