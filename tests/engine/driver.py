@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from tests.engine.engine import Engine
 
 REPOSITORY = Path(__file__).parents[2]
-SOCKET = "run/docker/plugins/pynet.sock"
+SOCKET = "/run/docker/plugins/pynet.sock"
 
 
 class Driver:
     """A driver process in an engine's namespaces, outside its chroot."""
 
     def __init__(self, engine: Engine, env: Mapping[str, str] | None = None) -> None:
-        self.socket = engine.outside / SOCKET
         self.env = dict(env or {})
+        self.socket = engine.outside / self.env.get("PYNET_SOCKET", SOCKET).lstrip("/")
         self._log = engine.folder / "driver.log"
         with self._log.open("ab") as log:
             self._command = engine.popen(

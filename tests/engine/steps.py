@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tests.engine.driver import Driver
     from tests.engine.engine import Engine
 
 IPV4 = "10.77.0.0/24"
@@ -56,6 +57,14 @@ def can_ping(engine: Engine, container: str, target: str) -> bool:
     """Tell whether a container reaches an address within two seconds."""
     done = engine.docker("exec", container, "ping", "-c1", "-w2", target, check=False)
     return done.returncode == 0
+
+
+def revive_driver(engine: Engine) -> Driver:
+    """Kill the driver, if it runs, and start it again with the same settings."""
+    env = engine.driver.env if engine.driver else {}
+    if engine.driver and engine.driver.running:
+        engine.driver.kill()
+    return engine.start_driver(env=env)
 
 
 def proc_path(key: str) -> str:
