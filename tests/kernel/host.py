@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections import Counter
+from contextlib import suppress
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -159,8 +160,11 @@ def unmount_namespace(path: str) -> None:
 
 def descriptors() -> Counter[str]:
     """Return how many open files of each kind the process has."""
-    links = [entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
-    return Counter(str(link.readlink()).partition(":")[0] for link in links)
+    kinds: Counter[str] = Counter()
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # another thread has closed it meanwhile
+            kinds[str(entry.readlink()).partition(":")[0]] += 1
+    return kinds
 
 
 def parse(addresses: Iterable[str]) -> tuple[IPInterface, ...]:
