@@ -88,19 +88,10 @@ def test_with_live_restore(engine: Engine, end: Callable[[Engine], None]) -> Non
 def test_without_live_restore(engine: Engine, end: Callable[[Engine], None]) -> None:
     start_containers(engine)
     end(engine)
+    revive_driver(engine)  # both are gone at once
     engine.start_dockerd()
     assert engine.client.containers.get("lasting").status == "running"
     assert engine.client.containers.get("fixed").status == "exited"
-    engine.docker("start", "fixed")
-    works(engine)
-    everything_goes_on(engine)
-
-
-def test_killed_together_with_the_driver(engine: Engine) -> None:
-    start_containers(engine)
-    engine.kill_dockerd()
-    revive_driver(engine)
-    engine.start_dockerd()
     engine.docker("start", "fixed")
     works(engine)
     everything_goes_on(engine)

@@ -78,25 +78,19 @@ def life(engine: Engine) -> Iterator[None]:
     engine.docker("network", "rm", "back", "side")
 
 
-def test_killed_between_the_steps_of_a_containers_life(engine: Engine) -> None:
-    for _ in life(engine):
-        revive_driver(engine)
-    await_nothing_left(engine)
-
-
-def test_killed_before_every_call_of_docker(engine: Engine) -> None:
-    calls = []
+def test_killed_between_steps_and_before_every_call_of_docker(engine: Engine) -> None:
+    calls = [""]
 
     def kill_first(call: str, forward: Forward) -> tuple[int, bytes]:
+        if call != calls[-1]:  # Docker asks for an endpoint's state three times in a row
+            revive_driver(engine)
         calls.append(call)
-        revive_driver(engine)
         return forward()
 
     with intercepted(engine, kill_first):
         for _ in life(engine):
-            pass
+            revive_driver(engine)
         await_nothing_left(engine)
-    print(f"\n{engine.version}: killed before each of {len(calls)} calls")
     assert {"CreateNetwork", "CreateEndpoint", "Join", "Leave", "DeleteEndpoint"} <= set(calls)
 
 
@@ -133,11 +127,8 @@ CUTS = (
     (STARTING, "CreateEndpoint", True),
     (STARTING, "Join", True),
     (STARTING, "Join", False),
-    (STARTING, "ProgramExternalConnectivity", True),
     (STARTING, "EndpointOperInfo", True),
-    (STOPPING, "Leave", True),
     (STOPPING, "Leave", False),
-    (STOPPING, "DeleteEndpoint", True),
     (STOPPING, "DeleteEndpoint", False),
 )
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.engine.rootfs import SUITES
 from tests.engine.steps import (
     KEEPALIVE,
@@ -84,16 +82,15 @@ def test_parameters_of_several_kinds_are_there_before_the_first_process(engine: 
     assert seen == list(wanted.values())
 
 
-@pytest.mark.parametrize("spelling", ["IFNAME", "ifname", "IfName"])
-def test_parameters_of_the_interface(engine: Engine, spelling: str) -> None:
-    create_network(
-        engine,
-        "back",
-        *sysctl_options({ARP_NOTIFY.format(spelling): "1"}),
-        *("-o", "com.docker.network.container_iface_prefix=lan"),
-    )
-    assert first_value(engine, "back", ARP_NOTIFY.format("lan0")) == "1"
-    assert first_value(engine, "back", ARP_NOTIFY.format("lo")) == "0"
+def test_parameters_of_the_interface(engine: Engine) -> None:
+    key = "net.ipv4.conf.{}.{}"
+    wanted = {"IFNAME": "arp_notify", "ifname": "arp_accept", "IfName": "arp_announce"}
+    options = sysctl_options({key.format(*pair): "1" for pair in wanted.items()})
+    prefix = ("-o", "com.docker.network.container_iface_prefix=lan")
+    create_network(engine, "back", *options, *prefix)
+    for name, value in (("lan0", "1"), ("lo", "0")):
+        files = [proc_path(key.format(name, parameter)) for parameter in wanted.values()]
+        assert run_once(engine, "back", "cat", *files).split() == [value] * len(wanted)
 
 
 def test_parameters_of_an_interface_that_is_connected_later(engine: Engine) -> None:
