@@ -4,7 +4,7 @@ VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 PIP     := $(PYTHON) -m pip --quiet --disable-pip-version-check
 STAMP   := $(VENV)/.installed
-SYSTEM  := libnftables1 nftables iptables iproute2 mmdebstrap conntrack tcpdump systemd
+SYSTEM  := libnftables1 nftables iptables iproute2 mmdebstrap conntrack procps tcpdump systemd
 
 .PHONY: help venv system test lint test-unit test-packaging test-kernel test-engine fix demo soak
 .PHONY: install uninstall clean
