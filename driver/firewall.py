@@ -1,71 +1,356 @@
-"""Render pynet's nftables table as text: values in, text out; never talks to the kernel.
+"""Render pynet's nftables tables as text: values in, text out; never talks to the kernel.
 
-The chains are constant. What grows with networks are set elements, so that a packet's lookup and
-an update cost the same for one network and for a hundred. Every value that reaches the text is
-typed and validated (interface names by `driver.options`), never a string that somebody else wrote.
+The chains are constant. What grows with networks, endpoints and ports are set and map elements, so
+that a packet's lookup and an update cost the same for one and for thousands. Every value that
+reaches the text is typed and validated (addresses are `ipaddress` objects, ports are integers,
+interface names have passed `driver.options`), never a string that somebody else wrote.
 """
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from driver.model import short
+from driver.model import GatewayMode, host_end_name, short
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    from driver.model import Network
+    from driver.model import Endpoint, IPAddress, Network, PortBinding
 
 TABLE = "inet pynet"
+BRIDGE_TABLE = "bridge pynet"
 
-# One bit of the packet mark says "pynet's own chain has accepted this packet". Docker sets the
-# iptables FORWARD policy to DROP, and a packet has to pass every base chain of the hook, so an
-# accept in our table is not enough; a rule in Docker's chain lets through what carries the bit.
-# The bit is none of those that Kubernetes (0x4000, 0x8000), Tailscale (0xff0000) or swarm's
-# small numbers use, and it is gone when the packet enters another namespace (skb_scrub_packet()).
+# Bits of the packet mark: none of those that Kubernetes (0x4000, 0x8000), Tailscale (0xff0000) or
+# swarm's small numbers use. They are gone when a packet enters a sandbox (skb_scrub_packet()).
+#
+# Docker sets the iptables FORWARD policy to DROP, and a packet has to pass every base chain of the
+# hook, so an accept in our table is not enough; rules in Docker's chains let through what carries
+# the mark. ACCEPTED is let through before Docker's own rules. DEFERRED is let through after them:
+# it goes to a bridge that is not ours, whose isolation is Docker's to judge.
 ACCEPTED_MARK = 0x20000000
+DEFERRED_MARK = 0x10000000
+# Translated to another container of the same bridge: passes between closed ports.
+TRANSLATED_MARK = 0x40000000
+# From the host's ::1 to a published port: takes the way through the loopback pair.
+LOOPBACK_MARK = 0x08000000
+
+# The host reaches published ports by ::1 over a veth pair of its own, both ends in the host: the
+# kernel takes a reply to ::1 only from an interface that has ::1 as a local address, and behind
+# br_netfilter a bridge hands it over too early (ip6_rcv_core()). RFC 9780 gives the address.
+LOOPBACK_OUT = "pnlo-out"
+LOOPBACK_IN = "pnlo-in"
+LOOPBACK_SOURCE = IPv6Address("100:0:0:1::8")
+LOOPBACK_TABLE = 7064
 
 _BASE = f"""\
 table {TABLE} {{
-\tcomment "pynet, the Docker network driver; rebuilt from its state file at every start"
+	comment "pynet, the Docker network driver; rebuilt from its state file at every start"
 
-\tset same_bridge {{
-\t\ttypeof iifname . oifname
-\t\tcomment "bridges whose containers may talk to each other"
-\t}}
+	set bridges {{
+		typeof iifname
+		comment "the bridge of every network"
+	}}
+	set same_bridge {{
+		typeof iifname . oifname
+		comment "bridges whose containers may talk to each other"
+	}}
+	set no_icc {{
+		typeof iifname
+		comment "bridges whose containers reach each other by published ports only"
+	}}
+	set internal {{
+		typeof iifname
+		comment "bridges with no way in or out"
+	}}
+	set unprotected {{
+		typeof oifname . meta nfproto
+		comment "bridges whose container addresses are open to everybody"
+	}}
+	set routed {{
+		typeof oifname . meta nfproto
+		comment "bridges whose published ports are reached by the container's own address"
+	}}
+	set trusted {{
+		typeof iifname . oifname
+		comment "host interfaces that may reach published ports by the container's own address"
+	}}
+	set home4 {{
+		typeof ip saddr . oifname
+		flags interval
+		comment "a network's subnet and its own bridge: traffic that stays at home"
+	}}
+	set home6 {{
+		typeof ip6 saddr . oifname
+		flags interval
+		comment "a network's subnet and its own bridge: traffic that stays at home"
+	}}
+	set masquerade4 {{
+		typeof ip saddr
+		flags interval
+		comment "subnets that leave with the address of the interface they leave by"
+	}}
+	set masquerade6 {{
+		typeof ip6 saddr
+		flags interval
+		comment "subnets that leave with the address of the interface they leave by"
+	}}
+	map source4 {{
+		typeof ip saddr : ip saddr
+		flags interval
+		comment "subnets that leave with an address of the operator's choice"
+	}}
+	map source6 {{
+		typeof ip6 saddr : ip6 saddr
+		flags interval
+		comment "subnets that leave with an address of the operator's choice"
+	}}
+	map published4 {{
+		typeof ip daddr . meta l4proto . th dport : ip daddr . th dport
+		comment "ports published on one address of the host"
+	}}
+	map published6 {{
+		typeof ip6 daddr . meta l4proto . th dport : ip6 daddr . th dport
+		comment "ports published on one address of the host"
+	}}
+	map everywhere4 {{
+		typeof meta l4proto . th dport : ip daddr . th dport
+		comment "ports published on all addresses of the host"
+	}}
+	map everywhere6 {{
+		typeof meta l4proto . th dport : ip6 daddr . th dport
+		comment "ports published on all addresses of the host"
+	}}
+	set loopback6 {{
+		typeof meta l4proto . th dport
+		comment "ports that the host reaches by ::1"
+	}}
+	set open4 {{
+		typeof ip daddr . meta l4proto . th dport
+		comment "published container ports, for whoever may use the container's own address"
+	}}
+	set open6 {{
+		typeof ip6 daddr . meta l4proto . th dport
+		comment "published container ports, for whoever may use the container's own address"
+	}}
 
-\tchain forward {{
-\t\ttype filter hook forward priority filter - 10; policy accept;
-\t\tiifname . oifname @same_bridge meta mark set meta mark | {ACCEPTED_MARK:#x} accept
-\t}}
+	chain guard {{
+		type filter hook prerouting priority raw; policy accept;
+		iifname @bridges ip daddr 127.0.0.0/8 drop
+		iifname "{LOOPBACK_IN}" meta mark set 0 ct original zone set {LOOPBACK_TABLE}
+	}}
+	chain prerouting {{
+		type nat hook prerouting priority dstnat - 5; policy accept;
+		ip daddr 127.0.0.0/8 return
+		goto translate
+	}}
+	chain mark_translated {{
+		type filter hook prerouting priority dstnat + 5; policy accept;
+		iifname @no_icc ct status dnat meta mark set meta mark | {TRANSLATED_MARK:#x}
+	}}
+	chain route_loopback {{
+		type route hook output priority mangle; policy accept;
+		ip6 daddr ::1 meta l4proto . th dport @loopback6 \
+meta mark set meta mark | {LOOPBACK_MARK:#x}
+	}}
+	chain output {{
+		type nat hook output priority -105; policy accept;
+		goto translate
+	}}
+	chain translate {{
+		dnat ip to ip daddr . meta l4proto . th dport map @published4
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @published6
+		meta nfproto ipv4 fib daddr type local dnat ip to meta l4proto . th dport map @everywhere4
+		meta nfproto ipv6 fib daddr type local dnat ip6 to meta l4proto . th dport map @everywhere6
+	}}
+	chain postrouting {{
+		type nat hook postrouting priority srcnat - 5; policy accept;
+		oifname "{LOOPBACK_OUT}" snat ip6 to {LOOPBACK_SOURCE}
+		oifname @bridges ip saddr 127.0.0.0/8 masquerade
+		oifname @bridges ip6 saddr {LOOPBACK_SOURCE} masquerade
+		ip saddr . oifname @home4 goto hairpin
+		ip6 saddr . oifname @home6 goto hairpin
+		snat ip to ip saddr map @source4
+		snat ip6 to ip6 saddr map @source6
+		ip saddr @masquerade4 masquerade
+		ip6 saddr @masquerade6 masquerade
+	}}
+	chain hairpin {{
+		ct status dnat masquerade
+	}}
+	chain forward {{
+		type filter hook forward priority filter - 10; policy accept;
+		iifname != @bridges oifname != @bridges accept
+		iifname . oifname @same_bridge goto accepted
+		iifname @internal drop
+		oifname @internal drop
+		ct state established,related goto accepted
+		oifname @bridges ct status dnat goto accepted
+		oifname @bridges goto inbound
+		meta oifkind "bridge" goto deferred
+		goto accepted
+	}}
+	chain inbound {{
+		oifname . meta nfproto @unprotected goto accepted
+		oifname . meta nfproto @routed meta l4proto {{ icmp, ipv6-icmp }} goto accepted
+		oifname . meta nfproto @routed goto open
+		iifname . oifname @trusted goto open
+		drop
+	}}
+	chain open {{
+		ip daddr . meta l4proto . th dport @open4 goto accepted
+		ip6 daddr . meta l4proto . th dport @open6 goto accepted
+		drop
+	}}
+	chain accepted {{
+		meta mark set meta mark | {ACCEPTED_MARK:#x} accept
+	}}
+	chain deferred {{
+		meta mark set meta mark | {DEFERRED_MARK:#x} accept
+	}}
+}}
+table {BRIDGE_TABLE} {{
+	set closed {{
+		typeof iifname
+		comment "host ends of containers that reach each other by published ports only"
+	}}
+	chain forward {{
+		type filter hook forward priority filter - 10; policy accept;
+		iifname @closed oifname @closed ether type {{ ip, ip6 }} \
+meta mark & {TRANSLATED_MARK:#x} == 0 drop
+	}}
 }}
 """
 
 
-def render_ruleset(networks: Iterable[Network]) -> str:
-    """Return the whole table for these networks, replacing what is there in one transaction."""
-    elements = "".join(render_network(network) for network in networks)
-    return f"{render_no_ruleset()}{_BASE}{elements}"
+def render_ruleset(networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> str:
+    """Return all of it for these networks and their endpoints, replacing what is there.
+
+    One transaction, whatever was there before.
+    """
+    by_id = {network.id: network for network in networks}
+    elements = [render_network(network) for network in by_id.values()]
+    for endpoint in endpoints:
+        if endpoint.attachment is not None:
+            elements.append(render_join(endpoint, by_id[endpoint.network_id]))
+        elements.append(render_bindings(endpoint.id, endpoint.bindings))
+    return f"{render_no_ruleset()}{_BASE}{''.join(elements)}"
 
 
 def render_no_ruleset() -> str:
-    """Return the text that removes the table, whether it exists or not."""
-    return f"table {TABLE} {{}}\ndelete table {TABLE}\n"
+    """Return the text that removes the tables, whether they exist or not."""
+    return "".join(f"table {table} {{}}\ndelete table {table}\n" for table in (TABLE, BRIDGE_TABLE))
 
 
 def render_network(network: Network) -> str:
-    """Return the elements that a network adds to the table's sets."""
-    return f"add element {TABLE} same_bridge {{ {_bridge_pair(network)} {_comment(network)} }}\n"
+    """Return the elements that a network adds."""
+    return _add(_network_elements(network), f"network {short(network.id)}")
 
 
 def render_no_network(network: Network) -> str:
     """Return the text that takes the network's elements out again."""
-    return f"delete element {TABLE} same_bridge {{ {_bridge_pair(network)} }}\n"
+    return _delete(_network_elements(network))
 
 
-def _bridge_pair(network: Network) -> str:
-    return f'"{network.bridge_name}" . "{network.bridge_name}"'
+def render_join(endpoint: Endpoint, network: Network) -> str:
+    """Return the elements that an endpoint adds when it joins; most add none."""
+    return _add(_join_elements(endpoint, network), f"endpoint {short(endpoint.id)}")
 
 
-def _comment(network: Network) -> str:
-    return f'comment "network {short(network.id)}"'
+def render_leave(endpoint: Endpoint, network: Network) -> str:
+    """Return the text that takes them out again."""
+    return _delete(_join_elements(endpoint, network))
+
+
+def render_bindings(endpoint_id: str, bindings: Iterable[PortBinding]) -> str:
+    """Return the elements that publish an endpoint's ports."""
+    return _add(_binding_elements(bindings), f"endpoint {short(endpoint_id)}")
+
+
+def render_no_bindings(bindings: Iterable[PortBinding]) -> str:
+    """Return the text that takes them out again."""
+    return _delete(_binding_elements(bindings))
+
+
+# An element is the name of its set or map with table, the key, and a map's value or "".
+_Element = tuple[str, str, str]
+
+
+def _network_elements(network: Network) -> Iterator[_Element]:
+    bridge = _quote(network.bridge_name)
+    options = network.options
+    yield f"{TABLE} bridges", bridge, ""
+    if options.icc:
+        yield f"{TABLE} same_bridge", f"{bridge} . {bridge}", ""
+    else:
+        yield f"{TABLE} no_icc", bridge, ""
+    if options.internal:
+        yield f"{TABLE} internal", bridge, ""
+    for interface in options.trusted_host_interfaces:
+        yield f"{TABLE} trusted", f"{_quote(interface)} . {bridge}", ""
+    for version in (4, 6):
+        if network.has_family(version):
+            yield from _family_elements(network, version)
+
+
+def _family_elements(network: Network, version: int) -> Iterator[_Element]:
+    bridge, mode = _quote(network.bridge_name), network.options.gateway_mode(version)
+    if mode is GatewayMode.NAT_UNPROTECTED:
+        yield f"{TABLE} unprotected", f"{bridge} . ipv{version}", ""
+    if mode is GatewayMode.ROUTED:
+        yield f"{TABLE} routed", f"{bridge} . ipv{version}", ""
+    source = network.options.source_address(version)
+    for pool in network.pools:
+        if pool.subnet.version != version:
+            continue
+        yield f"{TABLE} home{version}", f"{pool.subnet} . {bridge}", ""
+        if network.options.masquerade and network.forwards(version) and mode.translates:
+            if source is None:
+                yield f"{TABLE} masquerade{version}", str(pool.subnet), ""
+            else:
+                yield f"{TABLE} source{version}", str(pool.subnet), str(source)
+
+
+def _join_elements(endpoint: Endpoint, network: Network) -> Iterator[_Element]:
+    if not network.options.icc:
+        yield f"{BRIDGE_TABLE} closed", _quote(host_end_name(endpoint.id)), ""
+
+
+def _binding_elements(bindings: Iterable[PortBinding]) -> Iterator[_Element]:
+    opened = set()
+    for binding in bindings:
+        version = binding.container_ip.version
+        protocol = str(binding.protocol)
+        target = f"{binding.container_ip} . {binding.container_port}"
+        opening = f"{binding.container_ip} . {protocol} . {binding.container_port}"
+        if opening not in opened:  # one container port can be published more than once
+            opened.add(opening)
+            yield f"{TABLE} open{version}", opening, ""
+        if binding.host is None:
+            continue
+        place = f"{protocol} . {binding.host.port}"
+        if binding.host.ip.is_unspecified:
+            yield f"{TABLE} everywhere{version}", place, target
+        else:
+            yield f"{TABLE} published{version}", f"{binding.host.ip} . {place}", target
+        if _is_on_loopback6(binding.host.ip):
+            yield f"{TABLE} loopback6", place, ""
+
+
+def _is_on_loopback6(ip: IPAddress) -> bool:
+    return isinstance(ip, IPv6Address) and (ip.is_unspecified or ip.is_loopback)
+
+
+def _add(elements: Iterable[_Element], comment: str) -> str:
+    return "".join(
+        f'add element {name} {{ {key} comment "{comment}"{f" : {value}" if value else ""} }}\n'
+        for name, key, value in elements
+    )
+
+
+def _delete(elements: Iterable[_Element]) -> str:
+    return "".join(f"delete element {name} {{ {key} }}\n" for name, key, _ in elements)
+
+
+def _quote(ifname: str) -> str:
+    return f'"{ifname}"'

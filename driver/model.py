@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -109,12 +110,16 @@ class Trace:
 class Pool:
     """One subnet of a network, the gateway address in it, and who gave it out.
 
+    `default_gateway` is where containers send what leaves, if that is not the bridge (the aux
+    addresses DefaultGatewayIPv4 and DefaultGatewayIPv6).
+
     Within one address space Docker's address management never hands out overlapping pools.
     """
 
     subnet: IPNetwork
     gateway: IPInterface | None
     address_space: str = ""
+    default_gateway: IPAddress | None = None
 
     def overlaps(self, other: Pool) -> bool:
         """Tell whether the two subnets share an address.
@@ -129,6 +134,77 @@ class Pool:
         )
 
 
+class GatewayMode(StrEnum):
+    """How a network's containers and the rest of the world reach each other, for one family."""
+
+    NAT = "nat"  # out through the host's address, in through published ports only
+    NAT_UNPROTECTED = "nat-unprotected"  # the same, and container addresses are open to all
+    ROUTED = "routed"  # no translation; published ports are reached by the container's address
+    ISOLATED = "isolated"  # no address on the bridge: not even the host is there
+
+    @property
+    def translates(self) -> bool:
+        """Whether addresses are translated: masquerading, and ports published on the host."""
+        return self in {GatewayMode.NAT, GatewayMode.NAT_UNPROTECTED}
+
+
+class Attach(StrEnum):
+    """Who puts the interface into the sandbox."""
+
+    HANDOVER = "handover"  # libnetwork moves, names and addresses it; works everywhere
+    DIRECT = "direct"  # the driver makes it there, complete; engine 28 and later
+
+
+class Publish(StrEnum):
+    """Who publishes ports."""
+
+    PYNET = "pynet"
+    DOCKER = "docker"  # Docker, through docker_gwbridge: `docker ps` shows them
+
+
+class Protocol(StrEnum):
+    """A transport protocol whose ports can be published."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+@dataclass(frozen=True, slots=True)
+class PortRequest:
+    """One `-p` of a container: any host address if `host_ip` is None, any port if `first` is 0."""
+
+    protocol: Protocol
+    container_port: int
+    host_ip: IPAddress | None
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class HostPort:
+    """A place on the host where a port is published; the unspecified address means all of them."""
+
+    protocol: Protocol
+    ip: IPAddress
+    port: int
+
+    def __str__(self) -> str:
+        """Return it as `docker ps` writes it: 0.0.0.0:8080/tcp, [::]:8080/tcp."""
+        ip = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)  # noqa: PLR2004
+        return f"{ip}:{self.port}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True)
+class PortBinding:
+    """A published port; `host` is None where the network is routed and nothing is translated."""
+
+    protocol: Protocol
+    container_ip: IPAddress
+    container_port: int
+    host: HostPort | None
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
     """What the person who made the network asked for, each with its default."""
@@ -138,11 +214,34 @@ class NetworkOptions:
     ifname_prefix: str = DEFAULT_PREFIX
     internal: bool = False
     sysctls: tuple[Sysctl, ...] = ()
+    masquerade: bool = True
+    icc: bool = True
+    gateway_mode_ipv4: GatewayMode = GatewayMode.NAT
+    gateway_mode_ipv6: GatewayMode = GatewayMode.NAT
+    host_binding_ipv4: IPv4Address | None = None
+    host_binding_ipv6: IPv6Address | None = None
+    host_ipv4: IPv4Address | None = None
+    host_ipv6: IPv6Address | None = None
+    inhibit_ipv4: bool = False
+    trusted_host_interfaces: tuple[str, ...] = ()
+    attach: Attach = Attach.HANDOVER
+    publish: Publish = Publish.PYNET
+
+    def gateway_mode(self, version: int) -> GatewayMode:
+        """Return the gateway mode of an address family, 4 or 6."""
+        return self.gateway_mode_ipv4 if version == 4 else self.gateway_mode_ipv6  # noqa: PLR2004
+
+    def source_address(self, version: int) -> IPAddress | None:
+        """Return the address that outgoing traffic of a family gets, None for the interface's."""
+        return self.host_ipv4 if version == 4 else self.host_ipv6  # noqa: PLR2004
 
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """The Linux bridge that a network has on the host."""
+    """The Linux bridge that a network has on the host.
+
+    `routes_loopback` lets the host's own 127.0.0.1 reach ports published by the network.
+    """
 
     name: str
     alias: str
@@ -150,11 +249,15 @@ class Bridge:
     mtu: int
     addresses: tuple[IPInterface, ...]
     must_be_ours: bool
+    routes_loopback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Veth:
-    """The pair that joins an endpoint to its bridge: host end there, sandbox end for it."""
+    """The pair that joins an endpoint to its bridge: host end there, sandbox end for it.
+
+    `hairpin` lets a frame go back where it came from: a container's own published port.
+    """
 
     host_end: str
     sandbox_end: str
@@ -162,6 +265,19 @@ class Veth:
     bridge: str
     mac: MacAddress
     mtu: int
+    hairpin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DirectInterface:
+    """How the driver itself configures a sandbox end, when it attaches directly.
+
+    `name` is None for the next free number after `prefix`.
+    """
+
+    name: str | None
+    prefix: str
+    addresses: tuple[IPInterface, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +307,33 @@ class Network:
             alias=network_alias(self.id),
             mac=derive_mac(identity),
             mtu=self.options.mtu,
-            addresses=self.gateways,
+            addresses=tuple(filter(self._is_on_bridge, self.gateways)),
             must_be_ours=self.options.bridge_name is None,
+            routes_loopback=self.publishes(4),
         )
+
+    def _is_on_bridge(self, gateway: IPInterface) -> bool:
+        if gateway.version == 4 and self.options.inhibit_ipv4:  # noqa: PLR2004
+            return False
+        return self.options.gateway_mode(gateway.version) is not GatewayMode.ISOLATED
+
+    def has_family(self, version: int) -> bool:
+        """Tell whether the network has a pool of an address family, 4 or 6."""
+        return any(pool.subnet.version == version for pool in self.pools)
+
+    def publishes(self, version: int) -> bool:
+        """Tell whether ports of the network can be published on the host in an address family."""
+        options = self.options
+        return (
+            self.has_family(version)
+            and not options.internal
+            and options.publish is Publish.PYNET
+            and options.gateway_mode(version).translates
+        )
+
+    def forwards(self, version: int) -> bool:
+        """Tell whether the host must forward packets of a family for this network."""
+        return self.has_family(version) and not self.options.internal
 
     def clash(self, other: Network) -> str | None:
         """Return why this new network cannot live beside the other, None if it can."""
@@ -227,11 +367,11 @@ class Network:
         An internal network hands out none: libnetwork installs whatever a driver returns, even
         there.
         """
-        if address is None or self.options.internal:
+        if address is None or self.options.internal or self.options.publish is Publish.DOCKER:
             return None
         for pool in self.pools:
-            if pool.gateway is not None and address.ip in pool.subnet:
-                return pool.gateway.ip
+            if address.ip in pool.subnet:
+                return pool.default_gateway or (pool.gateway.ip if pool.gateway else None)
         return None
 
 
@@ -257,7 +397,9 @@ class Endpoint:
     mac: MacAddress
     sysctls: tuple[Sysctl, ...] = ()
     engine_keys: frozenset[str] = frozenset()
+    ifname: str | None = None
     attachment: Attachment | None = None
+    bindings: tuple[PortBinding, ...] = ()
 
     @property
     def addresses(self) -> tuple[IPInterface, ...]:
@@ -283,9 +425,17 @@ class Endpoint:
         """Return the endpoint out of its sandbox; leaving twice is leaving."""
         return replace(self, attachment=None)
 
+    def published(self, bindings: tuple[PortBinding, ...]) -> Endpoint:
+        """Return the endpoint with these ports published, in place of those it had."""
+        return replace(self, bindings=bindings)
+
+    def address(self, version: int) -> IPInterface | None:
+        """Return the endpoint's address of a family, 4 or 6."""
+        return self.ipv4 if version == 4 else self.ipv6  # noqa: PLR2004
+
     def definition(self) -> Endpoint:
         """Return what CreateEndpoint defined, without what happened since: for comparisons."""
-        return self.left()
+        return replace(self, attachment=None, bindings=())
 
     def evicts(self, other: Endpoint) -> bool:
         """Tell whether the other endpoint must be dead because this one was given its address.
@@ -299,7 +449,7 @@ class Endpoint:
         return any(address.ip in mine for address in other.addresses)
 
 
-def veth_of(endpoint: Endpoint, network: Network) -> Veth:
+def veth_of(endpoint: Endpoint, network: Network, *, hairpin: bool = False) -> Veth:
     """Return the veth pair that joins the endpoint to the network's bridge."""
     return Veth(
         host_end=host_end_name(endpoint.id),
@@ -308,6 +458,7 @@ def veth_of(endpoint: Endpoint, network: Network) -> Veth:
         bridge=network.bridge_name,
         mac=endpoint.mac,
         mtu=network.options.mtu,
+        hairpin=hairpin,
     )
 
 
@@ -336,9 +487,12 @@ def is_our_alias(alias: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JoinInfo:
-    """What libnetwork needs to finish a join: the interface to move, its name, the gateways."""
+    """What libnetwork needs to finish a join: the interface to move, its name, the gateways.
 
-    sandbox_end: str
+    `sandbox_end` is None when the interface is in the sandbox already.
+    """
+
+    sandbox_end: str | None
     ifname_prefix: str
     gateway: IPAddress | None
     gateway_ipv6: IPAddress | None
