@@ -14,9 +14,10 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from driver import firewall
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
 from driver.model import (
+    Attach,
+    DirectInterface,
     Endpoint,
     JoinInfo,
     MacAddress,
@@ -25,7 +26,10 @@ from driver.model import (
     short,
     veth_of,
 )
-from driver.sandbox import Sandboxes
+from driver.ports import is_satisfied
+from driver.publish import Publisher
+from driver.rules import Rules
+from driver.sandbox import Sandboxes, sandbox_of
 from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
@@ -33,7 +37,15 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface
 
     from driver.kernel import Kernel
-    from driver.model import EndpointId, Network, NetworkId, SandboxKey, Sysctl
+    from driver.model import (
+        EndpointId,
+        Network,
+        NetworkId,
+        PortRequest,
+        SandboxKey,
+        Sysctl,
+        Veth,
+    )
     from driver.store import Store
 
 log = logging.getLogger(__name__)
@@ -50,6 +62,17 @@ class NewEndpoint:
     mac: MacAddress | None
     sysctls: tuple[Sysctl, ...]
     engine_keys: frozenset[str]
+    ifname: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewJoin:
+    """What Join asks for; `has_ports` tells whether the container publishes any."""
+
+    network_id: NetworkId
+    endpoint_id: EndpointId
+    sandbox: SandboxKey
+    has_ports: bool
 
 
 class BridgeDriver:
@@ -64,6 +87,8 @@ class BridgeDriver:
         self._kernel = kernel
         self._lock = RLock()
         self._sandboxes = Sandboxes(store, kernel, self._lock)
+        self._rules = Rules(kernel)
+        self._publisher = Publisher(store, kernel)
 
     def create_network(self, network: Network) -> None:
         """Make the network's bridge and let its containers talk to each other."""
@@ -87,11 +112,9 @@ class BridgeDriver:
                 is_last = not self._store.networks()
             attempt_all(
                 [
-                    *self._clean_up(endpoints),
+                    *self._clean_up(endpoints, network),
                     partial(self._kernel.delete_bridge, network.bridge, added),
-                    self._lower_firewall
-                    if is_last
-                    else partial(self._kernel.apply_rules, firewall.render_no_network(network)),
+                    partial(self._rules.drop_network, network, is_last=is_last),
                 ]
             )
 
@@ -100,7 +123,8 @@ class BridgeDriver:
         self._sandboxes.check(new.sysctls)
         with self._lock:
             with self._store.transaction():
-                endpoint = _place(new, self._network(new.network_id))
+                network = self._network(new.network_id)
+                endpoint = _place(new, network)
                 known = self._store.find_endpoint(new.id)
                 if known is not None and known.definition() != endpoint:
                     raise Conflict(f"create endpoint {short(new.id)}: it exists, defined otherwise")
@@ -113,7 +137,7 @@ class BridgeDriver:
                     )
                     self._store.delete_endpoint(stale.id)
                 self._store.put_endpoint(endpoint)
-            _attempt_each(self._clean_up(evicted))
+            _attempt_each(self._clean_up(evicted, network))
             return endpoint
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
@@ -123,25 +147,36 @@ class BridgeDriver:
             if endpoint is not None:
                 self._drop_endpoint(endpoint)
 
-    def join(self, network_id: NetworkId, endpoint_id: EndpointId, sandbox: SandboxKey) -> JoinInfo:
+    def join(self, new: NewJoin) -> JoinInfo:
         """Make the veth pair and give the sandbox its kernel parameters."""
         with self._change() as undo:
-            network = self._network(network_id)
-            endpoint = self._endpoint(network_id, endpoint_id)
-            joined = endpoint.joined(sandbox)
-            veth = veth_of(joined, network)
+            network = self._network(new.network_id)
+            endpoint = self._endpoint(new.network_id, new.endpoint_id)
+            joined = endpoint.joined(new.sandbox)
+            veth = veth_of(joined, network, hairpin=new.has_ports)
             if joined != endpoint:
                 self._kernel.delete_links([veth.host_end])  # of an earlier join
-                self._kernel.create_veth(veth)
                 undo.push(self._kernel.delete_links, [veth.host_end])
+                self._attach(joined, network, veth)
+                self._rules.join(joined, network, undo)
                 self._store.put_endpoint(joined)
                 self._sandboxes.join(joined, undo)
-            return JoinInfo(
-                sandbox_end=veth.sandbox_end,
-                ifname_prefix=network.options.ifname_prefix,
-                gateway=network.gateway_for(joined.ipv4),
-                gateway_ipv6=network.gateway_for(joined.ipv6),
+            return _join_info(joined, network, veth)
+
+    def _attach(self, endpoint: Endpoint, network: Network, veth: Veth) -> None:
+        if network.options.attach is Attach.HANDOVER:
+            self._kernel.create_veth(veth)
+            return
+        sandbox = sandbox_of(endpoint)
+        if not self._kernel.has_sandbox(sandbox):
+            raise Conflict(
+                "join with pynet.attach=direct: the sandbox does not exist yet; this needs "
+                "Docker Engine 28 or later"
             )
+        interface = DirectInterface(
+            endpoint.ifname, network.options.ifname_prefix, endpoint.addresses
+        )
+        self._kernel.create_veth_in(veth, sandbox, interface)
 
     def leave(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Take the endpoint out of its sandbox; its link stays until the endpoint is deleted.
@@ -154,8 +189,13 @@ class BridgeDriver:
             if endpoint is None or endpoint.attachment is None:
                 return
             with self._store.transaction():
+                network = self._network(network_id)
                 self._store.put_endpoint(endpoint.left())
-            self._sandboxes.settle(endpoint.attachment.sandbox)
+                self._store.put_bindings(endpoint_id, ())
+            steps = [*self._detach(endpoint, network)]
+            if network.options.attach is Attach.DIRECT:
+                steps.append(partial(self._kernel.release_links, [host_end_name(endpoint_id)]))
+            attempt_all(steps)
 
     def endpoint_info(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Finish the endpoint's interface, which libnetwork has brought into the sandbox by now.
@@ -176,13 +216,33 @@ class BridgeDriver:
             if done:
                 self._store.put_endpoint(endpoint.configured())
 
-    def program_external_connectivity(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
-        """Make the endpoint its container's way out. Raises NotFound if it is not known."""
-        with self._change():
-            self._endpoint(network_id, endpoint_id)
+    def program_external_connectivity(
+        self, network_id: NetworkId, endpoint_id: EndpointId, requests: tuple[PortRequest, ...]
+    ) -> None:
+        """Publish the endpoint's ports: it has become its container's way out.
+
+        The same again changes nothing; another set of ports takes the place of the first.
+        """
+        with self._lock:
+            endpoint = self._find_endpoint(network_id, endpoint_id)
+            if endpoint is not None and endpoint.bindings:
+                if is_satisfied(requests, endpoint.bindings):
+                    return
+                self.revoke_external_connectivity(network_id, endpoint_id)
+            with self._change() as undo:
+                network = self._network(network_id)
+                endpoint = self._endpoint(network_id, endpoint_id)
+                self._publisher.publish(endpoint, network, requests, undo)
 
     def revoke_external_connectivity(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
-        """Take back what `program_external_connectivity` did; not known is success."""
+        """Withdraw the endpoint's ports; none and not known are success."""
+        with self._lock:
+            endpoint = self._find_endpoint(network_id, endpoint_id)
+            if endpoint is None:
+                return
+            with self._store.transaction():
+                self._store.put_bindings(endpoint_id, ())
+            self._publisher.withdraw(endpoint)
 
     def restore(self) -> None:
         """Bring the kernel to what the state file says, after a restart, a crash or a reboot.
@@ -197,7 +257,7 @@ class BridgeDriver:
                 sandboxes = self._store.sandboxes()
             steps: list[Callable[[], object]] = [
                 *(partial(self._kernel.ensure_bridge, each.bridge) for each in networks.values()),
-                partial(self._raise_firewall, tuple(networks.values())),
+                partial(self._rules.raise_for, networks.values(), endpoints),
                 partial(self._sweep, tuple(networks.values()), endpoints),
                 *(
                     partial(self._restore_endpoint, endpoint, networks[endpoint.network_id])
@@ -232,28 +292,7 @@ class BridgeDriver:
         added = self._kernel.ensure_bridge(network.bridge)
         undo.push(self._kernel.delete_bridge, network.bridge, added)
         self._store.add_network(network, added)
-        if others:
-            self._kernel.apply_rules(firewall.render_network(network))
-            undo.push(self._kernel.apply_rules, firewall.render_no_network(network))
-        else:
-            undo.push(self._lower_firewall)
-            self._raise_firewall((network,))
-
-    def _raise_firewall(self, networks: tuple[Network, ...]) -> None:
-        """Make the whole firewall as these networks need it; none need none."""
-        if not networks:
-            self._lower_firewall()
-            return
-        self._kernel.apply_rules(firewall.render_ruleset(networks))
-        self._kernel.ensure_forward_accept(firewall.ACCEPTED_MARK)
-
-    def _lower_firewall(self) -> None:
-        attempt_all(
-            [
-                partial(self._kernel.delete_forward_accept, firewall.ACCEPTED_MARK),
-                partial(self._kernel.apply_rules, firewall.render_no_ruleset()),
-            ]
-        )
+        self._rules.add_network(network, undo, is_first=not others)
 
     def _evict_superseded(self, network: Network) -> None:
         """Remove networks without endpoints whose addresses Docker has just given away anew."""
@@ -271,15 +310,27 @@ class BridgeDriver:
 
     def _drop_endpoint(self, endpoint: Endpoint) -> None:
         with self._store.transaction():
+            network = self._network(endpoint.network_id)
             self._store.delete_endpoint(endpoint.id)
-        attempt_all(self._clean_up([endpoint]))
+        attempt_all(self._clean_up([endpoint], network))
 
-    def _clean_up(self, endpoints: Iterable[Endpoint]) -> Iterator[Callable[[], object]]:
+    def _clean_up(
+        self, endpoints: Iterable[Endpoint], network: Network
+    ) -> Iterator[Callable[[], object]]:
         """Return the steps that take endpoints out of the kernel whose rows have gone."""
         for endpoint in endpoints:
             yield partial(self._kernel.release_links, [host_end_name(endpoint.id)])
             if endpoint.attachment is not None:
-                yield partial(self._sandboxes.settle, endpoint.attachment.sandbox)
+                yield from self._detach(endpoint, network)
+
+    def _detach(self, endpoint: Endpoint, network: Network) -> Iterator[Callable[[], object]]:
+        """Return the steps that follow when an attached endpoint has left, or its row has gone.
+
+        Leave is Revoke, too: engine 29 sends none after a restart with live-restore.
+        """
+        yield partial(self._publisher.withdraw, endpoint)
+        yield partial(self._rules.leave, endpoint, network)
+        yield partial(self._sandboxes.settle, sandbox_of(endpoint))
 
     def _restore_endpoint(self, endpoint: Endpoint, network: Network) -> None:
         if endpoint.attachment is None:
@@ -287,6 +338,7 @@ class BridgeDriver:
         veth = veth_of(endpoint, network)
         sandbox = endpoint.attachment.sandbox
         if self._kernel.ensure_port(veth):
+            self._publisher.restore(endpoint)
             with self._store.transaction():
                 self._sandboxes.restore(sandbox)
         elif not self._kernel.has_sandbox(sandbox):
@@ -352,6 +404,16 @@ def _attempt_each(steps: Iterable[Callable[[], object]]) -> None:
             log.exception("a step failed, and is tried again at the next start; the rest goes on")
 
 
+def _join_info(endpoint: Endpoint, network: Network, veth: Veth) -> JoinInfo:
+    is_handed_over = network.options.attach is Attach.HANDOVER
+    return JoinInfo(
+        sandbox_end=veth.sandbox_end if is_handed_over else None,
+        ifname_prefix=network.options.ifname_prefix,
+        gateway=network.gateway_for(endpoint.ipv4),
+        gateway_ipv6=network.gateway_for(endpoint.ipv6),
+    )
+
+
 def _place(new: NewEndpoint, network: Network) -> Endpoint:
     """Return the endpoint that the request defines; raises InvalidRequest for a wrong address."""
     for address in (new.ipv4, new.ipv6):
@@ -368,6 +430,7 @@ def _place(new: NewEndpoint, network: Network) -> Endpoint:
         mac=new.mac or _choose_mac(new),
         sysctls=new.sysctls,
         engine_keys=new.engine_keys,
+        ifname=new.ifname,
     )
 
 

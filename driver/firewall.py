@@ -11,7 +11,7 @@ from __future__ import annotations
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from driver.model import GatewayMode, host_end_name, short
+from driver.model import GatewayMode, LoopbackPair, host_end_name, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,10 +38,13 @@ LOOPBACK_MARK = 0x08000000
 # The host reaches published ports by ::1 over a veth pair of its own, both ends in the host: the
 # kernel takes a reply to ::1 only from an interface that has ::1 as a local address, and behind
 # br_netfilter a bridge hands it over too early (ip6_rcv_core()). RFC 9780 gives the address.
-LOOPBACK_OUT = "pnlo-out"
-LOOPBACK_IN = "pnlo-in"
-LOOPBACK_SOURCE = IPv6Address("100:0:0:1::8")
-LOOPBACK_TABLE = 7064
+LOOPBACK_PAIR = LoopbackPair(
+    out_end="pnlo-out",
+    in_end="pnlo-in",
+    source=IPv6Address("100:0:0:1::8"),
+    mark=LOOPBACK_MARK,
+    table=7064,
+)
 
 _BASE = f"""\
 table {TABLE} {{
@@ -137,7 +140,7 @@ table {TABLE} {{
 	chain guard {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname @bridges ip daddr 127.0.0.0/8 drop
-		iifname "{LOOPBACK_IN}" meta mark set 0 ct original zone set {LOOPBACK_TABLE}
+		iifname "{LOOPBACK_PAIR.in_end}" meta mark set 0 ct original zone set {LOOPBACK_PAIR.table}
 	}}
 	chain prerouting {{
 		type nat hook prerouting priority dstnat - 5; policy accept;
@@ -165,9 +168,9 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 	}}
 	chain postrouting {{
 		type nat hook postrouting priority srcnat - 5; policy accept;
-		oifname "{LOOPBACK_OUT}" snat ip6 to {LOOPBACK_SOURCE}
+		oifname "{LOOPBACK_PAIR.out_end}" snat ip6 to {LOOPBACK_PAIR.source}
 		oifname @bridges ip saddr 127.0.0.0/8 masquerade
-		oifname @bridges ip6 saddr {LOOPBACK_SOURCE} masquerade
+		oifname @bridges ip6 saddr {LOOPBACK_PAIR.source} masquerade
 		ip saddr . oifname @home4 goto hairpin
 		ip6 saddr . oifname @home6 goto hairpin
 		snat ip to ip saddr map @source4
@@ -186,6 +189,7 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 		oifname @internal drop
 		ct state established,related goto accepted
 		oifname @bridges ct status dnat goto accepted
+		iifname "{LOOPBACK_PAIR.in_end}" goto accepted
 		oifname @bridges goto inbound
 		meta oifkind "bridge" goto deferred
 		goto accepted

@@ -195,6 +195,14 @@ class HostPort:
         return f"{ip}:{self.port}/{self.protocol}"
 
 
+class PortInUse(Conflict):
+    """Somebody has the host port `place` already."""
+
+    def __init__(self, text: str, place: HostPort) -> None:
+        super().__init__(text)
+        self.place = place
+
+
 @dataclass(frozen=True, slots=True)
 class PortBinding:
     """A published port; `host` is None where the network is routed and nothing is translated."""
@@ -266,6 +274,20 @@ class Veth:
     mac: MacAddress
     mtu: int
     hairpin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoopbackPair:
+    """A veth pair with both ends in the host, through which ::1 reaches published ports.
+
+    What carries `mark` leaves by `out_end`, is given `source` and comes in again by `in_end`.
+    """
+
+    out_end: str
+    in_end: str
+    source: IPv6Address
+    mark: int
+    table: int
 
 
 @dataclass(frozen=True, slots=True)

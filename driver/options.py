@@ -10,14 +10,30 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, TypeVar
 
 from driver.errors import InvalidRequest
-from driver.model import DEFAULT_MTU, DEFAULT_PREFIX, IFNAME_LENGTH, NetworkOptions, Sysctl
+from driver.model import (
+    DEFAULT_MTU,
+    DEFAULT_PREFIX,
+    IFNAME_LENGTH,
+    Attach,
+    GatewayMode,
+    NetworkOptions,
+    Publish,
+    Sysctl,
+)
 from driver.sysctls import is_sysctl, merge, parse_endpoint_label, parse_sysctl
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
+Word = TypeVar("Word", bound=StrEnum)
+Address = TypeVar("Address", IPv4Address, IPv6Address)
 
 MIN_MTU = 68  # RFC 791; also ETH_MIN_MTU, which the kernel enforces
 MIN_IPV6_MTU = 1280  # RFC 8200 section 5; below it the kernel takes IPv6 off the interface
@@ -27,6 +43,18 @@ PREFIX_LENGTH = IFNAME_LENGTH - 3  # room for the number that libnetwork appends
 MTU = "com.docker.network.driver.mtu"
 BRIDGE_NAME = "com.docker.network.bridge.name"
 IFACE_PREFIX = "com.docker.network.container_iface_prefix"
+MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
+ICC = "com.docker.network.bridge.enable_icc"
+GATEWAY_MODE_IPV4 = "com.docker.network.bridge.gateway_mode_ipv4"
+GATEWAY_MODE_IPV6 = "com.docker.network.bridge.gateway_mode_ipv6"
+HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
+INHIBIT_IPV4 = "com.docker.network.bridge.inhibit_ipv4"
+TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
+HOST_IPV4 = "com.docker.network.host_ipv4"
+HOST_IPV6 = "com.docker.network.host_ipv6"
+ATTACH = "pynet.attach"
+PUBLISH = "pynet.publish"
+ENDPOINT_IFNAME = "com.docker.network.endpoint.ifname"
 ENABLE_IPV4 = "com.docker.network.enable_ipv4"
 ENABLE_IPV6 = "com.docker.network.enable_ipv6"
 ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
@@ -72,6 +100,72 @@ NETWORK_OPTIONS = (
         f"more than {PREFIX_LENGTH} characters, or characters an interface name cannot have",
     ),
     Option(
+        MASQUERADE,
+        "Whether what leaves the network gets the host's address as its source.",
+        "`true`",
+        "anything but true or false",
+    ),
+    Option(
+        ICC,
+        "Whether containers of the network reach each other; if not, only by published ports.",
+        "`true`",
+        "anything but true or false",
+    ),
+    Option(
+        GATEWAY_MODE_IPV4,
+        "`nat`: out by the host's address, in by published ports. `nat-unprotected`: the same, and "
+        "container addresses are open to everybody. `routed`: no translation; published ports are "
+        "reached by the container's own address. `isolated`: no address on the bridge.",
+        "`nat`",
+        "another mode; `isolated` without `--internal`",
+    ),
+    Option(GATEWAY_MODE_IPV6, "The same for IPv6.", "`nat`", "the same as for IPv4"),
+    Option(
+        HOST_BINDING,
+        "The host address on which ports are published that name none.",
+        "`0.0.0.0` and `::`",
+        "anything but an address",
+    ),
+    Option(
+        INHIBIT_IPV4,
+        "Whether the bridge goes without the IPv4 gateway address: somebody else has it.",
+        "`false`",
+        "anything but true or false",
+    ),
+    Option(
+        TRUSTED,
+        "Host interfaces, separated by colons, from which published ports are also reached by "
+        "the container's own address.",
+        "none",
+        "what is no interface name",
+    ),
+    Option(
+        HOST_IPV4,
+        "The source address of what leaves the network, instead of the leaving interface's.",
+        "the leaving interface's",
+        "anything but an IPv4 address",
+    ),
+    Option(
+        HOST_IPV6,
+        "The same for IPv6.",
+        "the leaving interface's",
+        "anything but an IPv6 address",
+    ),
+    Option(
+        ATTACH,
+        "`handover`: libnetwork moves the interface into the sandbox. `direct`: pynet makes it "
+        "there, faster, and `docker stats` counts nothing; Docker Engine 28 and later.",
+        "`handover`",
+        "another word",
+    ),
+    Option(
+        PUBLISH,
+        "`pynet`: published ports are pynet's. `docker`: containers get no gateway here, so that "
+        "Docker attaches them to `docker_gwbridge`, publishes there and shows it in `docker ps`.",
+        "`pynet`",
+        "another word; `docker` with `--internal` or with a gateway mode other than `nat`",
+    ),
+    Option(
         ENABLE_IPV4,
         "The same as `--ipv4`; the engine acts on it.",
         "`true`",
@@ -93,6 +187,13 @@ ENDPOINT_OPTIONS = (
         "the same as for the network",
     ),
     Option(
+        ENDPOINT_IFNAME,
+        "The interface's name in the container; with `pynet.attach=direct` only, since no engine "
+        "lets another driver choose it.",
+        "the prefix and the next number",
+        "more than 15 characters, or characters an interface name cannot have",
+    ),
+    Option(
         ENDPOINT_SYSCTLS,
         "Per-interface parameters that the engine (27 and later) writes itself; pynet leaves "
         "them to it.",
@@ -109,12 +210,50 @@ def parse_network_options(
     _refuse_unknown(generic, NETWORK_OPTIONS)
     _check_agrees(generic, ENABLE_IPV4, has=has_ipv4)
     _check_agrees(generic, ENABLE_IPV6, has=has_ipv6)
-    return NetworkOptions(
-        bridge_name=_parse_bridge_name(generic[BRIDGE_NAME]) if BRIDGE_NAME in generic else None,
+    options = NetworkOptions(
+        bridge_name=_parse_optional(generic, BRIDGE_NAME, _parse_ifname),
         mtu=_parse_mtu(generic.get(MTU, "0"), has_ipv6=has_ipv6),
         ifname_prefix=_parse_prefix(generic.get(IFACE_PREFIX, DEFAULT_PREFIX)),
         internal=internal,
         sysctls=_parse_sysctls(generic),
+        masquerade=_parse_flag(generic, MASQUERADE, default=True),
+        icc=_parse_flag(generic, ICC, default=True),
+        gateway_mode_ipv4=_parse_word(generic, GATEWAY_MODE_IPV4, GatewayMode.NAT),
+        gateway_mode_ipv6=_parse_word(generic, GATEWAY_MODE_IPV6, GatewayMode.NAT),
+        host_binding_ipv4=_parse_binding(generic, IPv4Address),
+        host_binding_ipv6=_parse_binding(generic, IPv6Address),
+        host_ipv4=_parse_optional(generic, HOST_IPV4, partial(_parse_address, kind=IPv4Address)),
+        host_ipv6=_parse_optional(generic, HOST_IPV6, partial(_parse_address, kind=IPv6Address)),
+        inhibit_ipv4=_parse_flag(generic, INHIBIT_IPV4, default=False),
+        trusted_host_interfaces=_parse_trusted(generic.get(TRUSTED, "")),
+        attach=_parse_word(generic, ATTACH, Attach.HANDOVER),
+        publish=_parse_word(generic, PUBLISH, Publish.PYNET),
+    )
+    _check_consistent(options)
+    return options
+
+
+def _check_consistent(options: NetworkOptions) -> None:
+    modes = (options.gateway_mode_ipv4, options.gateway_mode_ipv6)
+    if GatewayMode.ISOLATED in modes and not options.internal:
+        raise InvalidRequest("gateway mode isolated: a network without a gateway needs --internal")
+    if options.publish is Publish.DOCKER and options.internal:
+        raise InvalidRequest(f"{PUBLISH}=docker: an --internal network publishes nothing")
+    if options.publish is Publish.DOCKER and set(modes) != {GatewayMode.NAT}:
+        raise InvalidRequest(f"{PUBLISH}=docker: only gateway mode nat leaves publishing to Docker")
+
+
+def skips_gateway(generic: Mapping[str, str], *, internal: bool) -> tuple[bool, bool]:
+    """Tell for IPv4 and IPv6 whether a network of these options needs no gateway address.
+
+    So that the address is free for a container. As Docker's bridge: when the bridge has no
+    address and no container is told of one.
+    """
+    options = parse_network_options(generic, internal=internal, has_ipv4=True, has_ipv6=False)
+    return (
+        options.gateway_mode_ipv4 is GatewayMode.ISOLATED
+        or (options.inhibit_ipv4 and options.internal),
+        options.gateway_mode_ipv6 is GatewayMode.ISOLATED,
     )
 
 
@@ -131,6 +270,15 @@ def parse_engine_sysctls(options: Mapping[str, object]) -> frozenset[str]:
     """Return the keys that the engine itself will write into this endpoint's sandbox."""
     label = options.get(ENDPOINT_SYSCTLS)
     return parse_endpoint_label(label) if isinstance(label, str) else frozenset()
+
+
+def parse_endpoint_ifname(options: Mapping[str, object]) -> str | None:
+    """Return the interface name that an endpoint asks for, None if it leaves the choice."""
+    name = options.get(ENDPOINT_IFNAME)
+    if not isinstance(name, str) or not name:
+        return None
+    _check_ifname(ENDPOINT_IFNAME, name, IFNAME_LENGTH)
+    return name
 
 
 def parse_bool(name: str, text: str) -> bool:
@@ -180,9 +328,50 @@ def _parse_mtu(text: str, *, has_ipv6: bool) -> int:
     return mtu
 
 
-def _parse_bridge_name(text: str) -> str:
-    _check_ifname(BRIDGE_NAME, text, IFNAME_LENGTH)
+def _parse_optional(
+    generic: Mapping[str, str], name: str, parse: Callable[[str, str], T]
+) -> T | None:
+    """Return what the option says; not given and empty are the same, as with Docker's bridge."""
+    text = generic.get(name, "")
+    return parse(name, text) if text else None
+
+
+def _parse_ifname(option: str, text: str) -> str:
+    _check_ifname(option, text, IFNAME_LENGTH)
     return text
+
+
+def _parse_flag(generic: Mapping[str, str], name: str, *, default: bool) -> bool:
+    return parse_bool(name, generic[name]) if name in generic else default
+
+
+def _parse_word(generic: Mapping[str, str], name: str, default: Word) -> Word:
+    words = type(default)
+    text = generic.get(name) or default.value
+    try:
+        return words(text)
+    except ValueError as error:
+        known = ", ".join(words)
+        raise InvalidRequest(f"option {name}={text[:80]!r}: expected one of {known}") from error
+
+
+def _parse_address(option: str, text: str, kind: type[Address]) -> Address:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise InvalidRequest(f"option {option}={text[:80]!r}: {error}") from error
+
+
+def _parse_binding(generic: Mapping[str, str], kind: type[Address]) -> Address | None:
+    """Return the default binding if it is of this kind; the one label holds either."""
+    text = generic.get(HOST_BINDING, "")
+    wanted = IPv6Address if ":" in text else IPv4Address
+    return _parse_address(HOST_BINDING, text, kind) if text and kind is wanted else None
+
+
+def _parse_trusted(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(filter(None, text.split(":"))))
+    return tuple(_parse_ifname(TRUSTED, name) for name in names)
 
 
 def _parse_prefix(text: str) -> str:

@@ -73,6 +73,29 @@ def plan_candidates(
         )
 
 
+def is_satisfied(requests: Iterable[PortRequest], bindings: Iterable[PortBinding]) -> bool:
+    """Tell whether these bindings are an answer to these requests, and to no others.
+
+    The engine repeats the call, and a port that it left to us must not change for that.
+    """
+    requests, bindings = tuple(requests), tuple(bindings)
+    asked = {(request.protocol, request.container_port) for request in requests}
+    given = {(binding.protocol, binding.container_port) for binding in bindings}
+    return asked == given and all(
+        any(_answers(binding, request) for binding in bindings) for request in requests
+    )
+
+
+def _answers(binding: PortBinding, request: PortRequest) -> bool:
+    if (binding.protocol, binding.container_port) != (request.protocol, request.container_port):
+        return False
+    if binding.host is None:
+        return True
+    is_place = request.host_ip is None or request.host_ip == binding.host.ip
+    is_port = not request.first or request.first <= binding.host.port <= request.last
+    return is_place and is_port
+
+
 def _places(request: PortRequest, endpoint: Endpoint, network: Network) -> tuple[IPAddress, ...]:
     """Return the host addresses to publish on: those that the network can translate."""
     wanted = (request.host_ip,) if request.host_ip is not None else _default_places(network)

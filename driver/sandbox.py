@@ -51,7 +51,7 @@ class Sandboxes:
 
         Runs in the transaction of the join.
         """
-        sandbox = _sandbox_of(endpoint)
+        sandbox = sandbox_of(endpoint)
         wanted = self._namespace_wide(endpoint)
         if not self._kernel.has_sandbox(sandbox):
             _log_contests(endpoint, wanted, self._asked_by_others(endpoint))
@@ -91,7 +91,7 @@ class Sandboxes:
         if not sysctls:
             return True
         return self._kernel.set_interface_sysctls(
-            _sandbox_of(endpoint), host_end_name(endpoint.id), sysctls
+            sandbox_of(endpoint), host_end_name(endpoint.id), sysctls
         )
 
     def settle(self, sandbox: SandboxKey) -> None:
@@ -211,7 +211,7 @@ class Sandboxes:
 
     def _asked_by_others(self, endpoint: Endpoint) -> Mapping[str, str]:
         """Return what is to be written into the endpoint's sandbox for the earlier joins."""
-        joined = self._store.endpoints_in(_sandbox_of(endpoint))
+        joined = self._store.endpoints_in(sandbox_of(endpoint))
         others = (self._namespace_wide(other) for other in joined if other.id != endpoint.id)
         return {sysctl.key: sysctl.value for sysctl in merge(*others)}
 
@@ -227,7 +227,8 @@ class Sandboxes:
         return merge(network.options.sysctls if network else (), endpoint.sysctls)
 
 
-def _sandbox_of(endpoint: Endpoint) -> SandboxKey:
+def sandbox_of(endpoint: Endpoint) -> SandboxKey:
+    """Return the sandbox that an endpoint is in; raises NotFound if it is in none."""
     if endpoint.attachment is None:
         raise NotFound(f"configure endpoint {short(endpoint.id)}: it has not joined a sandbox")
     return endpoint.attachment.sandbox

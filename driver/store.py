@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,11 +17,14 @@ from driver.model import (
     Attachment,
     Endpoint,
     EndpointId,
+    HostPort,
     MacAddress,
     Network,
     NetworkId,
     NetworkOptions,
     Pool,
+    PortBinding,
+    Protocol,
     SandboxKey,
     Sysctl,
     Trace,
@@ -43,16 +46,25 @@ MIGRATIONS = (
     CREATE TABLE pool (
         network_id TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
         position INTEGER NOT NULL, subnet TEXT NOT NULL, gateway TEXT, address_space TEXT NOT NULL,
+        default_gateway TEXT,
         PRIMARY KEY (network_id, position)
     ) STRICT;
     CREATE TABLE endpoint (
         id TEXT PRIMARY KEY, network_id TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
         ipv4 TEXT, ipv6 TEXT, mac TEXT NOT NULL, sysctls TEXT NOT NULL,
-        engine_keys TEXT NOT NULL, sandbox TEXT, configured INTEGER NOT NULL, joins INTEGER
+        engine_keys TEXT NOT NULL, ifname TEXT, sandbox TEXT, configured INTEGER NOT NULL,
+        joins INTEGER
     ) STRICT;
     CREATE INDEX endpoint_network ON endpoint (network_id);
     CREATE INDEX endpoint_sandbox ON endpoint (sandbox) WHERE sandbox IS NOT NULL;
     CREATE INDEX endpoint_joins ON endpoint (joins);
+    CREATE TABLE binding (
+        endpoint_id TEXT NOT NULL REFERENCES endpoint ON DELETE CASCADE,
+        protocol TEXT NOT NULL, container_ip TEXT NOT NULL, container_port INTEGER NOT NULL,
+        host_ip TEXT, host_port INTEGER
+    ) STRICT;
+    CREATE INDEX binding_endpoint ON binding (endpoint_id);
+    CREATE INDEX binding_host_port ON binding (host_port, protocol);
     CREATE TABLE trace (
         sandbox TEXT NOT NULL, key TEXT NOT NULL, before TEXT NOT NULL, written TEXT NOT NULL,
         PRIMARY KEY (sandbox, key)
@@ -116,18 +128,19 @@ class Store:
         self._run(
             "INSERT INTO network VALUES (?, ?, ?)",
             network.id,
-            msgspec.json.encode(network.options).decode(),
+            msgspec.json.encode(network.options, enc_hook=str).decode(),
             " ".join(map(str, added)),
         )
         for position, pool in enumerate(network.pools):
             gateway = None if pool.gateway is None else str(pool.gateway)
             self._run(
-                "INSERT INTO pool VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO pool VALUES (?, ?, ?, ?, ?, ?)",
                 network.id,
                 position,
                 str(pool.subnet),
                 gateway,
                 pool.address_space,
+                _text(pool.default_gateway),
             )
 
     def delete_network(self, network_id: NetworkId) -> None:
@@ -152,7 +165,7 @@ class Store:
     def put_endpoint(self, endpoint: Endpoint) -> None:
         """Store an endpoint as it is now."""
         self._run(
-            """INSERT INTO endpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)
+            """INSERT INTO endpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)
                ON CONFLICT (id) DO UPDATE SET
                    joins = CASE WHEN excluded.sandbox IS NULL THEN NULL
                            WHEN excluded.sandbox IS sandbox THEN joins
@@ -165,6 +178,7 @@ class Store:
             endpoint.mac,
             msgspec.json.encode(endpoint.sysctls).decode(),
             " ".join(sorted(endpoint.engine_keys)),
+            endpoint.ifname,
             None if endpoint.attachment is None else endpoint.attachment.sandbox,
             endpoint.attachment is not None and endpoint.attachment.configured,
         )
@@ -187,6 +201,40 @@ class Store:
     def endpoints_in(self, sandbox: SandboxKey) -> tuple[Endpoint, ...]:
         """Return the endpoints in a sandbox, in the order of their joins."""
         return self._endpoints("WHERE sandbox = ?", sandbox)
+
+    def put_bindings(self, endpoint_id: EndpointId, bindings: Iterable[PortBinding]) -> None:
+        """Store an endpoint's published ports in place of those it had."""
+        self._run("DELETE FROM binding WHERE endpoint_id = ?", endpoint_id)
+        rows = [
+            (
+                endpoint_id,
+                binding.protocol,
+                str(binding.container_ip),
+                binding.container_port,
+                None if binding.host is None else str(binding.host.ip),
+                None if binding.host is None else binding.host.port,
+            )
+            for binding in bindings
+        ]
+        with _translated("write the state file"):
+            self._db.executemany("INSERT INTO binding VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def find_publisher(self, place: HostPort) -> Endpoint | None:
+        """Return the endpoint that has published a host port, None if it is none of ours.
+
+        All addresses collide with each single one, as bind(2) has it.
+        """
+        rows = self._all(
+            "SELECT endpoint_id, host_ip FROM binding WHERE host_port = ? AND protocol = ?",
+            place.port,
+            place.protocol,
+        )
+        for endpoint_id, host_ip in rows:
+            ip = ip_address(host_ip)
+            same_family = ip.version == place.ip.version
+            if same_family and (ip == place.ip or ip.is_unspecified or place.ip.is_unspecified):
+                return self.find_endpoint(endpoint_id)
+        return None
 
     def traces(self, sandbox: SandboxKey) -> dict[str, Trace]:
         """Return what was written into a sandbox, by key."""
@@ -229,26 +277,40 @@ class Store:
 
     def _network(self, network_id: str, options: str) -> Network:
         pools = self._all(
-            """SELECT subnet, gateway, address_space FROM pool
+            """SELECT subnet, gateway, address_space, default_gateway FROM pool
                WHERE network_id = ? ORDER BY position""",
             network_id,
         )
         return Network(
             id=NetworkId(network_id),
             pools=tuple(
-                Pool(ip_network(subnet), gateway and ip_interface(gateway), space)
-                for subnet, gateway, space in pools
+                Pool(
+                    ip_network(subnet),
+                    gateway and ip_interface(gateway),
+                    space,
+                    default_gateway and ip_address(default_gateway),
+                )
+                for subnet, gateway, space, default_gateway in pools
             ),
-            options=msgspec.json.decode(options, type=NetworkOptions),
+            options=msgspec.json.decode(options, type=NetworkOptions, dec_hook=_decode_custom),
         )
 
     def _endpoints(self, where: str, *values: object) -> tuple[Endpoint, ...]:
         rows = self._all(
-            f"""SELECT id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, sandbox, configured
+            f"""SELECT id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
+                       sandbox, configured
                 FROM endpoint {where} ORDER BY joins, id""",  # noqa: S608 - `where` is ours
             *values,
         )
-        return tuple(map(_endpoint, rows))
+        return tuple(_endpoint(row, self._bindings(row[0])) for row in rows)
+
+    def _bindings(self, endpoint_id: str) -> tuple[PortBinding, ...]:
+        rows = self._all(
+            """SELECT protocol, container_ip, container_port, host_ip, host_port
+               FROM binding WHERE endpoint_id = ? ORDER BY rowid""",
+            endpoint_id,
+        )
+        return tuple(map(_binding, rows))
 
     def _run(self, statement: str, *values: object) -> None:
         with _translated("write the state file"):
@@ -263,8 +325,8 @@ class Store:
             return self._db.execute(query, values).fetchall()
 
 
-def _endpoint(row: tuple[Any, ...]) -> Endpoint:
-    endpoint_id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, sandbox, configured = row
+def _endpoint(row: tuple[Any, ...], bindings: tuple[PortBinding, ...]) -> Endpoint:
+    endpoint_id, network_id, ipv4, ipv6, mac, sysctls, keys, ifname, sandbox, configured = row
     return Endpoint(
         id=EndpointId(endpoint_id),
         network_id=NetworkId(network_id),
@@ -272,11 +334,28 @@ def _endpoint(row: tuple[Any, ...]) -> Endpoint:
         ipv6=None if ipv6 is None else IPv6Interface(ipv6),
         mac=MacAddress(mac),
         sysctls=msgspec.json.decode(sysctls, type=tuple[Sysctl, ...]),
-        engine_keys=frozenset(engine_keys.split()),
+        engine_keys=frozenset(keys.split()),
+        ifname=ifname,
+        bindings=bindings,
         attachment=None
         if sandbox is None
         else Attachment(SandboxKey(sandbox), configured=bool(configured)),
     )
+
+
+def _binding(row: tuple[Any, ...]) -> PortBinding:
+    protocol, container_ip, container_port, host_ip, host_port = row
+    return PortBinding(
+        protocol=Protocol(protocol),
+        container_ip=ip_address(container_ip),
+        container_port=container_port,
+        host=host_ip and HostPort(Protocol(protocol), ip_address(host_ip), host_port),
+    )
+
+
+def _decode_custom(kind: type[Any], value: object) -> object:
+    """Read an address back; the other fields of the options are JSON's own types."""
+    return kind(value)
 
 
 def _text(value: object | None) -> str | None:

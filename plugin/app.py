@@ -69,7 +69,11 @@ def build_operations(driver: BridgeDriver) -> Mapping[str, Operation]:
         return protocol.encode_create_endpoint(new, driver.create_endpoint(new))
 
     def join(body: bytes) -> dict[str, Any]:
-        return protocol.encode_join(driver.join(*protocol.decode_join(body)))
+        return protocol.encode_join(driver.join(protocol.decode_join(body)))
+
+    def program_external_connectivity(body: bytes) -> dict[str, Any]:
+        driver.program_external_connectivity(*protocol.decode_external_connectivity(body))
+        return {}
 
     def endpoint_info(body: bytes) -> dict[str, Any]:
         driver.endpoint_info(*protocol.decode_endpoint_call(body))
@@ -91,7 +95,11 @@ def build_operations(driver: BridgeDriver) -> Mapping[str, Operation]:
         "NetworkDriver.GetCapabilities": lambda _: {
             "Scope": "local",
             "ConnectivityScope": "local",
+            "GwAllocChecker": True,
         },
+        "NetworkDriver.GwAllocCheck": lambda body: protocol.encode_gw_alloc_check(
+            protocol.decode_gw_alloc_check(body)
+        ),
         "NetworkDriver.CreateNetwork": create_network,
         "NetworkDriver.DeleteNetwork": delete_network,
         "NetworkDriver.CreateEndpoint": create_endpoint,
@@ -99,9 +107,7 @@ def build_operations(driver: BridgeDriver) -> Mapping[str, Operation]:
         "NetworkDriver.EndpointOperInfo": endpoint_info,
         "NetworkDriver.Join": join,
         "NetworkDriver.Leave": on_endpoint(driver.leave),
-        "NetworkDriver.ProgramExternalConnectivity": on_endpoint(
-            driver.program_external_connectivity
-        ),
+        "NetworkDriver.ProgramExternalConnectivity": program_external_connectivity,
         "NetworkDriver.RevokeExternalConnectivity": on_endpoint(
             driver.revoke_external_connectivity
         ),

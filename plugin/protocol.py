@@ -9,27 +9,32 @@ from __future__ import annotations
 from ipaddress import (
     IPv4Interface,
     IPv6Interface,
+    ip_address,
     ip_interface,
     ip_network,
 )
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from driver.bridge import NewEndpoint
+from driver.bridge import NewEndpoint, NewJoin
 from driver.errors import InvalidRequest
 from driver.model import (
     Network,
     Pool,
+    PortRequest,
+    Protocol,
     SandboxKey,
     parse_endpoint_id,
     parse_mac,
     parse_network_id,
 )
 from driver.options import (
+    parse_endpoint_ifname,
     parse_endpoint_sysctls,
     parse_engine_sysctls,
     parse_network_options,
+    skips_gateway,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +52,11 @@ INTERNAL = "com.docker.network.internal"
 GENERIC = "com.docker.network.generic"
 SANDBOX_KEY_LENGTH = 4095  # PATH_MAX less the closing NUL
 
+PORT_MAP = "com.docker.network.portmap"
+PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}  # IANA protocol numbers
+
 T = TypeVar("T")
+PortNumber = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class _Pool(msgspec.Struct, rename="pascal"):
@@ -56,6 +65,7 @@ class _Pool(msgspec.Struct, rename="pascal"):
     pool: str
     gateway: str | None = None
     address_space: str | None = None
+    aux_addresses: dict[str, str] | None = None
 
 
 class _CreateNetwork(msgspec.Struct, kw_only=True):
@@ -63,6 +73,10 @@ class _CreateNetwork(msgspec.Struct, kw_only=True):
     options: dict[str, Any] | None = msgspec.field(name="Options", default=None)
     ipv4: list[_Pool] | None = msgspec.field(name="IPv4Data", default=None)
     ipv6: list[_Pool] | None = msgspec.field(name="IPv6Data", default=None)
+
+
+class _GwAllocCheck(msgspec.Struct, rename="pascal"):
+    options: dict[str, Any] | None = None
 
 
 class _NetworkCall(msgspec.Struct):
@@ -88,6 +102,20 @@ class _CreateEndpoint(_EndpointCall, kw_only=True):
 class _Join(_EndpointCall, kw_only=True):
     sandbox_key: str = msgspec.field(name="SandboxKey")
     options: dict[str, Any] | None = msgspec.field(name="Options", default=None)
+
+
+class _ExternalConnectivity(_EndpointCall, kw_only=True):
+    options: dict[str, Any] | None = msgspec.field(name="Options", default=None)
+
+
+class _PortBinding(msgspec.Struct, rename="pascal"):
+    """One entry of the port map. `HostPort` 0 leaves the choice; the engine omits nothing."""
+
+    proto: int
+    port: PortNumber
+    host_ip: str | None = msgspec.field(name="HostIP", default=None)
+    host_port: PortNumber = 0
+    host_port_end: PortNumber = 0
 
 
 class _Discovery(msgspec.Struct):
@@ -131,6 +159,17 @@ def decode_create_network(body: bytes) -> Network:
     )
 
 
+def decode_gw_alloc_check(body: bytes) -> tuple[bool, bool]:
+    """Return, for IPv4 and IPv6, whether the network to be made needs no gateway address."""
+    options = _decode(body, _GwAllocCheck).options or {}
+    return skips_gateway(_decode_generic(options), internal=_decode_flag(options, INTERNAL))
+
+
+def encode_gw_alloc_check(skips: tuple[bool, bool]) -> dict[str, Any]:
+    """Return the answer to GwAllocCheck."""
+    return {"SkipIPv4": skips[0], "SkipIPv6": skips[1]}
+
+
 def decode_network_call(body: bytes) -> NetworkId:
     """Return the network that DeleteNetwork names."""
     return parse_network_id(_decode(body, _NetworkCall).network_id)
@@ -149,6 +188,7 @@ def decode_create_endpoint(body: bytes) -> NewEndpoint:
         mac=parse_mac(interface.mac_address) if interface.mac_address else None,
         sysctls=parse_endpoint_sysctls(options),
         engine_keys=parse_engine_sysctls(options),
+        ifname=parse_endpoint_ifname(options),
     )
 
 
@@ -167,23 +207,39 @@ def decode_endpoint_call(body: bytes) -> tuple[NetworkId, EndpointId]:
     return parse_network_id(call.network_id), parse_endpoint_id(call.endpoint_id)
 
 
-def decode_join(body: bytes) -> tuple[NetworkId, EndpointId, SandboxKey]:
-    """Return the network, the endpoint and the sandbox of a Join."""
+def decode_external_connectivity(
+    body: bytes,
+) -> tuple[NetworkId, EndpointId, tuple[PortRequest, ...]]:
+    """Return the network, the endpoint and the ports that it is to publish."""
+    call = _decode(body, _ExternalConnectivity)
+    requests = _decode_port_map(call.options or {})
+    return parse_network_id(call.network_id), parse_endpoint_id(call.endpoint_id), requests
+
+
+def decode_join(body: bytes) -> NewJoin:
+    """Return the network, the endpoint and the sandbox of a Join, and whether it has ports."""
     call = _decode(body, _Join)
     key = call.sandbox_key
     is_path = key.startswith("/") and key.isprintable() and len(key) <= SANDBOX_KEY_LENGTH
     if not is_path or ".." in key.split("/"):
         raise InvalidRequest(f"SandboxKey {key[:80]!r} is no absolute path")
-    return parse_network_id(call.network_id), parse_endpoint_id(call.endpoint_id), SandboxKey(key)
+    return NewJoin(
+        network_id=parse_network_id(call.network_id),
+        endpoint_id=parse_endpoint_id(call.endpoint_id),
+        sandbox=SandboxKey(key),
+        has_ports=bool(_decode_port_map(call.options or {})),
+    )
 
 
 def encode_join(info: JoinInfo) -> dict[str, Any]:
     """Return the answer to Join."""
-    return {
-        "InterfaceName": {"SrcName": info.sandbox_end, "DstPrefix": info.ifname_prefix},
+    answer: dict[str, Any] = {
         "Gateway": _encode_address(info.gateway),
         "GatewayIPv6": _encode_address(info.gateway_ipv6),
     }
+    if info.sandbox_end is not None:
+        answer["InterfaceName"] = {"SrcName": info.sandbox_end, "DstPrefix": info.ifname_prefix}
+    return answer
 
 
 def decode_discovery(body: bytes) -> None:
@@ -216,12 +272,48 @@ def _decode_flag(options: dict[str, Any], key: str) -> bool:
     return value
 
 
+def _decode_port_map(options: dict[str, Any]) -> tuple[PortRequest, ...]:
+    entries = options.get(PORT_MAP) or []
+    try:
+        decoded = msgspec.convert(entries, list[_PortBinding])
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{PORT_MAP}: {error}") from error
+    return tuple(map(_parse_port_request, decoded))
+
+
+def _parse_port_request(entry: _PortBinding) -> PortRequest:
+    protocol = PROTOCOLS.get(entry.proto)
+    if protocol is None or entry.port == 0:
+        raise InvalidRequest(f"publish port {entry.port} of protocol {entry.proto}: not possible")
+    last = entry.host_port_end or entry.host_port
+    if last < entry.host_port:
+        raise InvalidRequest(f"publish on {entry.host_port}-{last}: ends before it starts")
+    return PortRequest(
+        protocol=protocol,
+        container_port=entry.port,
+        host_ip=_parse_host_ip(entry.host_ip) if entry.host_ip else None,
+        first=entry.host_port,
+        last=last,
+    )
+
+
+def _parse_host_ip(text: str) -> IPAddress:
+    try:
+        return ip_address(text)
+    except ValueError as error:
+        raise InvalidRequest(f"publish on {text[:80]!r}: {error}") from error
+
+
 def _parse_pool(pool: _Pool, version: int) -> Pool:
     subnet = _parse_subnet(pool.pool, version)
     gateway = _parse_interface(pool.gateway, version) if pool.gateway else None
     if gateway is not None and gateway.ip not in subnet:
         raise InvalidRequest(f"gateway {gateway} is not in the pool {subnet}")
-    return Pool(subnet, gateway, pool.address_space or "")
+    aux = (pool.aux_addresses or {}).get(f"DefaultGatewayIPv{version}")
+    default_gateway = _parse_interface(aux, version).ip if aux else None
+    if default_gateway is not None and default_gateway not in subnet:
+        raise InvalidRequest(f"DefaultGatewayIPv{version} {aux} is not in the pool {subnet}")
+    return Pool(subnet, gateway, pool.address_space or "", default_gateway)
 
 
 def _parse_subnet(text: str, version: int) -> IPNetwork:

@@ -12,7 +12,17 @@ from driver.model import Trace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from driver.model import Bridge, IPInterface, SandboxKey, Sysctl, Veth
+    from driver.model import (
+        Bridge,
+        DirectInterface,
+        HostPort,
+        IPInterface,
+        LoopbackPair,
+        PortBinding,
+        SandboxKey,
+        Sysctl,
+        Veth,
+    )
 
 
 class Kernel(Protocol):
@@ -31,6 +41,9 @@ class Kernel(Protocol):
     def create_veth(self, veth: Veth) -> None:
         """Make the pair, its host end on the bridge and up. Raises Conflict if a name is taken."""
 
+    def create_veth_in(self, veth: Veth, sandbox: SandboxKey, interface: DirectInterface) -> None:
+        """Make the pair with its sandbox end in the sandbox, named, addressed and up."""
+
     def ensure_port(self, veth: Veth) -> bool:
         """Have the host end on its bridge and up; returns False if there is no such link."""
 
@@ -46,11 +59,38 @@ class Kernel(Protocol):
     def apply_rules(self, text: str) -> None:
         """Give nft text to the kernel, as one transaction."""
 
-    def ensure_forward_accept(self, mark: int) -> None:
-        """Have packets that carry the mark pass the iptables FORWARD chain, IPv4 and IPv6."""
+    def ensure_forward_accept(self, accepted: int, deferred: int) -> None:
+        """Have packets pass the iptables FORWARD chain that carry one of the marks.
 
-    def delete_forward_accept(self, mark: int) -> None:
+        Those with `accepted` before Docker's own rules, those with `deferred` after them.
+        """
+
+    def delete_forward_accept(self, accepted: int, deferred: int) -> None:
         """Remove what `ensure_forward_accept` added, wherever it is."""
+
+    def ensure_forwarding(self, version: int) -> None:
+        """Have the host forward packets of an address family, 4 or 6."""
+
+    def ensure_loopback_pair(self, pair: LoopbackPair) -> None:
+        """Make the way on which the host's ::1 reaches published ports."""
+
+    def delete_loopback_pair(self, pair: LoopbackPair) -> None:
+        """Remove it; absence is success."""
+
+    def ephemeral_ports(self) -> range:
+        """Return the host ports to choose from when nobody chose."""
+
+    def reserve_ports(self, places: Sequence[HostPort]) -> None:
+        """Keep host ports from everybody else. Raises PortInUse for the first that is taken."""
+
+    def release_ports(self, places: Iterable[HostPort]) -> None:
+        """Let go of host ports; absence is success."""
+
+    def find_port_owner(self, place: HostPort) -> str:
+        """Return who has a host port, in words for an error message."""
+
+    def forget_flows(self, bindings: Iterable[PortBinding]) -> None:
+        """Remove the tracked UDP flows to published host ports."""
 
     def check_sysctls(self, sysctls: Sequence[Sysctl]) -> Mapping[str, str]:
         """Try the parameters in a throw-away namespace and return their pristine values.

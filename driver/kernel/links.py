@@ -12,20 +12,22 @@ import socket
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_interface
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from driver.errors import Conflict, KernelError, NotFound
-from driver.kernel import sysctl
+from driver.kernel import netns, sysctl
 from driver.model import is_our_alias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from driver.model import Bridge, IPInterface, Veth
+    from driver.model import Bridge, DirectInterface, IPInterface, Veth
 
 _IFF_UP = 1  # include/uapi/linux/if.h
 _IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h
@@ -80,25 +82,75 @@ def delete_bridge(bridge: Bridge, added: Sequence[IPInterface]) -> None:
 
 def create_veth(veth: Veth) -> None:
     """Make the pair in one message: MTU, MAC of the sandbox end, host end on the bridge and up."""
+    peer = {"ifname": veth.sandbox_end, "address": veth.mac, "mtu": veth.mtu}
     with _route(f"create {veth.host_end} on bridge {veth.bridge}") as route:
-        bridge = _find(route, veth.bridge)
-        if bridge is None:
-            raise KernelError(f"create {veth.host_end}: bridge {veth.bridge} is gone")
-        route.link(
-            "add",
-            ifname=veth.host_end,
-            kind="veth",
-            mtu=veth.mtu,
-            master=bridge["index"],
-            state="up",
-            group=_HALF_MADE,
-            peer={"ifname": veth.sandbox_end, "address": veth.mac, "mtu": veth.mtu},
-        )
+        _create_pair(route, veth, peer)
         try:
-            route.link("set", ifname=veth.host_end, ifalias=veth.alias, group=_NO_GROUP)
+            _finish_host_end(route, veth)
         except NetlinkError:
             route.link("del", ifname=veth.host_end)
             raise
+
+
+def create_veth_in(veth: Veth, namespace: int, interface: DirectInterface) -> None:
+    """Make the pair with its sandbox end in the namespace, named, addressed and up."""
+    name = interface.name or netns.run_in(namespace, partial(_next_name, interface.prefix))
+    peer = {"ifname": name, "address": veth.mac, "mtu": veth.mtu, "net_ns_fd": namespace}
+    with _route(f"create {veth.host_end} on {veth.bridge}, its other end {name}") as route:
+        _create_pair(route, veth, peer)
+        try:
+            _finish_host_end(route, veth)
+            netns.run_in(namespace, partial(_configure, name, interface.addresses))
+        except (NetlinkError, KernelError):
+            route.link("del", ifname=veth.host_end)
+            raise
+
+
+def _create_pair(route: IPRoute, veth: Veth, peer: dict[str, Any]) -> None:
+    bridge = _find(route, veth.bridge)
+    if bridge is None:
+        raise KernelError(f"create {veth.host_end}: bridge {veth.bridge} is gone")
+    route.link(
+        "add",
+        ifname=veth.host_end,
+        kind="veth",
+        mtu=veth.mtu,
+        master=bridge["index"],
+        state="up",
+        group=_HALF_MADE,
+        peer=peer,
+    )
+
+
+def _finish_host_end(route: IPRoute, veth: Veth) -> None:
+    route.link("set", ifname=veth.host_end, ifalias=veth.alias, group=_NO_GROUP)
+    if veth.hairpin:
+        route.brport("set", index=_index(route, veth.host_end), mode=1)
+
+
+def _next_name(prefix: str) -> str:
+    """Return the first free interface name of the thread's namespace with this prefix."""
+    with _route("list the sandbox's interfaces") as route:
+        taken = {link.get_attr("IFLA_IFNAME") for link in route.get_links()}
+    return next(name for name in map(f"{prefix}{{}}".format, count()) if name not in taken)
+
+
+def _configure(name: str, addresses: Sequence[IPInterface]) -> None:
+    """Give the interface its addresses and bring it up, in the thread's namespace.
+
+    Its neighbours hear of it: arp_notify and ndisc_notify announce an address when the link
+    comes up (Documentation/networking/ip-sysctl.rst).
+    """
+    has_ipv6 = any(address.version == 6 for address in addresses)  # noqa: PLR2004
+    sysctl.write("net.ipv6.conf.IFNAME.disable_ipv6", "0" if has_ipv6 else "1", name)
+    sysctl.write("net.ipv4.conf.IFNAME.arp_notify", "1", name)
+    if has_ipv6:
+        sysctl.write("net.ipv6.conf.IFNAME.ndisc_notify", "1", name)
+    with _route(f"configure {name} in the sandbox") as route:
+        index = _index(route, name)
+        for address in addresses:
+            _change_address(route, "add", index, address)
+        route.link("set", index=index, state="up")
 
 
 def ensure_port(veth: Veth) -> bool:
@@ -194,6 +246,10 @@ def _create_bridge(route: IPRoute, bridge: Bridge) -> None:
         route.link("set", index=index, ifalias=bridge.alias, group=_NO_GROUP)
         # A router advertisement from a container must not configure the host.
         sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", bridge.name)
+        if bridge.routes_loopback:
+            # Lets 127.0.0.1 be translated to a container; pynet's chain `guard` drops what comes
+            # from the bridge to 127.0.0.0/8, which this would let in.
+            sysctl.write("net.ipv4.conf.IFNAME.route_localnet", "1", bridge.name)
         for address in bridge.addresses:
             _change_address(route, "add", index, address)
     except (NetlinkError, KernelError):

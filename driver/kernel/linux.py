@@ -10,16 +10,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import KernelError
-from driver.kernel import iptables, links, netns, sysctl
+from driver.kernel import conntrack, iptables, links, loopback, netns, ports, sysctl
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from driver.model import Bridge, IPInterface, SandboxKey, Sysctl, Trace, Veth
+    from driver.model import (
+        Bridge,
+        DirectInterface,
+        HostPort,
+        IPInterface,
+        LoopbackPair,
+        PortBinding,
+        SandboxKey,
+        Sysctl,
+        Trace,
+        Veth,
+    )
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# As Docker: for IPv6 also what interfaces that come later start with.
+FORWARDING = {
+    4: ("net.ipv4.ip_forward",),
+    6: ("net.ipv6.conf.default.forwarding", "net.ipv6.conf.all.forwarding"),
+}
 INTERFACE_TIMEOUT = 30.0  # seconds from the sandbox's birth to its interface being up
 
 log = logging.getLogger(__name__)
@@ -32,6 +48,7 @@ class LinuxKernel:
         self._nft = Nft()
         self._watch = SandboxWatch()
         self._reaper = LinkReaper()
+        self._reservations = ports.Reservations()
 
     def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
         """See `Kernel`."""
@@ -44,6 +61,11 @@ class LinuxKernel:
     def create_veth(self, veth: Veth) -> None:
         """See `Kernel`."""
         links.create_veth(veth)
+
+    def create_veth_in(self, veth: Veth, sandbox: SandboxKey, interface: DirectInterface) -> None:
+        """See `Kernel`."""
+        with netns.open_namespace(sandbox) as namespace:
+            links.create_veth_in(veth, namespace, interface)
 
     def ensure_port(self, veth: Veth) -> bool:
         """See `Kernel`."""
@@ -65,13 +87,47 @@ class LinuxKernel:
         """See `Kernel`."""
         self._nft.run(text)
 
-    def ensure_forward_accept(self, mark: int) -> None:
+    def ensure_forward_accept(self, accepted: int, deferred: int) -> None:
         """See `Kernel`."""
-        iptables.ensure_forward_accept(mark)
+        iptables.ensure_forward_accept(accepted, deferred)
 
-    def delete_forward_accept(self, mark: int) -> None:
+    def delete_forward_accept(self, accepted: int, deferred: int) -> None:
         """See `Kernel`."""
-        iptables.delete_forward_accept(mark)
+        iptables.delete_forward_accept(accepted, deferred)
+
+    def ensure_forwarding(self, version: int) -> None:
+        """See `Kernel`."""
+        for key in FORWARDING[version]:
+            if sysctl.read(key) != "1":
+                sysctl.write(key, "1")
+
+    def ensure_loopback_pair(self, pair: LoopbackPair) -> None:
+        """See `Kernel`."""
+        loopback.ensure_loopback_pair(pair)
+
+    def delete_loopback_pair(self, pair: LoopbackPair) -> None:
+        """See `Kernel`."""
+        loopback.delete_loopback_pair(pair)
+
+    def ephemeral_ports(self) -> range:
+        """See `Kernel`."""
+        return ports.ephemeral_ports()
+
+    def reserve_ports(self, places: Sequence[HostPort]) -> None:
+        """See `Kernel`."""
+        self._reservations.reserve(places)
+
+    def release_ports(self, places: Iterable[HostPort]) -> None:
+        """See `Kernel`."""
+        self._reservations.release(places)
+
+    def find_port_owner(self, place: HostPort) -> str:
+        """See `Kernel`."""
+        return ports.find_owner(place)
+
+    def forget_flows(self, bindings: Iterable[PortBinding]) -> None:
+        """See `Kernel`."""
+        conntrack.forget_flows(bindings)
 
     def check_sysctls(self, sysctls: Sequence[Sysctl]) -> Mapping[str, str]:
         """See `Kernel`."""
@@ -134,6 +190,7 @@ class LinuxKernel:
         self._watch.close()
         self._reaper.close()
         self._nft.close()
+        self._reservations.close()
 
 
 def _write_interface(

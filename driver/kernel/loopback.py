@@ -1,0 +1,125 @@
+"""Make the way on which the host's own ::1 reaches published ports; one for all networks.
+
+IPv4 has route_localnet for it, IPv6 nothing: the kernel takes a reply to ::1 only from an interface
+that has ::1 as a local address (rt6_need_strict()), and never from a bridge behind br_netfilter,
+which translates back before ip6_rcv_core() looks. So a connection to ::1 leaves by one end of a
+veth pair, with a source address that can be routed, and comes in by the other as if from outside.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from driver.errors import KernelError
+from driver.kernel import sysctl
+
+if TYPE_CHECKING:
+    from driver.model import LoopbackPair
+
+ALIAS = "pynet: from the host's ::1 to published ports"
+RULE_PRIORITY = 7064
+_METRIC = 4096  # behind the kernel's own route to ::1
+_OUT_MAC, _IN_MAC = "02:70:6e:6c:6f:00", "02:70:6e:6c:6f:01"
+_NUD_PERMANENT = 0x80  # include/uapi/linux/neighbour.h
+_RTN_LOCAL = 2  # include/uapi/linux/rtnetlink.h
+_LOCAL_TABLE = 255
+_NEXT_HOP = "fe80::7064"  # any link-local address: the neighbour entry says where it is
+
+
+def ensure_loopback_pair(pair: LoopbackPair) -> None:
+    """Make the pair, its neighbours, its routes and its rule, unless they are there."""
+    attempt = f"create {pair.out_end} and {pair.in_end}"
+    try:
+        with IPRoute(groups=0) as route:
+            if _find(route, pair.out_end) is None:
+                _create(route, pair)
+    except NetlinkError as error:
+        delete_loopback_pair(pair)
+        raise KernelError(f"{attempt}: {os.strerror(error.code)}") from error
+
+
+def delete_loopback_pair(pair: LoopbackPair) -> None:
+    """Remove the pair, with what is bound to it, and the rule; absence is success."""
+    try:
+        with IPRoute(groups=0) as route:
+            link = _find(route, pair.out_end)
+            if link is not None and link.get_attr("IFLA_IFALIAS") == ALIAS:
+                route.link("del", index=link["index"])
+            _delete_rule(route, pair)
+    except NetlinkError as error:
+        raise KernelError(f"delete {pair.out_end}: {os.strerror(error.code)}") from error
+
+
+def _create(route: IPRoute, pair: LoopbackPair) -> None:
+    route.link(
+        "add",
+        ifname=pair.out_end,
+        kind="veth",
+        address=_OUT_MAC,
+        state="up",
+        peer={"ifname": pair.in_end, "address": _IN_MAC},
+    )
+    route.link("set", ifname=pair.out_end, ifalias=ALIAS)
+    out_index, in_index = (
+        int(route.link("get", ifname=end)[0]["index"]) for end in (pair.out_end, pair.in_end)
+    )
+    route.link("set", index=in_index, state="up")
+    for end in (pair.out_end, pair.in_end):
+        sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", end)
+    source = str(pair.source)
+    # Both ways the other end is the next hop; nobody answers for it, so it is written down.
+    _add_neighbour(route, out_index, _NEXT_HOP, _IN_MAC)
+    _add_neighbour(route, in_index, source, _OUT_MAC)
+    _add_route(route, dst=f"{source}/128", oif=in_index)
+    _add_route(route, dst="default", oif=out_index, gateway=_NEXT_HOP, table=pair.table)
+    _add_route(
+        route,
+        dst="::1/128",
+        oif=out_index,
+        table=_LOCAL_TABLE,
+        type=_RTN_LOCAL,
+        priority=_METRIC,
+    )
+    _delete_rule(route, pair)
+    route.rule("add", **_rule(pair))
+
+
+def _add_neighbour(route: IPRoute, index: int, address: str, mac: str) -> None:
+    route.neigh("add", dst=address, lladdr=mac, ifindex=index, state=_NUD_PERMANENT)
+
+
+def _add_route(route: IPRoute, **what: Any) -> None:
+    route.route("add", family=socket.AF_INET6, **what)
+
+
+def _rule(pair: LoopbackPair) -> dict[str, Any]:
+    return {
+        "family": socket.AF_INET6,
+        "fwmark": pair.mark,
+        "fwmask": pair.mark,
+        "table": pair.table,
+        "priority": RULE_PRIORITY,
+    }
+
+
+def _delete_rule(route: IPRoute, pair: LoopbackPair) -> None:
+    try:
+        route.rule("del", **_rule(pair))
+    except NetlinkError as error:
+        if error.code != errno.ENOENT:
+            raise
+
+
+def _find(route: IPRoute, name: str) -> Any | None:
+    try:
+        return route.link("get", ifname=name)[0]
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return None
+        raise

@@ -1,0 +1,121 @@
+"""Publish ports: reserve each on the host, translate to the container, withdraw again.
+
+Which host ports may satisfy a request is decided in `driver.ports`, what the rules say in
+`driver.firewall`. The caller holds the driver's lock.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from driver import firewall
+from driver.errors import Conflict, DriverError
+from driver.model import PortInUse, short
+from driver.ports import order_requests, plan_candidates
+from driver.undo import attempt_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from driver.kernel import Kernel
+    from driver.model import Endpoint, HostPort, Network, PortBinding, PortRequest
+    from driver.store import Store
+    from driver.undo import Rollback
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """The published ports of all endpoints."""
+
+    def __init__(self, store: Store, kernel: Kernel) -> None:
+        self._store = store
+        self._kernel = kernel
+        self._next_port = 0
+
+    def publish(
+        self,
+        endpoint: Endpoint,
+        network: Network,
+        requests: Iterable[PortRequest],
+        undo: Rollback,
+    ) -> None:
+        """Publish the requested ports of an endpoint that has none; runs in a transaction.
+
+        Raises Conflict that names the port and its owner, before any rule is changed.
+        """
+        bindings: list[PortBinding] = []
+        for request in order_requests(requests):
+            bindings += self._reserve(request, endpoint, network, undo)
+        if not bindings:
+            return
+        self._store.put_bindings(endpoint.id, bindings)
+        self._kernel.apply_rules(firewall.render_bindings(endpoint.id, bindings))
+        undo.push(self._kernel.apply_rules, firewall.render_no_bindings(bindings))
+        self._kernel.forget_flows(bindings)
+
+    def withdraw(self, endpoint: Endpoint) -> None:
+        """Take an endpoint's ports back, whose rows have gone; does all it can, then raises."""
+        bindings = endpoint.bindings
+        if not bindings:
+            return
+        attempt_all(
+            [
+                partial(self._kernel.apply_rules, firewall.render_no_bindings(bindings)),
+                partial(self._kernel.release_ports, _host_ports(bindings)),
+                partial(self._kernel.forget_flows, bindings),
+            ]
+        )
+
+    def restore(self, endpoint: Endpoint) -> None:
+        """Reserve an endpoint's host ports again, after a restart of the driver.
+
+        One that somebody else has taken meanwhile stays published: translation comes first.
+        """
+        for place in _host_ports(endpoint.bindings):
+            try:
+                self._kernel.reserve_ports([place])
+            except DriverError as error:
+                log.warning("endpoint %s: %s", short(endpoint.id), error)
+
+    def _reserve(
+        self, request: PortRequest, endpoint: Endpoint, network: Network, undo: Rollback
+    ) -> tuple[PortBinding, ...]:
+        """Reserve the first candidate that is free; none at all is asked of some networks."""
+        refusal: PortInUse | None = None
+        ephemeral = self._kernel.ephemeral_ports()
+        for candidate in plan_candidates(request, endpoint, network, ephemeral, self._next_port):
+            places = _host_ports(candidate)
+            try:
+                self._kernel.reserve_ports(places)
+            except PortInUse as error:
+                refusal = error
+                continue
+            undo.push(self._kernel.release_ports, places)
+            if places and not request.first:
+                self._next_port = places[0].port + 1
+            return candidate
+        if refusal is not None:
+            raise Conflict(self._explain(request, refusal)) from refusal
+        return ()
+
+    def _explain(self, request: PortRequest, refusal: PortInUse) -> str:
+        """Return who holds the port, in the words of whoever typed `-p`."""
+        owner = self._store.find_publisher(refusal.place)
+        if owner is None:
+            holder = self._kernel.find_port_owner(refusal.place)
+        else:
+            holder = f"endpoint {short(owner.id)} of network {short(owner.network_id)}"
+        if request.first == request.last and request.first:
+            return f"publish {refusal.place}: port is in use by {holder}"
+        span = f"{request.first}-{request.last}" if request.first else "any"
+        return (
+            f"publish container port {request.container_port}/{request.protocol} on host ports "
+            f"{span}: all are in use, {refusal.place} by {holder}"
+        )
+
+
+def _host_ports(bindings: Iterable[PortBinding]) -> list[HostPort]:
+    return [binding.host for binding in bindings if binding.host is not None]

@@ -1,0 +1,84 @@
+"""Keep the kernel's firewall equal to the stored networks: when it comes, grows and goes.
+
+What the rules say is `driver.firewall`. The caller holds the driver's lock.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from driver import firewall
+from driver.undo import attempt_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from driver.kernel import Kernel
+    from driver.model import Endpoint, Network
+    from driver.undo import Rollback
+
+
+class Rules:
+    """The firewall of all networks: the tables, the foreign rules, forwarding."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def add_network(self, network: Network, undo: Rollback, *, is_first: bool) -> None:
+        """Add a network's elements; the first one brings the tables along."""
+        if is_first:
+            undo.push(self.lower)
+            self.raise_for([network], [])
+            return
+        self._prepare_host([network])
+        self._kernel.apply_rules(firewall.render_network(network))
+        undo.push(self._kernel.apply_rules, firewall.render_no_network(network))
+
+    def drop_network(self, network: Network, *, is_last: bool) -> None:
+        """Take a network's elements out; the last one takes everything along."""
+        if is_last:
+            self.lower()
+        else:
+            self._kernel.apply_rules(firewall.render_no_network(network))
+
+    def join(self, endpoint: Endpoint, network: Network, undo: Rollback) -> None:
+        """Add what an endpoint needs from its join on."""
+        if text := firewall.render_join(endpoint, network):
+            self._kernel.apply_rules(text)
+            undo.push(self._kernel.apply_rules, firewall.render_leave(endpoint, network))
+
+    def leave(self, endpoint: Endpoint, network: Network) -> None:
+        """Take it out again."""
+        if text := firewall.render_leave(endpoint, network):
+            self._kernel.apply_rules(text)
+
+    def raise_for(self, networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> None:
+        """Make the whole firewall as these networks and endpoints need it; none need none."""
+        networks = tuple(networks)
+        if not networks:
+            self.lower()
+            return
+        self._prepare_host(networks)
+        self._kernel.apply_rules(firewall.render_ruleset(networks, endpoints))
+        self._kernel.ensure_forward_accept(firewall.ACCEPTED_MARK, firewall.DEFERRED_MARK)
+
+    def lower(self) -> None:
+        """Remove every rule of ours, wherever it is; forwarding stays on, as Docker leaves it."""
+        accept = (firewall.ACCEPTED_MARK, firewall.DEFERRED_MARK)
+        attempt_all(
+            [
+                partial(self._kernel.delete_forward_accept, *accept),
+                partial(self._kernel.apply_rules, firewall.render_no_ruleset()),
+                partial(self._kernel.delete_loopback_pair, firewall.LOOPBACK_PAIR),
+            ]
+        )
+
+    def _prepare_host(self, networks: Iterable[Network]) -> None:
+        """Turn on what the host itself must do for these networks."""
+        networks = tuple(networks)
+        for version in (4, 6):
+            if any(network.forwards(version) for network in networks):
+                self._kernel.ensure_forwarding(version)
+        if any(network.publishes(6) for network in networks):
+            self._kernel.ensure_loopback_pair(firewall.LOOPBACK_PAIR)
