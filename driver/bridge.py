@@ -267,6 +267,13 @@ class BridgeDriver:
             ]
             _attempt_each(steps)
 
+    def describe(self) -> tuple[tuple[Network, tuple[Endpoint, ...]], ...]:
+        """Return every network with its endpoints, as they are stored."""
+        with self._lock, self._store.transaction():
+            return tuple(
+                (network, self._store.endpoints(network.id)) for network in self._store.networks()
+            )
+
     def close(self) -> None:
         """Finish background work and let go of every resource; the networks stay."""
         self._kernel.close()

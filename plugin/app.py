@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
 from driver.model import short
 from plugin import protocol
+from plugin.report import report_networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,6 +45,10 @@ def create_app(driver: BridgeDriver) -> Flask:
     @app.post("/<method>")
     def call(method: str) -> Response:
         return _answer(operations, method)
+
+    @app.get("/networks")
+    def networks() -> Response:
+        return _reply(report_networks(driver.describe()), 200)
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Response:

@@ -244,8 +244,12 @@ def _create_bridge(route: IPRoute, bridge: Bridge) -> None:
     try:
         index = _index(route, bridge.name)
         route.link("set", index=index, ifalias=bridge.alias, group=_NO_GROUP)
-        # A router advertisement from a container must not configure the host.
-        sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", bridge.name)
+        if any(address.version == 6 for address in bridge.addresses):  # noqa: PLR2004
+            # A router advertisement from a container must not configure the host.
+            sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", bridge.name)
+        else:
+            # Not even a link-local address, by which containers would reach the host.
+            sysctl.write("net.ipv6.conf.IFNAME.disable_ipv6", "1", bridge.name)
         if bridge.routes_loopback:
             # Lets 127.0.0.1 be translated to a container; pynet's chain `guard` drops what comes
             # from the bridge to 127.0.0.0/8, which this would let in.

@@ -1,0 +1,77 @@
+"""Say in JSON what the driver has, for `pynet` and for people; Docker never asks for it.
+
+Names are Docker's to know: here everything goes by its id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from driver.model import host_end_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from driver.model import Endpoint, Network, NetworkOptions, PortBinding
+
+
+def report_networks(state: Iterable[tuple[Network, tuple[Endpoint, ...]]]) -> dict[str, Any]:
+    """Return the answer to GET /networks."""
+    return {"networks": [_report_network(network, endpoints) for network, endpoints in state]}
+
+
+def _report_network(network: Network, endpoints: tuple[Endpoint, ...]) -> dict[str, Any]:
+    return {
+        "id": network.id,
+        "bridge": network.bridge_name,
+        "pools": [
+            {"subnet": str(pool.subnet), "gateway": _text(pool.gateway and pool.gateway.ip)}
+            for pool in network.pools
+        ],
+        "options": _report_options(network.options),
+        "sysctls": {sysctl.key: sysctl.value for sysctl in network.options.sysctls},
+        "endpoints": [_report_endpoint(endpoint) for endpoint in endpoints],
+    }
+
+
+def _report_options(options: NetworkOptions) -> dict[str, Any]:
+    """Return the options that differ from their defaults, under the names of the code."""
+    values = {
+        field.name: (getattr(options, field.name), field.default)
+        for field in fields(options)
+        if field.name != "sysctls"
+    }
+    return {
+        name: value if isinstance(value, bool | int | tuple) else str(value)
+        for name, (value, default) in values.items()
+        if value != default
+    }
+
+
+def _report_endpoint(endpoint: Endpoint) -> dict[str, Any]:
+    attachment = endpoint.attachment
+    return {
+        "id": endpoint.id,
+        "ipv4": _text(endpoint.ipv4),
+        "ipv6": _text(endpoint.ipv6),
+        "mac": endpoint.mac,
+        "host_end": host_end_name(endpoint.id),
+        "sandbox": None if attachment is None else attachment.sandbox,
+        "sysctls": {sysctl.key: sysctl.value for sysctl in endpoint.sysctls},
+        "ports": [_report_port(binding) for binding in endpoint.bindings],
+    }
+
+
+def _report_port(binding: PortBinding) -> dict[str, Any]:
+    return {
+        "protocol": str(binding.protocol),
+        "host_ip": None if binding.host is None else str(binding.host.ip),
+        "host_port": None if binding.host is None else binding.host.port,
+        "container_ip": str(binding.container_ip),
+        "container_port": binding.container_port,
+    }
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
