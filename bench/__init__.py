@@ -1,0 +1,1 @@
+"""Measure pynet beside what people would pick instead, in one run, interleaved."""
