@@ -25,11 +25,9 @@ BRIDGE_TABLE = "bridge pynet"
 # swarm's small numbers use. They are gone when a packet enters a sandbox (skb_scrub_packet()).
 #
 # Docker sets the iptables FORWARD policy to DROP, and a packet has to pass every base chain of the
-# hook, so an accept in our table is not enough; rules in Docker's chains let through what carries
-# the mark. ACCEPTED is let through before Docker's own rules. DEFERRED is let through after them:
-# it goes to a bridge that is not ours, whose isolation is Docker's to judge.
+# hook, so an accept in our table is not enough; a rule in Docker's chain lets through what carries
+# the mark. It bypasses Docker's isolation, so ours must be as strict.
 ACCEPTED_MARK = 0x20000000
-DEFERRED_MARK = 0x10000000
 # Translated to another container of the same bridge: passes between closed ports.
 TRANSLATED_MARK = 0x40000000
 # From the host's ::1 to a published port: takes the way through the loopback pair.
@@ -53,6 +51,10 @@ table {TABLE} {{
 	set bridges {{
 		typeof iifname
 		comment "the bridge of every network"
+	}}
+	set uplinks {{
+		typeof iifname
+		comment "other bridges that lead out of the host, and not to somebody's containers"
 	}}
 	set same_bridge {{
 		typeof iifname . oifname
@@ -191,7 +193,9 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 		oifname @bridges ct status dnat goto accepted
 		iifname "{LOOPBACK_PAIR.in_end}" goto accepted
 		oifname @bridges goto inbound
-		meta oifkind "bridge" goto deferred
+		oifname @uplinks goto accepted
+		meta oifkind "bridge" ct status dnat accept
+		meta oifkind "bridge" drop
 		goto accepted
 	}}
 	chain inbound {{
@@ -209,9 +213,6 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 	chain accepted {{
 		meta mark set meta mark | {ACCEPTED_MARK:#x} accept
 	}}
-	chain deferred {{
-		meta mark set meta mark | {DEFERRED_MARK:#x} accept
-	}}
 }}
 table {BRIDGE_TABLE} {{
 	set closed {{
@@ -227,7 +228,9 @@ meta mark & {TRANSLATED_MARK:#x} == 0 drop
 """
 
 
-def render_ruleset(networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> str:
+def render_ruleset(
+    networks: Iterable[Network], endpoints: Iterable[Endpoint], uplinks: Iterable[str]
+) -> str:
     """Return all of it for these networks and their endpoints, replacing what is there.
 
     One transaction, whatever was there before.
@@ -238,7 +241,13 @@ def render_ruleset(networks: Iterable[Network], endpoints: Iterable[Endpoint]) -
         if endpoint.attachment is not None:
             elements.append(render_join(endpoint, by_id[endpoint.network_id]))
         elements.append(render_bindings(endpoint.id, endpoint.bindings))
-    return f"{render_no_ruleset()}{_BASE}{''.join(elements)}"
+    return f"{render_no_ruleset()}{_BASE}{render_uplinks(uplinks)}{''.join(elements)}"
+
+
+def render_uplinks(names: Iterable[str]) -> str:
+    """Return the text that makes these bridges the ones that lead out of the host."""
+    elements = _add(((f"{TABLE} uplinks", _quote(name), "") for name in sorted(names)), "uplink")
+    return f"flush set {TABLE} uplinks\n{elements}"
 
 
 def render_no_ruleset() -> str:

@@ -34,6 +34,7 @@ ID_LENGTH = 12  # what `docker ps` and `docker network ls` show of an id
 
 _ID = re.compile(r"[0-9a-z]{12,64}")  # 64 hex from the engine, 25 of [0-9a-z] from swarm
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_IFNAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
 _MULTICAST_BIT = 0x01
 
 
@@ -500,6 +501,12 @@ def network_alias(network_id: NetworkId) -> str:
 def endpoint_alias(network_id: NetworkId, endpoint_id: EndpointId) -> str:
     """Return the interface alias that marks a host end as the endpoint's."""
     return f"pynet endpoint {endpoint_id} network {network_id}"
+
+
+def is_plain_ifname(name: str) -> bool:
+    """Tell whether an interface name is one that may stand in nft text and in a path."""
+    plain = _IFNAME.fullmatch(name) is not None
+    return plain and len(name) <= IFNAME_LENGTH and name not in {".", ".."}
 
 
 def is_our_alias(alias: str) -> bool:

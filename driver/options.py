@@ -25,6 +25,7 @@ from driver.model import (
     NetworkOptions,
     Publish,
     Sysctl,
+    is_plain_ifname,
 )
 from driver.sysctls import is_sysctl, merge, parse_endpoint_label, parse_sysctl
 
@@ -58,8 +59,6 @@ ENDPOINT_IFNAME = "com.docker.network.endpoint.ifname"
 ENABLE_IPV4 = "com.docker.network.enable_ipv4"
 ENABLE_IPV6 = "com.docker.network.enable_ipv6"
 ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
-
-_IFNAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +383,7 @@ def _check_ifname(option: str, text: str, longest: int) -> None:
         raise InvalidRequest(
             f"option {option}={text[:80]!r}: {len(text)} characters; at most {longest} fit"
         )
-    if not _IFNAME.fullmatch(text) or text in {".", ".."}:
+    if not is_plain_ifname(text):
         raise InvalidRequest(
             f"option {option}={text!r}: an interface name is letters, digits, '_', '-' and '.'"
         )

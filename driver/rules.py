@@ -32,7 +32,9 @@ class Rules:
             self.raise_for([network], [])
             return
         self._prepare_host([network])
-        self._kernel.apply_rules(firewall.render_network(network))
+        self._kernel.apply_rules(
+            firewall.render_uplinks(self._kernel.list_uplinks()) + firewall.render_network(network)
+        )
         undo.push(self._kernel.apply_rules, firewall.render_no_network(network))
 
     def drop_network(self, network: Network, *, is_last: bool) -> None:
@@ -60,15 +62,15 @@ class Rules:
             self.lower()
             return
         self._prepare_host(networks)
-        self._kernel.apply_rules(firewall.render_ruleset(networks, endpoints))
-        self._kernel.ensure_forward_accept(firewall.ACCEPTED_MARK, firewall.DEFERRED_MARK)
+        uplinks = self._kernel.list_uplinks()
+        self._kernel.apply_rules(firewall.render_ruleset(networks, endpoints, uplinks))
+        self._kernel.ensure_forward_accept(firewall.ACCEPTED_MARK)
 
     def lower(self) -> None:
         """Remove every rule of ours, wherever it is; forwarding stays on, as Docker leaves it."""
-        accept = (firewall.ACCEPTED_MARK, firewall.DEFERRED_MARK)
         attempt_all(
             [
-                partial(self._kernel.delete_forward_accept, *accept),
+                partial(self._kernel.delete_forward_accept, firewall.ACCEPTED_MARK),
                 partial(self._kernel.apply_rules, firewall.render_no_ruleset()),
                 partial(self._kernel.delete_loopback_pair, firewall.LOOPBACK_PAIR),
             ]

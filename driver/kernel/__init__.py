@@ -59,13 +59,16 @@ class Kernel(Protocol):
     def apply_rules(self, text: str) -> None:
         """Give nft text to the kernel, as one transaction."""
 
-    def ensure_forward_accept(self, accepted: int, deferred: int) -> None:
-        """Have packets pass the iptables FORWARD chain that carry one of the marks.
+    def list_uplinks(self) -> frozenset[str]:
+        """Return the bridges, other than ours, that have a port which is no veth.
 
-        Those with `accepted` before Docker's own rules, those with `deferred` after them.
+        They lead out of the host, or to virtual machines; the others are containers' bridges.
         """
 
-    def delete_forward_accept(self, accepted: int, deferred: int) -> None:
+    def ensure_forward_accept(self, mark: int) -> None:
+        """Have packets that carry the mark pass the iptables FORWARD chain, IPv4 and IPv6."""
+
+    def delete_forward_accept(self, mark: int) -> None:
         """Remove what `ensure_forward_accept` added, wherever it is."""
 
     def ensure_forwarding(self, version: int) -> None:

@@ -1,8 +1,7 @@
 """Keep pynet's few rules in the iptables chains that Docker leaves to others; nothing else.
 
-Two rules a family, whatever the number of networks. What carries the first mark is accepted ahead
-of Docker's rules: in `DOCKER-USER`, which Docker never flushes, or in `FORWARD` while there is no
-such chain. What carries the second is accepted at the end of `FORWARD`, if Docker let it pass.
+One rule a family, whatever the number of networks: accept what carries pynet's mark. It stands in
+`DOCKER-USER`, which Docker never flushes, or in `FORWARD` while there is no such chain.
 """
 
 from __future__ import annotations
@@ -22,26 +21,23 @@ LOCK_SECONDS = 2  # how long to wait for the xtables lock; every request is answ
 _TIMEOUT_SECONDS = 4
 
 
-def ensure_forward_accept(accepted: int, deferred: int) -> None:
-    """Add the rules for both families, unless they are there.
+def ensure_forward_accept(mark: int) -> None:
+    """Insert the rule at the head of Docker's chain, for both families, unless it is there.
 
     A machine without iptables has no FORWARD policy of Docker's either: nothing to do.
     """
     for command in _installed():
         chain = CHAINS[0] if _succeeds(command, "-S", CHAINS[0]) else CHAINS[1]
-        if not _succeeds(command, "-C", chain, *_rule(accepted)):
-            _run(command, "-I", chain, *_rule(accepted))
-        if not _succeeds(command, "-C", CHAINS[1], *_rule(deferred)):
-            _run(command, "-A", CHAINS[1], *_rule(deferred))
+        if not _succeeds(command, "-C", chain, *_rule(mark)):
+            _run(command, "-I", chain, *_rule(mark))
 
 
-def delete_forward_accept(accepted: int, deferred: int) -> None:
-    """Delete the rules, however often they are there, from every chain that may hold them."""
+def delete_forward_accept(mark: int) -> None:
+    """Delete the rule, however often it is there, from every chain that may hold it."""
     for command in _installed():
         for chain in CHAINS:
-            for mark in (accepted, deferred):
-                while _succeeds(command, "-C", chain, *_rule(mark)):
-                    _run(command, "-D", chain, *_rule(mark))
+            while _succeeds(command, "-C", chain, *_rule(mark)):
+                _run(command, "-D", chain, *_rule(mark))
 
 
 def _rule(mark: int) -> tuple[str, ...]:

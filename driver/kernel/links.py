@@ -22,7 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from driver.errors import Conflict, KernelError, NotFound
 from driver.kernel import netns, sysctl
-from driver.model import is_our_alias
+from driver.model import is_our_alias, is_plain_ifname
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -184,6 +184,28 @@ def list_links() -> dict[str, str]:
         }
 
 
+def list_uplinks() -> frozenset[str]:
+    """Return the bridges, other than ours, that have a port which is no veth."""
+    with _route("list the interfaces") as route:
+        links = {link["index"]: link for link in route.get_links()}
+    masters = {link.get_attr("IFLA_MASTER") for link in links.values() if _kind_of(link) != "veth"}
+    bridges = [
+        links[index] for index in masters if index in links and _kind_of(links[index]) == "bridge"
+    ]
+    return frozenset(
+        name
+        for bridge in bridges
+        if not is_our_alias(bridge.get_attr("IFLA_IFALIAS") or "")
+        # An interface name may hold quotes; one that does is not worth the risk in nft text.
+        and is_plain_ifname(name := bridge.get_attr("IFLA_IFNAME"))
+    )
+
+
+def _kind_of(link: Any) -> str | None:
+    kind: str | None = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
+    return kind
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """The other end of a veth: its interface index there, and whether it has left this namespace.
@@ -282,8 +304,7 @@ def _check_usable(link: Any, bridge: Bridge) -> None:
     alias = link.get_attr("IFLA_IFALIAS") or ""
     if alias == bridge.alias:
         return
-    kind = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
-    if kind != "bridge":
+    if _kind_of(link) != "bridge":
         raise Conflict(f"use {bridge.name} as bridge: it is an interface of another kind")
     if bridge.must_be_ours:
         raise Conflict(f"create bridge {bridge.name}: somebody else has a bridge of that name")

@@ -87,13 +87,17 @@ class LinuxKernel:
         """See `Kernel`."""
         self._nft.run(text)
 
-    def ensure_forward_accept(self, accepted: int, deferred: int) -> None:
+    def list_uplinks(self) -> frozenset[str]:
         """See `Kernel`."""
-        iptables.ensure_forward_accept(accepted, deferred)
+        return links.list_uplinks()
 
-    def delete_forward_accept(self, accepted: int, deferred: int) -> None:
+    def ensure_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""
-        iptables.delete_forward_accept(accepted, deferred)
+        iptables.ensure_forward_accept(mark)
+
+    def delete_forward_accept(self, mark: int) -> None:
+        """See `Kernel`."""
+        iptables.delete_forward_accept(mark)
 
     def ensure_forwarding(self, version: int) -> None:
         """See `Kernel`."""
