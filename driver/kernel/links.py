@@ -36,8 +36,8 @@ _RTMGRP_LINK = 1  # include/uapi/linux/rtnetlink.h
 # The kernel takes an alias only from RTM_SETLINK (do_setlink(), rtnetlink.c), so a link has a
 # moment without one, and we may be killed in it. It takes a group with RTM_NEWLINK: this one,
 # "pnet", tells what we had begun to make. It goes when the alias comes.
-_HALF_MADE = 0x706E6574
-_NO_GROUP = 0
+HALF_MADE = 0x706E6574
+NO_GROUP = 0
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def ensure_bridge(bridge: Bridge) -> tuple[IPInterface, ...]:
     """Make the bridge or use the one there is; return the addresses that it did not have."""
     with _route(f"create bridge {bridge.name}") as route:
         link = _find(route, bridge.name)
-        if link is not None and _is_half_made(link):
+        if link is not None and is_half_made(link):
             _delete(route, link["index"])
             link = None
         if link is None:
@@ -117,13 +117,13 @@ def _create_pair(route: IPRoute, veth: Veth, peer: dict[str, Any]) -> None:
         mtu=veth.mtu,
         master=bridge["index"],
         state="up",
-        group=_HALF_MADE,
+        group=HALF_MADE,
         peer=peer,
     )
 
 
 def _finish_host_end(route: IPRoute, veth: Veth) -> None:
-    route.link("set", ifname=veth.host_end, ifalias=veth.alias, group=_NO_GROUP)
+    route.link("set", ifname=veth.host_end, ifalias=veth.alias, group=NO_GROUP)
     if veth.hairpin:
         route.brport("set", index=_index(route, veth.host_end), mode=1)
 
@@ -261,11 +261,11 @@ def _create_bridge(route: IPRoute, bridge: Bridge) -> None:
         address=bridge.mac,
         mtu=bridge.mtu,
         state="up",
-        group=_HALF_MADE,
+        group=HALF_MADE,
     )
     try:
         index = _index(route, bridge.name)
-        route.link("set", index=index, ifalias=bridge.alias, group=_NO_GROUP)
+        route.link("set", index=index, ifalias=bridge.alias, group=NO_GROUP)
         if any(address.version == 6 for address in bridge.addresses):  # noqa: PLR2004
             # A router advertisement from a container must not configure the host.
             sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", bridge.name)
@@ -314,11 +314,11 @@ def _check_usable(link: Any, bridge: Bridge) -> None:
 
 def _is_ours(link: Any) -> bool:
     alias = link.get_attr("IFLA_IFALIAS") or ""
-    return is_our_alias(alias) or _is_half_made(link)
+    return is_our_alias(alias) or is_half_made(link)
 
 
-def _is_half_made(link: Any) -> bool:
-    return bool(link.get_attr("IFLA_GROUP") == _HALF_MADE)
+def is_half_made(link: Any) -> bool:
+    return bool(link.get_attr("IFLA_GROUP") == HALF_MADE)
 
 
 def _find(route: IPRoute, name: str) -> Any | None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from driver.errors import KernelError
+from driver.errors import Conflict, KernelError
 from driver.kernel import sysctl
+from driver.kernel.links import HALF_MADE, NO_GROUP, is_half_made
 
 if TYPE_CHECKING:
     from driver.model import LoopbackPair
@@ -33,12 +34,20 @@ _NEXT_HOP = "fe80::7064"  # any link-local address: the neighbour entry says whe
 
 
 def ensure_loopback_pair(pair: LoopbackPair) -> None:
-    """Make the pair, its neighbours, its routes and its rule, unless they are there."""
+    """Make the pair, its neighbours, its routes and its rule, unless they are there.
+
+    The alias comes last, so a pair that has it is complete.
+    """
     attempt = f"create {pair.out_end} and {pair.in_end}"
     try:
         with IPRoute(groups=0) as route:
-            if _find(route, pair.out_end) is None:
-                _create(route, pair)
+            link = _find(route, pair.out_end)
+            if link is not None and link.get_attr("IFLA_IFALIAS") == ALIAS:
+                return
+            if link is not None and not is_half_made(link):
+                raise Conflict(f"{attempt}: somebody else has an interface of that name")
+            _delete_pair(route, pair)
+            _create(route, pair)
     except NetlinkError as error:
         delete_loopback_pair(pair)
         raise KernelError(f"{attempt}: {os.strerror(error.code)}") from error
@@ -48,12 +57,17 @@ def delete_loopback_pair(pair: LoopbackPair) -> None:
     """Remove the pair, with what is bound to it, and the rule; absence is success."""
     try:
         with IPRoute(groups=0) as route:
-            link = _find(route, pair.out_end)
-            if link is not None and link.get_attr("IFLA_IFALIAS") == ALIAS:
-                route.link("del", index=link["index"])
-            _delete_rule(route, pair)
+            _delete_pair(route, pair)
     except NetlinkError as error:
         raise KernelError(f"delete {pair.out_end}: {os.strerror(error.code)}") from error
+
+
+def _delete_pair(route: IPRoute, pair: LoopbackPair) -> None:
+    link = _find(route, pair.out_end)
+    is_ours = link is not None and (link.get_attr("IFLA_IFALIAS") == ALIAS or is_half_made(link))
+    if link is not None and is_ours:
+        route.link("del", index=link["index"])
+    _delete_rule(route, pair)
 
 
 def _create(route: IPRoute, pair: LoopbackPair) -> None:
@@ -63,9 +77,9 @@ def _create(route: IPRoute, pair: LoopbackPair) -> None:
         kind="veth",
         address=_OUT_MAC,
         state="up",
+        group=HALF_MADE,
         peer={"ifname": pair.in_end, "address": _IN_MAC},
     )
-    route.link("set", ifname=pair.out_end, ifalias=ALIAS)
     out_index, in_index = (
         int(route.link("get", ifname=end)[0]["index"]) for end in (pair.out_end, pair.in_end)
     )
@@ -86,8 +100,8 @@ def _create(route: IPRoute, pair: LoopbackPair) -> None:
         type=_RTN_LOCAL,
         priority=_METRIC,
     )
-    _delete_rule(route, pair)
     route.rule("add", **_rule(pair))
+    route.link("set", index=out_index, ifalias=ALIAS, group=NO_GROUP)
 
 
 def _add_neighbour(route: IPRoute, index: int, address: str, mac: str) -> None:
