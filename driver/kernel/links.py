@@ -318,6 +318,7 @@ def _is_ours(link: Any) -> bool:
 
 
 def is_half_made(link: Any) -> bool:
+    """Tell whether the link is one that this driver had only begun to make."""
     return bool(link.get_attr("IFLA_GROUP") == HALF_MADE)
 
 
