@@ -37,6 +37,7 @@ _RTMGRP_LINK = 1  # include/uapi/linux/rtnetlink.h
 # moment without one, and we may be killed in it. It takes a group with RTM_NEWLINK: this one,
 # "pnet", tells what we had begun to make. It goes when the alias comes.
 HALF_MADE = 0x706E6574
+_DOOMED = 0x706E6478  # what is about to be deleted, all of it at once
 NO_GROUP = 0
 
 
@@ -166,12 +167,31 @@ def ensure_port(veth: Veth) -> bool:
 
 
 def delete_links(names: Iterable[str]) -> None:
-    """Delete the named links that are ours; absence is success."""
-    for name in names:
-        with _route(f"delete {name}") as route:
-            link = _find(route, name)
-            if link is not None and _is_ours(link):
-                _delete(route, link["index"])
+    """Delete the named links that are ours; absence is success.
+
+    Several go in one request, by a group made for it: the kernel then waits for its grace periods
+    once (rtnl_group_dellink(), rtnetlink.c) instead of 15 to 30 ms for each.
+    """
+    names = tuple(names)
+    with _route(f"delete {', '.join(names)}") as route:
+        links = [link for name in names if (link := _find(route, name)) and _is_ours(link)]
+        if len(links) == 1:
+            _delete(route, links[0]["index"])
+            return
+        doomed = [link for link in links if _doom(route, link["index"])]
+        if doomed:
+            route.link("del", group=_DOOMED)
+
+
+def _doom(route: IPRoute, index: int) -> bool:
+    """Put a link into the group that is deleted next; False if it has gone meanwhile."""
+    try:
+        route.link("set", index=index, group=_DOOMED)
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
+        return False
+    return True
 
 
 def list_links() -> dict[str, str]:

@@ -15,7 +15,7 @@ from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from driver.model import (
         Bridge,
@@ -240,7 +240,17 @@ class LinkReaper:
 
     def _run(self) -> None:
         while (name := self._released.get()) is not None:
+            names = [name, *self._drain()]
             try:
-                links.delete_links([name])
+                links.delete_links(names)
             except Exception:
-                log.exception("%s stays until the next start", name)
+                log.exception("%s: they stay until the next start", ", ".join(names))
+
+    def _drain(self) -> Iterator[str]:
+        """Yield what else has been handed over by now; leave the end of the thread for last."""
+        while not self._released.empty():
+            name = self._released.get()
+            if name is None:
+                self._released.put(None)
+                return
+            yield name
