@@ -274,6 +274,19 @@ class BridgeDriver:
                 (network, self._store.endpoints(network.id)) for network in self._store.networks()
             )
 
+    def find_interface(self, endpoint_id: EndpointId) -> str | None:
+        """Return what the endpoint's interface is called in its sandbox, None if it is in none."""
+        with self._lock, self._store.transaction():
+            endpoint = self._store.find_endpoint(endpoint_id)
+        if endpoint is None or endpoint.attachment is None:
+            return None
+        try:
+            return self._kernel.find_interface(
+                endpoint.attachment.sandbox, host_end_name(endpoint.id)
+            )
+        except NotFound:  # it is leaving
+            return None
+
     def close(self) -> None:
         """Finish background work and let go of every resource; the networks stay."""
         self._kernel.close()

@@ -14,9 +14,9 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
-from driver.model import short
+from driver.model import parse_endpoint_id, short
 from plugin import protocol
-from plugin.report import report_networks
+from plugin.report import report_interface, report_networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,6 +49,14 @@ def create_app(driver: BridgeDriver) -> Flask:
     @app.get("/networks")
     def networks() -> Response:
         return _reply(report_networks(driver.describe()), 200)
+
+    @app.get("/endpoints/<identity>/interface")
+    def interface(identity: str) -> Response:
+        try:
+            name = driver.find_interface(parse_endpoint_id(identity))
+        except DriverError as error:
+            return _reply({"Err": _words(error)}, _status_of(error))
+        return _reply(report_interface(name), 200)
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Response:

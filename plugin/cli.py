@@ -120,26 +120,31 @@ def inspect(name: str) -> None:
 
     inventory = _take_inventory()
     try:
-        network = inventory.find_network(name)
+        found = _find(inventory, name)
     except InventoryError as error:
         raise click.ClickException(str(error)) from error
-    if network is not None:
-        _print_json(_named_network(inventory, network))
-        return
-    endpoints = inventory.find_endpoints(name)
-    if not endpoints:
+    if not found:
         raise click.ClickException(f"no network and no container of pynet's is called {name}")
-    _print_json(
-        [
-            {
-                "container": inventory.container_name(endpoint),
-                "network": inventory.network_name(network),
-                "bridge": network["bridge"],
-                **endpoint,
-            }
-            for network, endpoint in endpoints
-        ]
-    )
+    _print_json(found)
+
+
+def _find(inventory: Inventory, name: str) -> dict[str, Any] | list[dict[str, Any]]:
+    from plugin.inventory import find_interface  # noqa: PLC0415
+
+    network = inventory.find_network(name)
+    if network is not None:
+        return _named_network(inventory, network)
+    driver = parse_settings(os.environ).socket
+    return [
+        {
+            "container": inventory.container_name(endpoint),
+            "network": inventory.network_name(network),
+            "bridge": network["bridge"],
+            "sandbox_end": find_interface(driver, endpoint),
+            **endpoint,
+        }
+        for network, endpoint in inventory.find_endpoints(name)
+    ]
 
 
 def _take_inventory() -> Inventory:

@@ -87,6 +87,13 @@ def ask_driver(path: Path, what: str) -> dict[str, Any]:
     return answer
 
 
+def find_interface(path: Path, endpoint: Mapping[str, Any]) -> str | None:
+    """Return what an endpoint's interface is called in its container, None if it has none now."""
+    answer = ask_driver(path, f"/endpoints/{endpoint['id']}/interface")
+    name: str | None = answer.get("sandbox_end")
+    return name
+
+
 class _UnixConnection(HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("pynet", timeout=TIMEOUT_SECONDS)

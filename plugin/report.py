@@ -21,6 +21,11 @@ def report_networks(state: Iterable[tuple[Network, tuple[Endpoint, ...]]]) -> di
     return {"networks": [_report_network(network, endpoints) for network, endpoints in state]}
 
 
+def report_interface(name: str | None) -> dict[str, Any]:
+    """Return the answer to GET /endpoints/ID/interface: the sandbox end's name in its sandbox."""
+    return {"sandbox_end": name}
+
+
 def _report_network(network: Network, endpoints: tuple[Endpoint, ...]) -> dict[str, Any]:
     return {
         "id": network.id,

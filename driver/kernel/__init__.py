@@ -74,8 +74,8 @@ class Kernel(Protocol):
     def ensure_forwarding(self, version: int) -> None:
         """Have the host forward packets of an address family, 4 or 6."""
 
-    def ensure_loopback_pair(self, pair: LoopbackPair) -> None:
-        """Make the way on which the host's ::1 reaches published ports."""
+    def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
+        """Make the way on which the host's ::1 reaches published ports; tell whether it is new."""
 
     def delete_loopback_pair(self, pair: LoopbackPair) -> None:
         """Remove it; absence is success."""
@@ -116,6 +116,12 @@ class Kernel(Protocol):
         """Read the keys in the sandbox, let `decide` say what to write, write it.
 
         Returns a trace of every write. All or nothing. Raises NotFound if there is no sandbox.
+        """
+
+    def find_interface(self, sandbox: SandboxKey, host_end: str) -> str | None:
+        """Return what the sandbox end of a host end is called in the sandbox, None if not there.
+
+        Raises NotFound if there is no such link or sandbox.
         """
 
     def set_interface_sysctls(

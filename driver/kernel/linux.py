@@ -105,9 +105,9 @@ class LinuxKernel:
             if sysctl.read(key) != "1":
                 sysctl.write(key, "1")
 
-    def ensure_loopback_pair(self, pair: LoopbackPair) -> None:
+    def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
         """See `Kernel`."""
-        loopback.ensure_loopback_pair(pair)
+        return loopback.ensure_loopback_pair(pair)
 
     def delete_loopback_pair(self, pair: LoopbackPair) -> None:
         """See `Kernel`."""
@@ -154,6 +154,14 @@ class LinuxKernel:
         """See `Kernel`."""
         with netns.open_namespace(sandbox) as namespace:
             return netns.run_in(namespace, lambda: sysctl.change(keys, decide))
+
+    def find_interface(self, sandbox: SandboxKey, host_end: str) -> str | None:
+        """See `Kernel`."""
+        peer = links.find_peer(host_end)
+        if not peer.moved:
+            return None
+        with netns.open_namespace(sandbox) as namespace:
+            return netns.run_in(namespace, partial(links.name_of, peer.index))
 
     def set_interface_sysctls(
         self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
