@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -39,6 +40,7 @@ PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM; raises Conflict if another pynet has the socket or the state."""
+    _raise_descriptor_limit()
     with _only_one(settings.state_dir):
         _clear_socket(settings.socket)
         Server(settings).run()
@@ -107,6 +109,12 @@ def log_config(level: str) -> dict[str, Any]:
             "gunicorn.access": {"level": "CRITICAL", "propagate": False, "handlers": []},
         },
     }
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the hard limit does: a published port is a bound socket."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _die_with_parent(_: Arbiter, __: Worker) -> None:
