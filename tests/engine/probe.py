@@ -1,11 +1,15 @@
 """Ask and answer over TCP, UDP and SCTP, over IPv4 and IPv6, from whatever namespace it runs in.
 
+    probe.py serve PROTOCOL PORT…       answers until killed; says `ready` when all are open
+    probe.py ask                        asks what it reads, all at once; writes the answers
+
 The answer is the address that the question came from, so that a test sees what translation did.
+Uses nothing but the standard library, for it starts often.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import socket
 import sys
 import threading
@@ -26,8 +30,25 @@ def serve(protocol: str, ports: list[int]) -> None:
     print("ready", flush=True)
 
 
-def ask(protocol: str, host: str, port: int, timeout: float, sport: int) -> str:
-    """Return what the other side saw as our address; raises OSError if it does not answer."""
+def ask_all(questions: list[dict[str, object]]) -> list[str | None]:
+    """Return for each question what the other side saw as our address, None for no answer."""
+    answers: list[str | None] = [None] * len(questions)
+
+    def ask(number: int) -> None:
+        try:
+            answers[number] = _ask(**questions[number])  # type: ignore[arg-type]
+        except OSError as error:
+            print(questions[number], error, file=sys.stderr)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(questions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def _ask(protocol: str, host: str, port: int, timeout: float, sport: int) -> str:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, *TYPES[protocol]) as asking:
         asking.settimeout(timeout)
@@ -66,26 +87,9 @@ def _plain(address: str) -> bytes:
     return address.removeprefix("::ffff:").encode()
 
 
-def main() -> int:
-    """Return 0 if the question was answered."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("verb", choices=("serve", "ask"))
-    parser.add_argument("protocol", choices=TYPES)
-    parser.add_argument("words", nargs="+")
-    parser.add_argument("--timeout", type=float, default=5.0)
-    parser.add_argument("--sport", type=int, default=0)
-    given = parser.parse_args()
-    if given.verb == "serve":
-        serve(given.protocol, [int(port) for port in given.words])
-        return 0
-    try:
-        host, port = given.words
-        print(ask(given.protocol, host, int(port), given.timeout, given.sport))
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    verb, *words = sys.argv[1:]
+    if verb == "serve":
+        serve(words[0], [int(word) for word in words[1:]])
+    else:
+        json.dump(ask_all(json.load(sys.stdin)), sys.stdout)

@@ -1,16 +1,23 @@
-"""A host with networks, containers and a neighbour, and questions between them; asserts nothing."""
+"""A host with networks, containers and a neighbour, and questions between them.
+
+`Site` asserts nothing; `check` fails with all the answers that were not as expected.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import TYPE_CHECKING, Self
 
 from tests.engine import steps
-from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from tests.engine.command import Command
@@ -23,6 +30,39 @@ HOST_ADDRESS = {4: "192.0.2.1", 6: "2001:db8:2::1"}
 LAN_ADDRESS = {4: "192.0.2.2", 6: "2001:db8:2::2"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 SHORT = 1.0  # seconds that a question waits which is not to be answered
+LONG = 10.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """Ask `host:port` from a place; `seen` is what the other side is to see as the asker's address.
+
+    `*` is any answer, None no answer at all. `sport` is the asker's port, 0 for any.
+    """
+
+    origin: str
+    host: str
+    port: int
+    seen: str | None
+    protocol: str = "tcp"
+    sport: int = 0
+
+    def wrong(self, got: str | None) -> str | None:
+        """Return what is wrong with an answer, None if nothing is."""
+        if got == self.seen or (self.seen == "*" and got is not None):
+            return None
+        what = f"{self.origin} asks {self.host} {self.port}/{self.protocol}"
+        return f"{what}: expected {self.seen}, got {got}"
+
+    def encode(self) -> dict[str, object]:
+        """Return what the probe needs to ask it."""
+        return {
+            "protocol": self.protocol,
+            "host": self.host,
+            "port": self.port,
+            "timeout": SHORT if self.seen is None else LONG,
+            "sport": self.sport,
+        }
 
 
 class Site:
@@ -43,62 +83,90 @@ class Site:
     ) -> None:
         self._stack.close()
 
-    def network(
-        self, driver: str, name: str, number: int, *options: str, ipv6: bool = True
-    ) -> None:
-        """Create the network 10.NUMBER.0.0/24 and fdNUMBER::/64."""
+    def network(self, driver: str, name: str, number: int, *options: str, ipv6: bool = True) -> str:
+        """Create the network 10.NUMBER.0.0/24 and fdNUMBER::/64; return its id."""
         words = ["--subnet", f"10.{number}.0.0/24"]
         words += ["--ipv6", "--subnet", f"fd{number}::/64"] if ipv6 else []
-        self.engine.docker("network", "create", "-d", driver, *words, *options, name)
+        words += ["-d", driver, *options, name]
+        identity = self.engine.docker("network", "create", *words).stdout.strip()
         for subnet, via in ((f"10.{number}.0.0/24", 4), (f"fd{number}::/64", 6)):
             # The neighbour knows the way: what it does not reach, the host keeps from it.
             self.engine.lan_run("ip", "route", "replace", subnet, "via", HOST_ADDRESS[via])
+        return identity
 
     def container(self, name: str, network: str, *words: str) -> None:
         """Run a container that does nothing."""
         steps.run(self.engine, name, network, *words)
 
-    def serve(self, where: str, protocol: str, *ports: int) -> None:
-        """Answer on the ports there until the site is left."""
-        words = (sys.executable, PROBE, "serve", protocol, *map(str, ports))
-        if where == LAN:
-            server = self.engine.lan_popen(*words)
-        else:
-            server = self.engine.popen(*self._enter(where), *words)
-        self._stack.callback(_end, server)
-        wait_until(lambda: self._listens(where, protocol, ports[-1]), 10, f"{where} answers")
+    def containers(self, wanted: Mapping[str, Sequence[str]]) -> None:
+        """Run containers at once: for each name its network and the other words."""
+        with ThreadPoolExecutor() as starters:
+            started = [starters.submit(self.container, name, *wanted[name]) for name in wanted]
+        for start in started:
+            start.result()
 
-    def ask(
-        self, where: str, host: str, port: int, protocol: str = "tcp", *, timeout: float = 5.0
-    ) -> str | None:
-        """Return the address that the server saw, None if nobody answered."""
-        words = (sys.executable, PROBE, "ask", protocol, host, str(port), "--timeout", str(timeout))
-        if where == LAN:
-            done = self.engine.lan_run(*words, check=False)
-        else:
-            done = self.engine.run(*self._enter(where), *words, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
+    def serve(self, where: str, protocol: str, *ports: int) -> None:
+        """Answer on the ports there, as soon as this returns and until the site is left."""
+        server = self._probe(where, "serve", protocol, *map(str, ports), stdout=PIPE)
+        self._stack.callback(_end, server)
+        assert server.stdout is not None
+        if server.stdout.readline() != "ready\n":
+            raise AssertionError(f"{where} cannot answer on {ports}/{protocol}")
+
+    def ask(self, questions: Iterable[Question]) -> list[tuple[Question, str | None]]:
+        """Ask everything at once; return each question with its answer, None if there was none."""
+        by_origin: dict[str, list[Question]] = {}
+        for question in questions:
+            by_origin.setdefault(question.origin, []).append(question)
+        answers: list[tuple[Question, str | None]] = []
+        with ThreadPoolExecutor() as askers:
+            for origin, got in zip(
+                by_origin, askers.map(self._ask, by_origin.values()), strict=True
+            ):
+                answers += zip(by_origin[origin], got, strict=True)
+        return answers
 
     def address(self, container: str, network: str, version: int) -> str:
         """Return a container's address."""
         place = steps.endpoint(self.engine, container, network)
         return str(place["IPAddress" if version == 4 else "GlobalIPv6Address"])
 
-    def _listens(self, where: str, protocol: str, port: int) -> bool:
-        words = ("ss", "-Hnlt" if protocol == "tcp" else "-Hnlu" if protocol == "udp" else "-HnlS")
-        listing = (
-            self.engine.lan_run(*words)
-            if where == LAN
-            else self.engine.run(*self._enter(where), *words)
-        )
-        return f":{port} " in listing.stdout
-
-    def _enter(self, where: str) -> tuple[str, ...]:
+    def enter(self, where: str) -> tuple[str, ...]:
+        """Return the words that run a command of the machine in a container's network."""
         if where == HOST:
             return ()
         return ("nsenter", f"--net={steps.settings(self.engine, where)['SandboxKey']}")
+
+    def _ask(self, questions: Sequence[Question]) -> list[str | None]:
+        """Ask questions that have one origin."""
+        asker = self._probe(questions[0].origin, "ask", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        text = json.dumps([question.encode() for question in questions])
+        answers: list[str | None] = json.loads(asker.result(stdin=text).stdout)
+        return answers
+
+    def _probe(
+        self,
+        where: str,
+        *words: str,
+        stdin: int = DEVNULL,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> Command:
+        argv = (sys.executable, "-I", PROBE, *words)
+        if where == LAN:
+            return self.engine.lan_popen(*argv, stdin=stdin, stdout=stdout, stderr=stderr)
+        argv = (*self.enter(where), *argv)
+        return self.engine.popen(*argv, stdin=stdin, stdout=stdout, stderr=stderr)
+
+
+def check(site: Site, questions: Iterable[Question]) -> None:
+    """Ask everything at once, then fail with all that was wrong."""
+    wrong = [said for question, got in site.ask(questions) if (said := question.wrong(got))]
+    assert not wrong, "\n".join(wrong)
 
 
 def _end(server: Command) -> None:
     server.kill()
     server.wait()
+    if server.stdout is not None:
+        server.stdout.close()

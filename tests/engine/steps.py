@@ -6,9 +6,15 @@ Knows Docker and the wire names of nothing. What is left on the host is in `rema
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
+from tests.engine.driver import REPOSITORY
+from tests.engine.engine import DOCKER_SOCKET
+
 if TYPE_CHECKING:
+    from subprocess import CompletedProcess
+
     from tests.engine.driver import Driver
     from tests.engine.engine import Engine
 
@@ -65,6 +71,19 @@ def revive_driver(engine: Engine) -> Driver:
     if engine.driver and engine.driver.running:
         engine.driver.kill()
     return engine.start_driver(env=env)
+
+
+def pynet(engine: Engine, *words: str, check: bool = True) -> CompletedProcess[str]:
+    """Run the `pynet` command on the engine's host."""
+    command = ("env", f"--chdir={REPOSITORY}", sys.executable, "-m", "plugin.cli", *words)
+    env = {"DOCKER_HOST": f"unix://{DOCKER_SOCKET}", "PYTHONPATH": str(REPOSITORY)}
+    return engine.run(*command, check=check, env=env)
+
+
+def published(engine: Engine) -> list[dict[str, Any]]:
+    """Return what `pynet ports` lists."""
+    found: list[dict[str, Any]] = json.loads(pynet(engine, "ports", "--json").stdout)
+    return found
 
 
 def proc_path(key: str) -> str:
