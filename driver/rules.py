@@ -9,14 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from driver import firewall
-from driver.undo import attempt_all
+from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from driver.kernel import Kernel
     from driver.model import Endpoint, Network
-    from driver.undo import Rollback
 
 
 class Rules:
@@ -31,7 +30,7 @@ class Rules:
             undo.push(self.lower)
             self.raise_for([network], [])
             return
-        self._prepare_host([network])
+        self._prepare_host([network], undo)
         self._kernel.apply_rules(
             firewall.render_uplinks(self._kernel.list_uplinks()) + firewall.render_network(network)
         )
@@ -61,7 +60,7 @@ class Rules:
         if not networks:
             self.lower()
             return
-        self._prepare_host(networks)
+        self._prepare_host(networks, Rollback())
         uplinks = self._kernel.list_uplinks()
         self._kernel.apply_rules(firewall.render_ruleset(networks, endpoints, uplinks))
         self._kernel.ensure_forward_accept(firewall.ACCEPTED_MARK)
@@ -76,11 +75,13 @@ class Rules:
             ]
         )
 
-    def _prepare_host(self, networks: Iterable[Network]) -> None:
-        """Turn on what the host itself must do for these networks."""
+    def _prepare_host(self, networks: Iterable[Network], undo: Rollback) -> None:
+        """Turn on what the host itself must do for these networks; forwarding stays on."""
         networks = tuple(networks)
         for version in (4, 6):
             if any(network.forwards(version) for network in networks):
                 self._kernel.ensure_forwarding(version)
-        if any(network.publishes(6) for network in networks):
-            self._kernel.ensure_loopback_pair(firewall.LOOPBACK_PAIR)
+        if not any(network.publishes(6) for network in networks):
+            return
+        if self._kernel.ensure_loopback_pair(firewall.LOOPBACK_PAIR):
+            undo.push(self._kernel.delete_loopback_pair, firewall.LOOPBACK_PAIR)

@@ -33,8 +33,8 @@ _LOCAL_TABLE = 255
 _NEXT_HOP = "fe80::7064"  # any link-local address: the neighbour entry says where it is
 
 
-def ensure_loopback_pair(pair: LoopbackPair) -> None:
-    """Make the pair, its neighbours, its routes and its rule, unless they are there.
+def ensure_loopback_pair(pair: LoopbackPair) -> bool:
+    """Make the pair, its neighbours, its routes and its rule; False if they are there already.
 
     The alias comes last, so a pair that has it is complete.
     """
@@ -43,11 +43,12 @@ def ensure_loopback_pair(pair: LoopbackPair) -> None:
         with IPRoute(groups=0) as route:
             link = _find(route, pair.out_end)
             if link is not None and link.get_attr("IFLA_IFALIAS") == ALIAS:
-                return
+                return False
             if link is not None and not is_half_made(link):
                 raise Conflict(f"{attempt}: somebody else has an interface of that name")
             _delete_pair(route, pair)
             _create(route, pair)
+            return True
     except NetlinkError as error:
         delete_loopback_pair(pair)
         raise KernelError(f"{attempt}: {os.strerror(error.code)}") from error
