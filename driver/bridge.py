@@ -192,7 +192,11 @@ class BridgeDriver:
                 network = self._network(network_id)
                 self._store.put_endpoint(endpoint.left())
                 self._store.put_bindings(endpoint_id, ())
-            steps = [*self._detach(endpoint, network)]
+            # Leave is Revoke, too: engine 29 sends none after a restart with live-restore.
+            steps: list[Callable[[], object]] = [
+                partial(self._publisher.withdraw, endpoint),
+                *self._detach(endpoint, network),
+            ]
             if network.options.attach is Attach.DIRECT:
                 steps.append(partial(self._kernel.release_links, [host_end_name(endpoint_id)]))
             attempt_all(steps)
@@ -340,15 +344,12 @@ class BridgeDriver:
         """Return the steps that take endpoints out of the kernel whose rows have gone."""
         for endpoint in endpoints:
             yield partial(self._kernel.release_links, [host_end_name(endpoint.id)])
+            yield partial(self._publisher.withdraw, endpoint)
             if endpoint.attachment is not None:
                 yield from self._detach(endpoint, network)
 
     def _detach(self, endpoint: Endpoint, network: Network) -> Iterator[Callable[[], object]]:
-        """Return the steps that follow when an attached endpoint has left, or its row has gone.
-
-        Leave is Revoke, too: engine 29 sends none after a restart with live-restore.
-        """
-        yield partial(self._publisher.withdraw, endpoint)
+        """Return the steps that follow when an attached endpoint has left, or its row has gone."""
         yield partial(self._rules.leave, endpoint, network)
         yield partial(self._sandboxes.settle, sandbox_of(endpoint))
 
