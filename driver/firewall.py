@@ -314,8 +314,8 @@ def _family_elements(network: Network, version: int) -> Iterator[_Element]:
         yield f"{TABLE} routed", f"{bridge} . ipv{version}", ""
     source = network.options.source_address(version)
     for pool in network.pools:
-        if pool.subnet.version != version:
-            continue
+        if pool.subnet.version != version or pool.subnet.prefixlen == 0:
+            continue  # length 0 is the null address manager's: no subnet at all
         yield f"{TABLE} home{version}", f"{pool.subnet} . {bridge}", ""
         if network.options.masquerade and network.forwards(version) and mode.translates:
             if source is None:
