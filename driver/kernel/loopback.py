@@ -36,13 +36,15 @@ _NEXT_HOP = "fe80::7064"  # any link-local address: the neighbour entry says whe
 def ensure_loopback_pair(pair: LoopbackPair) -> bool:
     """Make the pair, its neighbours, its routes and its rule; False if they are there already.
 
-    The alias comes last, so a pair that has it is complete.
+    The alias comes last, so a pair that has it is complete; but for the rule, which others may
+    have removed since (systemd-networkd does, with every rule that it does not know).
     """
     attempt = f"create {pair.out_end} and {pair.in_end}"
     try:
         with IPRoute(groups=0) as route:
             link = _find(route, pair.out_end)
             if link is not None and link.get_attr("IFLA_IFALIAS") == ALIAS:
+                _ensure_rule(route, pair)
                 return False
             if link is not None and not is_half_made(link):
                 raise Conflict(f"{attempt}: somebody else has an interface of that name")
@@ -101,7 +103,7 @@ def _create(route: IPRoute, pair: LoopbackPair) -> None:
         type=_RTN_LOCAL,
         priority=_METRIC,
     )
-    route.rule("add", **_rule(pair))
+    _ensure_rule(route, pair)
     route.link("set", index=out_index, ifalias=ALIAS, group=NO_GROUP)
 
 
@@ -121,6 +123,14 @@ def _rule(pair: LoopbackPair) -> dict[str, Any]:
         "table": pair.table,
         "priority": RULE_PRIORITY,
     }
+
+
+def _ensure_rule(route: IPRoute, pair: LoopbackPair) -> None:
+    try:
+        route.rule("add", **_rule(pair))
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
 
 
 def _delete_rule(route: IPRoute, pair: LoopbackPair) -> None:
