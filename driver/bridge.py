@@ -356,7 +356,7 @@ class BridgeDriver:
     def _restore_endpoint(self, endpoint: Endpoint, network: Network) -> None:
         if endpoint.attachment is None:
             return
-        veth = veth_of(endpoint, network)
+        veth = veth_of(endpoint, network, hairpin=bool(endpoint.bindings))
         sandbox = endpoint.attachment.sandbox
         if self._kernel.ensure_port(veth):
             self._publisher.restore(endpoint)

@@ -68,14 +68,16 @@ def ensure_bridge(bridge: Bridge) -> tuple[IPInterface, ...]:
 
 
 def delete_bridge(bridge: Bridge, added: Sequence[IPInterface]) -> None:
-    """Delete our own bridge; from a foreign one take the addresses that we added."""
+    """Delete our own bridge; from a foreign one take what we added, addresses and loopback."""
     with _route(f"delete bridge {bridge.name}") as route:
         link = _find(route, bridge.name)
         if link is None:
             return
-        if link.get_attr("IFLA_IFALIAS") == bridge.alias:
+        if _is_bridge_of(link, bridge):
             _delete(route, link["index"])
             return
+        if bridge.routes_loopback and _kind_of(link) == "bridge" and not _is_ours(link):
+            _route_loopback(bridge, on=False)
         present = _addresses(route, link["index"])
         for address in (address for address in added if address in present):
             _change_address(route, "del", link["index"], address)
@@ -125,6 +127,10 @@ def _create_pair(route: IPRoute, veth: Veth, peer: dict[str, Any]) -> None:
 
 def _finish_host_end(route: IPRoute, veth: Veth) -> None:
     route.link("set", ifname=veth.host_end, ifalias=veth.alias, group=NO_GROUP)
+    _set_hairpin(route, veth)
+
+
+def _set_hairpin(route: IPRoute, veth: Veth) -> None:
     if veth.hairpin:
         route.brport("set", index=_index(route, veth.host_end), mode=1)
 
@@ -142,10 +148,9 @@ def _configure(name: str, addresses: Sequence[IPInterface]) -> None:
     Its neighbours hear of it: arp_notify and ndisc_notify announce an address when the link
     comes up (Documentation/networking/ip-sysctl.rst).
     """
-    has_ipv6 = any(address.version == 6 for address in addresses)  # noqa: PLR2004
-    sysctl.write("net.ipv6.conf.IFNAME.disable_ipv6", "0" if has_ipv6 else "1", name)
+    _switch_ipv6(name, on=_has_ipv6(addresses))
     sysctl.write("net.ipv4.conf.IFNAME.arp_notify", "1", name)
-    if has_ipv6:
+    if _has_ipv6(addresses):
         sysctl.write("net.ipv6.conf.IFNAME.ndisc_notify", "1", name)
     with _route(f"configure {name} in the sandbox") as route:
         index = _index(route, name)
@@ -163,6 +168,7 @@ def ensure_port(veth: Veth) -> bool:
             return False
         if link.get_attr("IFLA_MASTER") != bridge["index"] or not link["flags"] & _IFF_UP:
             route.link("set", index=link["index"], master=bridge["index"], state="up")
+        _set_hairpin(route, veth)
         return True
 
 
@@ -286,16 +292,7 @@ def _create_bridge(route: IPRoute, bridge: Bridge) -> None:
     try:
         index = _index(route, bridge.name)
         route.link("set", index=index, ifalias=bridge.alias, group=NO_GROUP)
-        if any(address.version == 6 for address in bridge.addresses):  # noqa: PLR2004
-            # A router advertisement from a container must not configure the host.
-            sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", bridge.name)
-        else:
-            # Not even a link-local address, by which containers would reach the host.
-            sysctl.write("net.ipv6.conf.IFNAME.disable_ipv6", "1", bridge.name)
-        if bridge.routes_loopback:
-            # Lets 127.0.0.1 be translated to a container; pynet's chain `guard` drops what comes
-            # from the bridge to 127.0.0.0/8, which this would let in.
-            sysctl.write("net.ipv4.conf.IFNAME.route_localnet", "1", bridge.name)
+        _write_parameters(bridge)
         for address in bridge.addresses:
             _change_address(route, "add", index, address)
     except (NetlinkError, KernelError):
@@ -303,7 +300,42 @@ def _create_bridge(route: IPRoute, bridge: Bridge) -> None:
         raise
 
 
+def _write_parameters(bridge: Bridge) -> None:
+    """Write the parameters of a bridge that is ours."""
+    has_ipv6 = _has_ipv6(bridge.addresses)
+    # Without an address of its own not even a link-local one, by which containers would reach
+    # the host.
+    _switch_ipv6(bridge.name, on=has_ipv6)
+    if has_ipv6:
+        # A router advertisement from a container must not configure the host.
+        sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", bridge.name)
+    _route_loopback(bridge, on=bridge.routes_loopback)
+
+
+def _switch_ipv6(ifname: str, *, on: bool) -> None:
+    """Have IPv6 on an interface or not; a kernel started without IPv6 has nothing to turn off."""
+    key, wanted = "net.ipv6.conf.IFNAME.disable_ipv6", "0" if on else "1"
+    if sysctl.read(key, ifname) not in {None, wanted}:
+        sysctl.write(key, wanted, ifname)
+
+
+def _route_loopback(bridge: Bridge, *, on: bool) -> None:
+    """Let 127.0.0.1 be translated to a container, or no more.
+
+    pynet's chain `guard` drops what comes from the bridge to 127.0.0.0/8, which this lets in.
+    """
+    sysctl.write("net.ipv4.conf.IFNAME.route_localnet", "1" if on else "0", bridge.name)
+
+
+def _has_ipv6(addresses: Iterable[IPInterface]) -> bool:
+    return any(address.version == 6 for address in addresses)  # noqa: PLR2004
+
+
 def _complete_bridge(route: IPRoute, link: Any, bridge: Bridge) -> tuple[IPInterface, ...]:
+    if _is_bridge_of(link, bridge):
+        _write_parameters(bridge)
+    elif bridge.routes_loopback:
+        _route_loopback(bridge, on=True)
     present = _addresses(route, link["index"])
     missing = tuple(address for address in bridge.addresses if address not in present)
     done: list[IPInterface] = []
@@ -321,15 +353,19 @@ def _complete_bridge(route: IPRoute, link: Any, bridge: Bridge) -> tuple[IPInter
 
 
 def _check_usable(link: Any, bridge: Bridge) -> None:
-    alias = link.get_attr("IFLA_IFALIAS") or ""
-    if alias == bridge.alias:
+    if _is_bridge_of(link, bridge):
         return
+    alias = link.get_attr("IFLA_IFALIAS") or ""
     if _kind_of(link) != "bridge":
         raise Conflict(f"use {bridge.name} as bridge: it is an interface of another kind")
     if bridge.must_be_ours:
         raise Conflict(f"create bridge {bridge.name}: somebody else has a bridge of that name")
     if is_our_alias(alias):
         raise Conflict(f"use bridge {bridge.name}: it belongs to {alias.removeprefix('pynet ')}")
+
+
+def _is_bridge_of(link: Any, bridge: Bridge) -> bool:
+    return bool(link.get_attr("IFLA_IFALIAS") == bridge.alias)
 
 
 def _is_ours(link: Any) -> bool:
