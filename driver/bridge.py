@@ -24,6 +24,7 @@ from driver.model import (
     derive_mac,
     host_end_name,
     short,
+    takes_name_of,
     veth_of,
 )
 from driver.ports import is_satisfied
@@ -155,6 +156,7 @@ class BridgeDriver:
             joined = endpoint.joined(new.sandbox)
             veth = veth_of(joined, network, hairpin=new.has_ports)
             if joined != endpoint:
+                self._check_name(joined, network)
                 self._kernel.delete_links([veth.host_end])  # of an earlier join
                 undo.push(self._kernel.delete_links, [veth.host_end])
                 self._attach(joined, network, veth)
@@ -162,6 +164,24 @@ class BridgeDriver:
                 self._store.put_endpoint(joined)
                 self._sandboxes.join(joined, undo)
             return _join_info(joined, network, veth)
+
+    def _check_name(self, endpoint: Endpoint, network: Network) -> None:
+        """Raise Conflict if libnetwork and the driver may give one name to two interfaces."""
+        for other in self._store.endpoints_in(sandbox_of(endpoint)):
+            theirs = self._network(other.network_id)
+            if theirs.options.attach is network.options.attach:
+                continue
+            is_direct = network.options.attach is Attach.DIRECT
+            direct, ours, named = (
+                (endpoint, network, theirs) if is_direct else (other, theirs, network)
+            )
+            if takes_name_of(direct, named, ours):
+                raise Conflict(
+                    f"join: network {short(ours.id)} has pynet.attach=direct and network "
+                    f"{short(named.id)} has not, and both call interfaces "
+                    f"{named.options.ifname_prefix}…; give one of them a "
+                    "com.docker.network.container_iface_prefix of its own"
+                )
 
     def _attach(self, endpoint: Endpoint, network: Network, veth: Veth) -> None:
         if network.options.attach is Attach.HANDOVER:

@@ -485,6 +485,18 @@ def veth_of(endpoint: Endpoint, network: Network, *, hairpin: bool = False) -> V
     )
 
 
+def takes_name_of(direct: Endpoint, theirs: Network, ours: Network) -> bool:
+    """Tell whether a directly attached interface may have the name that libnetwork gives another.
+
+    libnetwork numbers the interfaces that it names itself by prefix, whatever is there already, and
+    joins a container's networks in random order.
+    """
+    prefix = theirs.options.ifname_prefix
+    if direct.ifname is None:
+        return ours.options.ifname_prefix == prefix
+    return direct.ifname.startswith(prefix) and direct.ifname[len(prefix) :].isdigit()
+
+
 def host_end_name(endpoint_id: EndpointId) -> str:
     """Return the interface name of the endpoint's host end."""
     return f"pnh{short(endpoint_id)}"
