@@ -184,7 +184,8 @@ def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else 10_000
-    Console(width=width, highlight=False).print(table)
+    # [::]:80 is an address and no markup.
+    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
 
 
 if __name__ == "__main__":
