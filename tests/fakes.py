@@ -5,25 +5,37 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from driver.errors import Conflict, InvalidRequest, KernelError, NotFound
-from driver.model import Trace, is_our_alias
+from driver.model import HostPort, PortInUse, Protocol, Trace, is_our_alias, is_plain_ifname
 from driver.sysctls import path_components
+from tests.fake_nft import Table, apply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from driver.kernel import Kernel
-    from driver.model import Bridge, IPInterface, SandboxKey, Sysctl, Veth
+    from driver.model import (
+        Bridge,
+        DirectInterface,
+        IPAddress,
+        IPInterface,
+        LoopbackPair,
+        PortBinding,
+        SandboxKey,
+        Sysctl,
+        Veth,
+    )
     from driver.store import Store
 
 ALIAS_LENGTH = 255  # IFALIASZ less the closing NUL, include/linux/if.h
 IPV6 = 6
+LOOPBACK_ALIAS = "pynet: from the host's ::1"
 PRISTINE = {
     "net.core.somaxconn": "4096",
     "net.ipv4.conf.lo.rp_filter": "0",
@@ -48,14 +60,7 @@ class Link:
     bridge: str | None = None
     peer: str | None = None
     sandbox: SandboxKey | None = None
-
-
-@dataclass
-class Rules:
-    """The nft table, if there is one: its chains as text, its sets' elements."""
-
-    chains: str = ""
-    elements: set[tuple[str, str]] = field(default_factory=set)
+    hairpin: bool = False
 
 
 class FakeKernel:
@@ -63,8 +68,13 @@ class FakeKernel:
 
     def __init__(self) -> None:
         self.links: dict[str, Link] = {}
-        self.rules: Rules | None = None
+        self.tables: dict[str, Table] = {}
         self.accepted_marks: set[int] = set()
+        self.forwarding: set[int] = set()
+        self.reserved: set[HostPort] = set()
+        self.taken: dict[HostPort, str] = {}
+        self.flows: set[HostPort] = set()
+        self.inside: dict[tuple[SandboxKey, str], Link] = {}
         self.pristine = dict(PRISTINE)
         self.sandboxes: dict[SandboxKey, dict[str, str]] = {}
         self.watches: dict[SandboxKey, Callable[[], None]] = {}
@@ -105,11 +115,18 @@ class FakeKernel:
     def die(self, sandbox: SandboxKey) -> None:
         """Have a sandbox end, and the links into it with it."""
         del self.sandboxes[sandbox]
-        self.links = {name: each for name, each in self.links.items() if each.sandbox != sandbox}
+        for name in [name for name, each in self.links.items() if each.sandbox == sandbox]:
+            self._delete(name)
 
     def restart(self) -> None:
-        """Forget what only the driver's process knew."""
+        """Forget what only the driver's process knew, or held."""
         self.watches.clear()
+        self.reserved.clear()
+
+    def elements(self, name: str, table: str = "inet pynet") -> dict[str, str]:
+        """Return the elements of a set, or of a map with their values."""
+        held = self.tables.get(table, Table()).elements
+        return {key: value for (owner, key), value in held.items() if owner == name}
 
     def reboot(self) -> None:
         """Lose everything that does not outlive a boot."""
@@ -150,16 +167,38 @@ class FakeKernel:
             link.addresses = tuple(each for each in link.addresses if each not in added)
 
     def create_veth(self, veth: Veth) -> None:
+        self._create_host_end(veth, veth.sandbox_end, None, is_taken=veth.sandbox_end in self.links)
+        self.links[veth.sandbox_end] = Link(
+            "veth", mac=veth.mac, mtu=veth.mtu, up=False, peer=veth.host_end
+        )
+
+    def create_veth_in(self, veth: Veth, sandbox: SandboxKey, interface: DirectInterface) -> None:
+        self._sandbox(sandbox)
+        numbered = (f"{interface.prefix}{number}" for number in count())
+        name = interface.name or next(
+            each for each in numbered if (sandbox, each) not in self.inside
+        )
+        self._create_host_end(veth, name, sandbox, is_taken=(sandbox, name) in self.inside)
+        self.inside[sandbox, name] = Link(
+            "veth", mac=veth.mac, mtu=veth.mtu, addresses=interface.addresses
+        )
+
+    def _create_host_end(
+        self, veth: Veth, peer: str, sandbox: SandboxKey | None, *, is_taken: bool
+    ) -> None:
         if veth.bridge not in self.links:
             raise KernelError(f"create {veth.host_end}: bridge {veth.bridge} is gone")
-        if {veth.host_end, veth.sandbox_end} & self.links.keys():
+        if is_taken or veth.host_end in self.links:
             raise Conflict(f"create {veth.host_end}: the name is taken")
         _check_alias(veth.alias)
         self.links[veth.host_end] = Link(
-            "veth", veth.alias, mtu=veth.mtu, bridge=veth.bridge, peer=veth.sandbox_end
-        )
-        self.links[veth.sandbox_end] = Link(
-            "veth", mac=veth.mac, mtu=veth.mtu, up=False, peer=veth.host_end
+            "veth",
+            veth.alias,
+            mtu=veth.mtu,
+            bridge=veth.bridge,
+            peer=peer,
+            sandbox=sandbox,
+            hairpin=veth.hairpin,
         )
 
     def ensure_port(self, veth: Veth) -> bool:
@@ -167,6 +206,7 @@ class FakeKernel:
         if link is None or veth.bridge not in self.links:
             return False
         link.bridge, link.up = veth.bridge, True
+        link.hairpin |= veth.hairpin
         return True
 
     def delete_links(self, names: Iterable[str]) -> None:
@@ -181,13 +221,72 @@ class FakeKernel:
         return {name: each.alias for name, each in self.links.items() if is_our_alias(each.alias)}
 
     def apply_rules(self, text: str) -> None:
-        self.rules = _apply(text, deepcopy(self.rules))
+        self.tables = apply(text, deepcopy(self.tables))
+
+    def list_uplinks(self) -> frozenset[str]:
+        ports = [each for each in self.links.values() if each.kind != "veth" and each.bridge]
+        return frozenset(
+            port.bridge
+            for port in ports
+            if port.bridge
+            and not is_our_alias(self.links[port.bridge].alias)
+            and is_plain_ifname(port.bridge)
+        )
 
     def ensure_forward_accept(self, mark: int) -> None:
         self.accepted_marks.add(mark)
 
     def delete_forward_accept(self, mark: int) -> None:
         self.accepted_marks.discard(mark)
+
+    def ensure_forwarding(self, version: int) -> None:
+        self.forwarding.add(version)
+
+    def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
+        for end in (pair.out_end, pair.in_end):
+            if end in self.links and self.links[end].alias != LOOPBACK_ALIAS:
+                raise Conflict(f"create {end}: somebody else has an interface of that name")
+        is_new = pair.out_end not in self.links
+        for end, peer in ((pair.out_end, pair.in_end), (pair.in_end, pair.out_end)):
+            self.links[end] = Link("veth", LOOPBACK_ALIAS, peer=peer)
+        return is_new
+
+    def delete_loopback_pair(self, pair: LoopbackPair) -> None:
+        link = self.links.get(pair.out_end)
+        if link is not None and link.alias == LOOPBACK_ALIAS:
+            self._delete(pair.out_end)
+
+    def ephemeral_ports(self) -> range:
+        return range(32768, 32868)
+
+    def reserve_ports(self, places: Sequence[HostPort]) -> None:
+        done: set[HostPort] = set()
+        for place in places:
+            if not self._has_address(place.ip):
+                raise KernelError(f"publish {place}: this host has no such address")
+            if any(_collide(place, each) for each in self.reserved | done | self.taken.keys()):
+                raise PortInUse(f"publish {place}: port is in use", place)
+            done.add(place)
+        self.reserved |= done
+
+    def release_ports(self, places: Iterable[HostPort]) -> None:
+        self.reserved -= set(places)
+
+    def find_port_owner(self, place: HostPort) -> str:
+        owners = [owner for taken, owner in self.taken.items() if _collide(place, taken)]
+        return next(iter(owners), "another process")
+
+    def forget_flows(self, bindings: Iterable[PortBinding]) -> None:
+        published = [each.host for each in bindings if each.host is not None]
+        self.flows = {
+            flow
+            for flow in self.flows
+            if flow.protocol is not Protocol.UDP
+            or not any(
+                (place.ip.is_unspecified and _collide(flow, place)) or flow == place
+                for place in published
+            )
+        }
 
     def check_sysctls(self, sysctls: Sequence[Sysctl]) -> Mapping[str, str]:
         found = self.read_pristine([sysctl.key for sysctl in sysctls])
@@ -220,12 +319,17 @@ class FakeKernel:
         values |= {key: _normal(value) for key, value in writes.items()}
         return tuple(Trace(key, current[key], values[key]) for key in writes)
 
+    def find_interface(self, sandbox: SandboxKey, host_end: str) -> str | None:
+        link = self._veth(host_end)
+        if link.sandbox is None:
+            return None
+        self._sandbox(sandbox)
+        return link.peer
+
     def set_interface_sysctls(
         self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
     ) -> bool:
-        link = self.links.get(host_end)
-        if link is None:
-            raise NotFound(f"look at {host_end}: there is no such link")
+        link = self._veth(host_end)
         if link.sandbox is None:
             return False
         values = self._sandbox(sandbox)
@@ -251,6 +355,11 @@ class FakeKernel:
     def close(self) -> None:
         self.watches.clear()
 
+    def _veth(self, host_end: str) -> Link:
+        if host_end not in self.links:
+            raise NotFound(f"look at {host_end}: there is no such link")
+        return self.links[host_end]
+
     def _sandbox(self, sandbox: SandboxKey) -> dict[str, str]:
         if sandbox not in self.sandboxes:
             raise NotFound(f"enter sandbox {sandbox}: there is no network namespace")
@@ -258,9 +367,24 @@ class FakeKernel:
 
     def _delete(self, name: str) -> None:
         link = self.links.pop(name)
-        self.links.pop(link.peer or "", None)
+        if link.sandbox is None:
+            self.links.pop(link.peer or "", None)
+        else:
+            self.inside.pop((link.sandbox, link.peer or ""), None)
         for port in self.links.values():
-            port.bridge = None if port.bridge == name else port.bridge
+            if port.bridge == name:
+                port.bridge, port.hairpin = None, False
+
+    def _has_address(self, ip: IPAddress) -> bool:
+        own = {each.ip for link in self.links.values() for each in link.addresses}
+        return ip.is_unspecified or ip.is_loopback or ip in own
+
+
+def _collide(one: HostPort, other: HostPort) -> bool:
+    """Tell whether bind(2) refuses the one because of the other."""
+    if (one.protocol, one.port, one.ip.version) != (other.protocol, other.port, other.ip.version):
+        return False
+    return one.ip == other.ip or one.ip.is_unspecified or other.ip.is_unspecified
 
 
 def _check_alias(alias: str) -> None:
@@ -276,50 +400,6 @@ def _takes(present: str, value: str) -> bool:
     """Tell whether a parameter takes a value: a number where it has one, else any word."""
     had, has = (text.split()[0].lstrip("-").isdigit() for text in (present, value))
     return had == has
-
-
-_TABLE = re.compile(r"table inet pynet \{(.*)\}", re.DOTALL)
-_ELEMENT = re.compile(r'(add|delete) element inet pynet (\w+) \{ (.*?)(?: comment "[^"]*")? \}')
-
-
-def _apply(text: str, rules: Rules | None) -> Rules | None:
-    """Return what the table is after the text; knows as much of nft as pynet renders."""
-    for statement in _statements(text):
-        if match := _TABLE.fullmatch(statement):
-            rules = rules or Rules()
-            rules.chains += match[1]
-        elif rules is None:
-            raise KernelError(f"change the firewall: No such file or directory\nin:\n{text}")
-        elif statement == "delete table inet pynet":
-            rules = None
-        elif match := _ELEMENT.fullmatch(statement):
-            _apply_element(rules, match[1], (match[2], match[3]))
-        else:
-            raise KernelError(f"change the firewall: syntax error\nin:\n{text}")
-    return rules
-
-
-def _apply_element(rules: Rules, verb: str, element: tuple[str, str]) -> None:
-    if f"set {element[0]} " not in rules.chains:
-        raise KernelError(f"change the firewall: no set {element[0]}")
-    if verb == "add":
-        rules.elements.add(element)
-    elif element in rules.elements:
-        rules.elements.remove(element)
-    else:
-        raise KernelError(f"change the firewall: no element {element[1]}")
-
-
-def _statements(text: str) -> Iterator[str]:
-    lines: list[str] = []
-    for line in text.splitlines():
-        lines.append(line)
-        statement = "\n".join(lines)
-        if statement.count("{") == statement.count("}"):
-            yield statement
-            lines.clear()
-    if lines:
-        raise KernelError(f"change the firewall: unexpected end of file\nin:\n{text}")
 
 
 class Calls:

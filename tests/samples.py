@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+import re
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Any
 
-from driver.bridge import NewEndpoint
+from driver.bridge import NewEndpoint, NewJoin
 from driver.model import (
+    Endpoint,
     EndpointId,
+    HostPort,
     MacAddress,
     Network,
     NetworkId,
     NetworkOptions,
     Pool,
+    PortBinding,
+    PortRequest,
+    Protocol,
     SandboxKey,
     Sysctl,
 )
@@ -64,6 +70,7 @@ def new_endpoint(
     host: int | None = None,
     ipv6: str | None = None,
     mac: str | None = None,
+    ifname: str | None = None,
 ) -> NewEndpoint:
     """Return what CreateEndpoint asks for: an endpoint at 10.NET.0.(NUMBER + 1)."""
     return NewEndpoint(
@@ -74,4 +81,67 @@ def new_endpoint(
         mac=None if mac is None else MacAddress(mac),
         sysctls=tuple(map(sysctl, sysctls)),
         engine_keys=frozenset(),
+        ifname=ifname,
     )
+
+
+def endpoint(number: int = 1, net: int = 1, *addresses: str) -> Endpoint:
+    """Return an endpoint at these addresses, at 10.NET.0.(NUMBER + 1) unless some are given."""
+    given = [ip_interface(each) for each in addresses or (f"10.{net}.0.{number + 1}/24",)]
+    by_family = {each.version: each for each in given}
+    ipv4, ipv6 = by_family.get(4), by_family.get(6)
+    return Endpoint(
+        id=endpoint_id(number),
+        network_id=network_id(net),
+        ipv4=ipv4 if isinstance(ipv4, IPv4Interface) else None,
+        ipv6=ipv6 if isinstance(ipv6, IPv6Interface) else None,
+        mac=MacAddress("02:42:0a:01:00:02"),
+    )
+
+
+def new_join(
+    number: int = 1, net: int = 1, sandbox: SandboxKey | None = None, *, has_ports: bool = False
+) -> NewJoin:
+    """Return what Join asks for: endpoint NUMBER of network NET in the first sandbox."""
+    return NewJoin(
+        network_id(net), endpoint_id(number), sandbox or sandbox_key(1), has_ports=has_ports
+    )
+
+
+_PUBLISH = re.compile(
+    r"(?:(?:\[(?P<six>.*)\]|(?P<four>\d+(?:\.\d+){3})):)?"
+    r"(?:(?P<first>\d*)(?:-(?P<last>\d+))?:)?(?P<port>\d+)(?:/(?P<protocol>\w+))?"
+)
+
+
+def ports(*texts: str) -> tuple[PortRequest, ...]:
+    """Return what `docker run -p TEXT -p …` asks for: [IP:][FIRST[-LAST]:]PORT[/PROTOCOL]."""
+    return tuple(map(_port, texts))
+
+
+def _port(text: str) -> PortRequest:
+    match = _PUBLISH.fullmatch(text)
+    assert match, text
+    host, first = match["six"] or match["four"], int(match["first"] or 0)
+    return PortRequest(
+        protocol=Protocol(match["protocol"] or "tcp"),
+        container_port=int(match["port"]),
+        host_ip=ip_address(host) if host else None,
+        first=first,
+        last=int(match["last"] or first),
+    )
+
+
+def place(text: str) -> HostPort:
+    """Return a place on the host as `docker ps` writes it: 0.0.0.0:8080/tcp."""
+    request = _port(text)
+    assert request.host_ip is not None
+    return HostPort(request.protocol, request.host_ip, request.container_port)
+
+
+def binding(host: str | None, container: str = "10.1.0.2:80") -> PortBinding:
+    """Return a binding of a container's address and port to a place on the host."""
+    inner = place(container)
+    at = host and place(host)
+    protocol = at.protocol if at else inner.protocol
+    return PortBinding(protocol, inner.ip, inner.port, at or None)

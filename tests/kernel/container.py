@@ -8,6 +8,7 @@ import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from driver.bridge import NewJoin
 from driver.kernel import netns
 from driver.model import host_end_name
 from tests.kernel.host import ip
@@ -23,11 +24,13 @@ PORT = 8080
 REACHED_SECONDS = 5
 
 
-def start(driver: BridgeDriver, real: RealHost, number: int, new: NewEndpoint) -> Endpoint:
+def start(
+    driver: BridgeDriver, real: RealHost, number: int, new: NewEndpoint, *, has_ports: bool = False
+) -> Endpoint:
     """Start a container as engine 28 does; return its endpoint."""
     sandbox = real.add_sandbox(number)
     endpoint = driver.create_endpoint(new)
-    driver.join(new.network_id, new.id, sandbox)
+    driver.join(NewJoin(new.network_id, new.id, sandbox, has_ports=has_ports))
     real.move(host_end_name(new.id), sandbox)
     for address in endpoint.addresses:
         ip("addr", "add", str(address), "dev", "eth0", *no_dad(address.version), sandbox=sandbox)

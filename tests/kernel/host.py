@@ -40,8 +40,8 @@ class Host(Protocol):
     def links(self) -> Mapping[str, Link]:
         """Return the links of the host."""
 
-    def elements(self) -> set[str]:
-        """Return the elements of the set same_bridge."""
+    def elements(self, name: str = "same_bridge") -> set[str]:
+        """Return the elements of a set, or of a map with their values, without quotes."""
 
     def add_sandbox(self, number: int) -> SandboxKey:
         """Make a sandbox."""
@@ -68,8 +68,10 @@ class FakeHost:
     def links(self) -> Mapping[str, Link]:
         return self.kernel.state()["links"]  # type: ignore[no-any-return]
 
-    def elements(self) -> set[str]:
-        return {text for _, text in self.kernel.rules.elements} if self.kernel.rules else set()
+    def elements(self, name: str = "same_bridge") -> set[str]:
+        held = self.kernel.elements(name)
+        pairs = (f"{key} : {value}" if value else key for key, value in held.items())
+        return {pair.replace('"', "") for pair in pairs}
 
     def add_sandbox(self, number: int) -> SandboxKey:
         self.kernel.add_sandbox(sandbox_key(number))
@@ -103,11 +105,11 @@ class RealHost:
         entries = json.loads(ip("-json", "-details", "addr", "show"))
         return {entry["ifname"]: link_of(entry) for entry in entries if entry["ifname"] != "lo"}
 
-    def elements(self) -> set[str]:
-        listing = json.loads(run("nft", "--json", "list", "set", "inet", "pynet", "same_bridge"))
-        content = listing["nftables"][1]["set"].get("elem", [])
-        pairs = [each["elem"]["val"]["concat"] for each in content]
-        return {" . ".join(f'"{name}"' for name in pair) for pair in pairs}
+    def elements(self, name: str = "same_bridge") -> set[str]:
+        content = run("nft", "--terse", "list", "table", "inet", "pynet")
+        kind = "map" if f"map {name} {{" in content else "set"
+        listing = json.loads(run("nft", "--json", "list", kind, "inet", "pynet", name))
+        return set(map(element_of, listing["nftables"][1][kind].get("elem", [])))
 
     def add_sandbox(self, number: int) -> SandboxKey:
         path = self.expect_sandbox(number)
@@ -172,6 +174,21 @@ def parse(addresses: Iterable[str]) -> tuple[IPInterface, ...]:
     return tuple(map(ip_interface, addresses))
 
 
+def element_of(value: Any) -> str:
+    """Return an element as nft writes it, from what `nft --json` shows of it."""
+    match value:
+        case [key, data]:
+            return f"{element_of(key)} : {element_of(data)}"
+        case {"elem": {"val": key}}:
+            return element_of(key)
+        case {"concat": parts}:
+            return " . ".join(map(element_of, parts))
+        case {"prefix": {"addr": address, "len": length}}:
+            return f"{address}/{length}"
+        case _:
+            return str(value)
+
+
 def link_of(entry: dict[str, Any]) -> Link:
     """Return a link as `ip -json` shows it, without addresses that the kernel chose."""
     addresses = [each for each in entry["addr_info"] if each["scope"] != "link"]
@@ -184,4 +201,5 @@ def link_of(entry: dict[str, Any]) -> Link:
         addresses=parse(f"{each['local']}/{each['prefixlen']}" for each in addresses),
         bridge=entry.get("master"),
         peer=entry.get("link"),
+        hairpin=entry.get("linkinfo", {}).get("info_slave_data", {}).get("hairpin", False),
     )

@@ -175,15 +175,13 @@ def test_an_alias_says_whose_a_link_is(host: Host) -> None:
 
 def test_elements_come_and_go_with_their_networks(host: Host) -> None:
     first, second = network(1), network(2)
-    host.kernel.apply_rules(firewall.render_ruleset([first]))
+    host.kernel.apply_rules(firewall.render_ruleset([first], [], []))
     host.kernel.apply_rules(firewall.render_network(second))
-    assert host.elements() == {
-        f'"{each.bridge_name}" . "{each.bridge_name}"' for each in (first, second)
-    }
+    assert host.elements() == {f"{each.bridge_name} . {each.bridge_name}" for each in (first, second)}
     host.kernel.apply_rules(firewall.render_no_network(first))
     assert len(host.elements()) == 1
-    host.kernel.apply_rules(firewall.render_ruleset([first]))
-    assert host.elements() == {f'"{first.bridge_name}" . "{first.bridge_name}"'}
+    host.kernel.apply_rules(firewall.render_ruleset([first], [], []))
+    assert host.elements() == {f"{first.bridge_name} . {first.bridge_name}"}
     for _ in range(2):
         host.kernel.apply_rules(firewall.render_no_ruleset())
 
@@ -198,7 +196,7 @@ def test_elements_come_and_go_with_their_networks(host: Host) -> None:
     ],
 )
 def test_rules_are_applied_all_or_not_at_all(host: Host, wrong: str) -> None:
-    host.kernel.apply_rules(firewall.render_ruleset([network(1)]))
+    host.kernel.apply_rules(firewall.render_ruleset([network(1)], [], []))
     before = host.elements()
     with pytest.raises(KernelError, match="change the firewall"):
         host.kernel.apply_rules(firewall.render_network(network(2)) + wrong)

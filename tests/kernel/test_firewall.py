@@ -42,7 +42,7 @@ def test_nfts_own_words_are_passed_on(linux: LinuxKernel) -> None:
 def test_the_table_is_replaced_and_others_stay(linux: LinuxKernel) -> None:
     run("nft", "add table inet others")
     for networks in ([network(1)], [network(1), network(2)], []):
-        linux.apply_rules(firewall.render_ruleset(networks))
+        linux.apply_rules(firewall.render_ruleset(networks, [], []))
         listing = run("nft", "list", "table", "inet", "pynet")
         assert listing.count('comment "network ') == len(networks)
         assert listing.count("mark set") == 1

@@ -8,11 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from driver.bridge import NewJoin
 from driver.model import EndpointId, SandboxKey, host_end_name
 from tests.engine.wait import wait_until
 from tests.kernel.container import start
 from tests.kernel.host import descriptors, mount_namespace, run
-from tests.samples import KEEPALIVE, RP_FILTER, endpoint_id, network, network_id, new_endpoint
+from tests.samples import (
+    KEEPALIVE,
+    RP_FILTER,
+    endpoint_id,
+    network,
+    network_id,
+    new_endpoint,
+    new_join,
+)
 
 if TYPE_CHECKING:
     from driver.bridge import BridgeDriver
@@ -43,7 +52,7 @@ def live(driver: BridgeDriver, number: int, sandbox: SandboxKey) -> None:
     identity = EndpointId(f"{number:012x}" + 52 * "e")
     new = replace(new_endpoint(1, 1, host=2 + number % 200), id=identity)
     driver.create_endpoint(new)
-    driver.join(new.network_id, new.id, sandbox)
+    driver.join(NewJoin(new.network_id, new.id, sandbox, has_ports=False))
     driver.leave(new.network_id, new.id)
     driver.delete_endpoint(new.network_id, new.id)
 
@@ -83,7 +92,7 @@ def test_a_sandbox_that_comes_after_join_is_configured(
     sandbox = real.expect_sandbox(1)
     driver.create_network(NETWORK)
     driver.create_endpoint(new_endpoint())
-    driver.join(network_id(1), endpoint_id(1), sandbox)
+    driver.join(new_join(1, 1, sandbox))
     mount_namespace(sandbox)
     wait_until(lambda: real.value(sandbox, KEEPALIVE) == "600", 5, "the parameter is written")
     real.move(host_end_name(endpoint_id(1)), sandbox)
@@ -99,7 +108,7 @@ def test_what_the_user_set_is_left_alone(driver: BridgeDriver, real: RealHost) -
     driver.create_network(NETWORK)
     start_in = new_endpoint()
     driver.create_endpoint(start_in)
-    driver.join(network_id(1), start_in.id, sandbox)
+    driver.join(new_join(1, 1, sandbox))
     assert real.value(sandbox, KEEPALIVE) == "500"
     driver.leave(network_id(1), start_in.id)
     assert real.value(sandbox, KEEPALIVE) == "500"

@@ -15,7 +15,7 @@ import pytest
 from driver.bridge import BridgeDriver
 from driver.errors import Conflict, DriverError, KernelError, StoreError
 from driver.kernel import Kernel
-from driver.model import host_end_name
+from driver.model import Attach, host_end_name
 from tests.fakes import Calls, FakeKernel, counted_kernel, counted_store
 from tests.samples import (
     KEEPALIVE,
@@ -25,7 +25,10 @@ from tests.samples import (
     network,
     network_id,
     new_endpoint,
+    new_join,
+    place,
     pool,
+    ports,
     sandbox_key,
     sysctl,
 )
@@ -33,21 +36,26 @@ from tests.samples import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from driver.model import Pool
     from driver.store import Store
 
     Operation = Callable[[BridgeDriver], object]
     Prepare = Callable[["World"], None]
 
-TABLES = ("network", "pool", "endpoint", "trace", "boot")
-# Every verb of the kernel but those of restoring, of the sandbox's arrival and of the process.
+TABLES = ("network", "pool", "endpoint", "binding", "trace", "boot")
+# Every verb of the kernel but those of restoring, of the sandbox's arrival, of the process, and
+# those that only look.
 VERBS = {name for name in vars(Kernel) if not name.startswith("_")} - {
     "ensure_port",
     "list_links",
     "boot_id",
     "await_interface_sysctls",
     "close",
+    "find_interface",
 }
-MAY_CONFLICT = frozenset({"FakeKernel.ensure_bridge", "FakeKernel.create_veth"})
+MAY_CONFLICT = frozenset(
+    {"FakeKernel.ensure_bridge", "FakeKernel.create_veth", "FakeKernel.create_veth_in"}
+)
 
 
 class World:
@@ -63,12 +71,16 @@ class World:
         prepare(self)
 
     def state(self) -> dict[str, Any]:
-        """Return all links, rules, sandboxes, watches and rows."""
-        return self.kernel.state() | {"intent": self.intent(), "memory": self.rows("trace", "boot")}
+        """Return all links, rules, reservations, sandboxes, watches and rows.
+
+        But for forwarding, which stays on once a network needed it, as Docker leaves it.
+        """
+        rows = {"intent": self.intent(), "memory": self.rows("trace", "boot")}
+        return self.kernel.state() | {"forwarding": None} | rows
 
     def intent(self) -> list[list[Any]]:
         """Return the rows of what Docker has asked for."""
-        return self.rows("network", "pool", "endpoint")
+        return self.rows("network", "pool", "endpoint", "binding")
 
     def rows(self, *tables: str) -> list[list[Any]]:
         """Return the rows of some tables."""
@@ -149,12 +161,26 @@ def creates(number: int, *sysctls: str, **options: Any) -> Operation:
     return lambda driver: driver.create_network(network(number, *sysctls, **options))
 
 
-def places(number: int, net: int = 1, *sysctls: str, host: int | None = None) -> Operation:
-    return lambda driver: driver.create_endpoint(new_endpoint(number, net, *sysctls, host=host))
+def places(number: int, net: int = 1, *sysctls: str, **kind: Any) -> Operation:
+    return lambda driver: driver.create_endpoint(new_endpoint(number, net, *sysctls, **kind))
+
+
+def creates_dual(number: int, **options: Any) -> Operation:
+    return creates(number, pools=dual_pools(number), **options)
+
+
+def dual_pools(number: int) -> tuple[Pool, ...]:
+    return (pool(f"10.{number}.0.1/24"), pool(f"fd00:{number}::1/64"))
+
+
+def places_dual(number: int, net: int = 1, **kind: Any) -> Operation:
+    ipv6 = f"fd00:{net}::{number + 1}/64"
+    return lambda driver: driver.create_endpoint(new_endpoint(number, net, ipv6=ipv6, **kind))
 
 
 def joins(number: int, net: int = 1, sandbox: int = 1) -> Operation:
-    return lambda driver: driver.join(network_id(net), endpoint_id(number), sandbox_key(sandbox))
+    join = new_join(number, net, sandbox_key(sandbox), has_ports=True)
+    return lambda driver: driver.join(join)
 
 
 def leaves(number: int, net: int = 1) -> Operation:
@@ -173,8 +199,25 @@ def reports(number: int, net: int = 1) -> Operation:
     return lambda driver: driver.endpoint_info(network_id(net), endpoint_id(number))
 
 
-def programs(number: int, net: int = 1) -> Operation:
-    return lambda driver: driver.program_external_connectivity(network_id(net), endpoint_id(number))
+def programs(number: int, *requests: str, net: int = 1) -> Operation:
+    return lambda driver: driver.program_external_connectivity(
+        network_id(net), endpoint_id(number), ports(*requests)
+    )
+
+
+def revokes(number: int, net: int = 1) -> Operation:
+    return lambda driver: driver.revoke_external_connectivity(network_id(net), endpoint_id(number))
+
+
+def in_conflict(operation: Operation) -> Operation:
+    """Return an operation that somebody else's port stops, whatever else fails or not."""
+
+    def run(driver: BridgeDriver) -> None:
+        with pytest.raises(Conflict, match="in use by") as refusal:
+            operation(driver)
+        assert "injected" not in str(refusal.value)
+
+    return run
 
 
 def superseding(driver: BridgeDriver) -> None:
@@ -192,6 +235,25 @@ JOINED = does(joins(1))
 OTHER = (does(creates(2, f"{KEEPALIVE}=900", f"{SOMAXCONN}=128")), does(places(2, 2)))
 TWO = (NETWORK, ENDPOINT, *OTHER)
 BOTH_JOINED = (*TWO, JOINED, does(joins(2, 2)))
+DUAL, DUAL_2, DUAL_ENDPOINT = does(creates_dual(1)), does(creates_dual(2)), does(places_dual(1))
+WITH_ENDPOINT = (DUAL, DUAL_ENDPOINT, SANDBOX, JOINED)
+NO_ICC = does(creates(1, icc=False))
+DIRECT = does(creates(1, attach=Attach.DIRECT))
+PORTS = ("8080:80", "127.0.0.1:5353:53/udp", "7000-7009:7000", "443")
+PUBLISHED = does(programs(1, *PORTS))
+
+
+def has_uplink(kernel: FakeKernel) -> None:
+    kernel.add_foreign("br-lan")
+    kernel.add_foreign("eth1", "device", bridge="br-lan")
+
+
+def is_taken(kernel: FakeKernel) -> None:
+    for each in ("0.0.0.0:7000", "[::]:7001", "[::]:32768"):
+        kernel.taken[place(each)] = "nginx (pid 812)"
+
+
+UPLINK, TAKEN = kernel_has(has_uplink), kernel_has(is_taken)
 
 
 def configure(kernel: FakeKernel) -> None:
@@ -237,6 +299,74 @@ SCENARIOS = (
         harmless=kernel_has(configure),
     ),
     Scenario("the way out", programs(1), (NETWORK, ENDPOINT)),
+    Scenario("the first network with IPv6", creates_dual(1)),
+    Scenario("another network, the first with IPv6", creates_dual(2), (NETWORK,)),
+    Scenario("a network where somebody has a bridge", creates(1), (UPLINK,)),
+    Scenario("an internal network", creates_dual(1, internal=True)),
+    Scenario("a join without ICC", joins(1), (NO_ICC, ENDPOINT, SANDBOX)),
+    Scenario("a leave without ICC", leaves(1), (NO_ICC, ENDPOINT, SANDBOX, JOINED), deletes=True),
+    Scenario("a direct join", joins(1), (DIRECT, ENDPOINT, SANDBOX)),
+    Scenario("a direct join by name", joins(1), (DIRECT, does(places(1, ifname="front")), SANDBOX)),
+    Scenario("a direct join again", joins(1), (DIRECT, ENDPOINT, SANDBOX, JOINED)),
+    Scenario(
+        "a direct leave",
+        leaves(1),
+        (DIRECT, ENDPOINT, SANDBOX, JOINED),
+        deletes=True,
+        unfinished="FakeKernel.release_links",  # until the endpoint is deleted
+    ),
+    Scenario("ports", programs(1, *PORTS), WITH_ENDPOINT),
+    Scenario("ports again", programs(1, *PORTS), (*WITH_ENDPOINT, PUBLISHED)),
+    Scenario("ports before a join", programs(1, *PORTS), (DUAL, DUAL_ENDPOINT)),
+    Scenario(
+        "other ports",
+        programs(1, "8081:80"),
+        (*WITH_ENDPOINT, PUBLISHED),
+        deletes=True,
+        harmless=does(revokes(1)),
+    ),
+    Scenario("ports of which some are taken", programs(1, *PORTS), (*WITH_ENDPOINT, TAKEN)),
+    Scenario(
+        "ports that somebody has",
+        in_conflict(programs(1, "9000:1", "7000:1")),
+        (*WITH_ENDPOINT, TAKEN),
+    ),
+    Scenario(
+        "ports that another endpoint has",
+        in_conflict(programs(2, "443:443", "127.0.0.1:8080:80")),
+        (*WITH_ENDPOINT, PUBLISHED, does(places_dual(2)), does(joins(2, 1, 2))),
+    ),
+    Scenario("ports taken back", revokes(1), (*WITH_ENDPOINT, PUBLISHED), deletes=True),
+    Scenario("no ports taken back", revokes(1), WITH_ENDPOINT),
+    Scenario("a leave with ports", leaves(1), (*WITH_ENDPOINT, PUBLISHED), deletes=True),
+    Scenario(
+        "the end of an endpoint with ports", removes(1), (*WITH_ENDPOINT, PUBLISHED), deletes=True
+    ),
+    Scenario(
+        "the end of an endpoint with ports that never joined",
+        removes(1),
+        (DUAL, DUAL_ENDPOINT, PUBLISHED),
+        deletes=True,
+    ),
+    Scenario(
+        "the end of a network with ports",
+        drops(1),
+        (*WITH_ENDPOINT, PUBLISHED, does(creates(2))),
+        deletes=True,
+    ),
+    Scenario(
+        "the end of the last network with ports",
+        drops(1),
+        (*WITH_ENDPOINT, PUBLISHED),
+        deletes=True,
+    ),
+    Scenario(
+        "an endpoint that evicts one with ports",
+        places_dual(3, host=2),
+        (*WITH_ENDPOINT, PUBLISHED),
+        may_log=True,
+    ),
+    Scenario("the end of the only network with IPv6", drops(2), (NETWORK, DUAL_2), deletes=True),
     Scenario("a leave", leaves(1), (NETWORK, ENDPOINT, SANDBOX, JOINED), deletes=True),
     Scenario("a leave before the sandbox", leaves(1), (NETWORK, ENDPOINT, JOINED), deletes=True),
     Scenario("the later one leaves", leaves(2, 2), (SANDBOX, *BOTH_JOINED), deletes=True),

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from driver import firewall
-from tests.samples import network
+from driver.kernel.loopback import RULE_PRIORITY
+from driver.model import GatewayMode, LoopbackPair, host_end_name
+from tests.samples import binding, endpoint, network, pool, sandbox_key
+from tests.typical import ENDPOINTS, NETWORKS, TYPICAL, Typical, dual, modes
 
 if TYPE_CHECKING:
-    from driver.model import Network
+    from collections.abc import Iterable
+
+    from driver.model import Endpoint, Network
+    from tests.fakes import FakeKernel
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-NETWORKS = (network(1), network(2, bridge_name="br0"), network(3, internal=True))
+
+
+def added(each: Typical) -> str:
+    """Return what a network and its endpoint add."""
+    return (
+        firewall.render_network(each.network)
+        + firewall.render_join(each.endpoint, each.network)
+        + firewall.render_bindings(each.endpoint.id, each.endpoint.bindings)
+    )
+
+
+def taken(each: Typical) -> str:
+    """Return what takes it all out again."""
+    return (
+        firewall.render_no_bindings(each.endpoint.bindings)
+        + firewall.render_leave(each.endpoint, each.network)
+        + firewall.render_no_network(each.network)
+    )
+
+
 FILES = {
-    "none": firewall.render_ruleset([]),
-    "one": firewall.render_ruleset(NETWORKS[:1]),
-    "three": firewall.render_ruleset(NETWORKS),
-    "another": firewall.render_ruleset(NETWORKS[:1]) + firewall.render_network(NETWORKS[1]),
-    "one_less": firewall.render_ruleset(NETWORKS) + firewall.render_no_network(NETWORKS[0]),
+    "base": firewall.render_ruleset([], [], ["br-lan"]),
     "gone": firewall.render_no_ruleset(),
+    **{name: added(each) for name, each in TYPICAL.items()},
 }
+each_typical = pytest.mark.parametrize("each", TYPICAL.values(), ids=TYPICAL)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -38,21 +64,166 @@ def test_there_is_no_other_golden_file() -> None:
     assert {path.stem for path in GOLDEN.glob("*.nft")} == FILES.keys()
 
 
-def test_chains_do_not_grow_with_networks() -> None:
-    one, three = (
-        "".join(line for line in FILES[name].splitlines() if "add element" not in line)
-        for name in ("one", "three")
+@each_typical
+def test_what_comes_goes_element_by_element(kernel: FakeKernel, each: Typical) -> None:
+    kernel.apply_rules(FILES["base"])
+    before = kernel.state()
+    kernel.apply_rules(added(each))
+    assert kernel.state() != before
+    kernel.apply_rules(taken(each))
+    assert kernel.state() == before
+
+
+def test_the_whole_is_the_sum_of_its_parts(kernel: FakeKernel) -> None:
+    kernel.apply_rules(firewall.render_ruleset(NETWORKS, ENDPOINTS, ["br-lan"]))
+    whole = kernel.state()
+    kernel.apply_rules(FILES["base"] + "".join(map(added, TYPICAL.values())))
+    assert kernel.state() == whole
+
+
+def test_an_endpoint_that_has_not_joined_has_no_place_in_the_rules(kernel: FakeKernel) -> None:
+    bare = replace(TYPICAL["icc_off"].endpoint, attachment=None, bindings=())
+    kernel.apply_rules(firewall.render_ruleset([TYPICAL["icc_off"].network], [bare], []))
+    assert kernel.elements("closed", "bridge pynet") == {}
+
+
+def constant(text: str) -> str:
+    """Return everything but the elements."""
+    return "".join(line for line in text.splitlines() if not line.startswith("add element"))
+
+
+def many_ports(number: int) -> Endpoint:
+    bindings = tuple(binding(f"0.0.0.0:{port}") for port in range(1, number + 1))
+    return endpoint().joined(sandbox_key(1)).published(bindings)
+
+
+@pytest.mark.parametrize(
+    ("networks", "endpoints"),
+    [
+        pytest.param([network(1)], [many_ports(1000)], id="1,000 ports"),
+        pytest.param([network(number) for number in range(1, 101)], [], id="100 networks"),
+        pytest.param(NETWORKS, ENDPOINTS, id="all kinds"),
+    ],
+)
+def test_chains_and_rules_are_as_many_as_for_none(
+    networks: Iterable[Network], endpoints: Iterable[Endpoint]
+) -> None:
+    text = firewall.render_ruleset(networks, endpoints, ["br-lan"])
+    assert constant(text) == constant(FILES["base"])
+
+
+def test_every_element_names_its_owner() -> None:
+    text = firewall.render_ruleset(NETWORKS, ENDPOINTS, ["br-lan"])
+    elements = [line for line in text.splitlines() if line.startswith("add element")]
+    pattern = r'.* comment "(network [0-9a-f]{12}|endpoint [0-9a-f]{12}|uplink)"( : .*)? }'
+    assert [line for line in elements if not re.fullmatch(pattern, line)] == []
+    assert len(elements) == len(set(elements))
+
+
+def published(kernel: FakeKernel, *hosts: str | None) -> set[tuple[str, str]]:
+    """Return set and key of what publishing on these places adds."""
+    kernel.apply_rules(firewall.render_ruleset([], [], []))
+    container = "[fd00:1::2]:80" if any("[" in (host or "") for host in hosts) else "10.1.0.2:80"
+    bindings = [binding(host, container) for host in hosts]
+    kernel.apply_rules(firewall.render_bindings(endpoint().id, bindings))
+    return set(kernel.tables["inet pynet"].elements)
+
+
+OPEN4, OPEN6 = ("open4", "10.1.0.2 . tcp . 80"), ("open6", "fd00:1::2 . tcp . 80")
+EVERYWHERE4, EVERYWHERE6 = ("everywhere4", "tcp . 8080"), ("everywhere6", "tcp . 8080")
+LOOPBACK6 = ("loopback6", "tcp . 8080")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        (["0.0.0.0:8080"], {OPEN4, EVERYWHERE4}),
+        (["127.0.0.1:8080"], {OPEN4, ("published4", "127.0.0.1 . tcp . 8080")}),
+        (["[::]:8080"], {OPEN6, EVERYWHERE6, LOOPBACK6}),
+        (["[::1]:8080"], {OPEN6, ("published6", "::1 . tcp . 8080"), LOOPBACK6}),
+        (["[fd00::9]:8080"], {OPEN6, ("published6", "fd00::9 . tcp . 8080")}),
+        ([None], {OPEN4}),
+        (["0.0.0.0:8080", "0.0.0.0:8081"], {OPEN4, EVERYWHERE4, ("everywhere4", "tcp . 8081")}),
+    ],
+    ids=str,
+)
+def test_where_a_port_is_published(
+    kernel: FakeKernel, hosts: list[str | None], expected: set[tuple[str, str]]
+) -> None:
+    assert published(kernel, *hosts) == expected
+
+
+ROUTED, UNPROTECTED, ISOLATED = map(
+    modes, (GatewayMode.ROUTED, GatewayMode.NAT_UNPROTECTED, GatewayMode.ISOLATED)
+)
+
+
+def names_of(each: Network) -> set[str]:
+    """Return the sets to which a network adds elements."""
+    return set(re.findall(r"add element inet pynet (\w+)", firewall.render_network(each)))
+
+
+ALWAYS = {"bridges", "same_bridge", "home4"}
+SOURCE = IPv4Address("192.0.2.7")
+
+
+@pytest.mark.parametrize(
+    ("each", "expected"),
+    [
+        (network(1), ALWAYS | {"masquerade4"}),
+        (network(1, masquerade=False), ALWAYS),
+        (network(1, internal=True), ALWAYS | {"internal"}),
+        (network(1, icc=False), (ALWAYS - {"same_bridge"}) | {"no_icc", "masquerade4"}),
+        (network(1, host_ipv4=SOURCE), ALWAYS | {"source4"}),
+        (network(1, host_ipv4=SOURCE, masquerade=False), ALWAYS),
+        (network(1, **ROUTED), ALWAYS | {"routed"}),
+        (network(1, host_ipv4=SOURCE, **ROUTED), ALWAYS | {"routed"}),
+        (
+            network(1, **UNPROTECTED),
+            ALWAYS | {"masquerade4", "unprotected"},
+        ),
+        (
+            network(1, internal=True, **ISOLATED),
+            ALWAYS | {"internal"},
+        ),
+        (
+            dual(1, gateway_mode_ipv6=GatewayMode.ROUTED).network,
+            ALWAYS | {"home6", "masquerade4", "routed"},
+        ),
+        (
+            network(1, pools=(pool("fd00::1/64"),)),
+            {"bridges", "same_bridge", "home6", "masquerade6"},
+        ),
+        (network(1, pools=(pool("0.0.0.0/0"),)), {"bridges", "same_bridge"}),
+    ],
+)
+def test_what_a_network_is_in(each: Network, expected: set[str]) -> None:
+    assert names_of(each) == expected
+
+
+def test_networks_without_addresses_do_not_meet(kernel: FakeKernel) -> None:
+    null = [network(number, pools=(pool("0.0.0.0/0"),)) for number in (1, 2)]
+    kernel.apply_rules(firewall.render_ruleset([*null, network(3)], [], []))
+    kernel.apply_rules(firewall.render_no_network(null[0]))
+
+
+def test_closed_ports_are_host_ends() -> None:
+    each = TYPICAL["icc_off"]
+    assert f'"{host_end_name(each.endpoint.id)}"' in firewall.render_join(
+        each.endpoint, each.network
     )
-    assert one == three
+    assert firewall.render_join(TYPICAL["nat"].endpoint, TYPICAL["nat"].network) == ""
 
 
-@pytest.mark.parametrize("each", NETWORKS, ids=lambda each: each.bridge_name)
-def test_what_a_network_adds_it_takes_out(each: Network) -> None:
-    added, taken = firewall.render_network(each), firewall.render_no_network(each)
-    assert added.count("\n") == taken.count("\n") == 1
-    element = taken.partition("{ ")[2].removesuffix(" }\n")
-    assert f"{{ {element} comment" in added
+def test_the_marks_are_a_bit_each() -> None:
+    marks = (firewall.ACCEPTED_MARK, firewall.TRANSLATED_MARK, firewall.LOOPBACK_MARK)
+    assert [mark.bit_count() for mark in marks] == [1, 1, 1]
+    assert len(set(marks)) == 3
+    foreign = 0x4000 | 0x8000 | 0xFF0000
+    assert not sum(marks) & foreign
 
 
-def test_the_mark_is_one_bit() -> None:
-    assert firewall.ACCEPTED_MARK.bit_count() == 1
+def test_the_loopback_pairs_names_fit() -> None:
+    pair: LoopbackPair = firewall.LOOPBACK_PAIR
+    assert max(len(pair.out_end), len(pair.in_end)) <= 15
+    assert pair.table == RULE_PRIORITY

@@ -17,6 +17,8 @@ from tests.samples import (
     network,
     network_id,
     new_endpoint,
+    new_join,
+    ports,
     sandbox_key,
 )
 
@@ -40,7 +42,8 @@ def kernel(store: Store) -> FakeKernel:
     for number, net in ((1, 1), (2, 2), (3, 1)):
         driver.create_endpoint(new_endpoint(number, net))
     for number in (1, 2):
-        driver.join(network_id(number), endpoint_id(number), sandbox_key(number))
+        driver.join(new_join(number, number, sandbox_key(number), has_ports=number == 1))
+    driver.program_external_connectivity(network_id(1), endpoint_id(1), ports("8080:80", "90"))
     kernel.move(HOST_ENDS[1], sandbox_key(1))
     driver.endpoint_info(network_id(1), endpoint_id(1))
     return kernel
@@ -72,9 +75,25 @@ def test_a_bridge_that_somebody_removed_comes_back_with_its_ports(
 
 def test_rules_that_somebody_flushed_come_back(store: Store, kernel: FakeKernel) -> None:
     before = kernel.state()
-    kernel.rules = None
+    kernel.tables.clear()
+    kernel.forwarding.clear()
     kernel.accepted_marks.clear()
     restart(store, kernel)
+    assert kernel.state() == before
+
+
+def test_a_port_that_somebody_took_meanwhile_stays_published(
+    store: Store, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    (taken, kept) = sorted(kernel.reserved)
+    before = kernel.state()
+    kernel.restart()
+    kernel.taken[taken] = "nginx (pid 812)"
+    BridgeDriver(store, kernel).restore()
+    assert kernel.reserved == {kept}
+    assert str(taken) in caplog.text
+    del kernel.taken[taken]
+    kernel.reserved.add(taken)
     assert kernel.state() == before
 
 
@@ -109,6 +128,8 @@ def test_a_container_that_died_meanwhile_is_forgotten(store: Store, kernel: Fake
     with store.transaction():
         assert {each.id for each in store.endpoints()} == {endpoint_id(2), endpoint_id(3)}
         assert store.sandboxes() == ()
+    assert not kernel.reserved
+    assert not kernel.elements("everywhere4")
 
 
 def test_after_a_reboot_endpoints_go_and_networks_come_back(
@@ -117,13 +138,12 @@ def test_after_a_reboot_endpoints_go_and_networks_come_back(
     kernel.reboot()
     driver = restart(store, kernel)
     assert kernel.links.keys() == {"pn-010101010101", "pn-020202020202"}
-    assert kernel.rules is not None
-    assert len(kernel.rules.elements) == 2
+    assert len(kernel.elements("bridges")) == 2
     with store.transaction():
         assert store.endpoints() == ()
         assert store.sandboxes() == ()
     driver.create_endpoint(new_endpoint(1))
-    driver.join(network_id(1), endpoint_id(1), sandbox_key(9))
+    driver.join(new_join(1, 1, sandbox_key(9)))
     assert HOST_ENDS[1] in kernel.links
 
 
@@ -158,7 +178,7 @@ def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
         assert len(kernel.links) == 2 - missing, call
         restart(store, kernel)
         assert len(kernel.links) == 2, call
-        assert kernel.rules is not None, call
+        assert kernel.tables, call
 
 
 def test_without_networks_there_are_no_rules(store: Store) -> None:
@@ -166,5 +186,5 @@ def test_without_networks_there_are_no_rules(store: Store) -> None:
     kernel.apply_rules("table inet pynet {}\n")
     kernel.ensure_forward_accept(1 << 29)
     restart(store, kernel)
-    assert kernel.rules is None
+    assert not kernel.tables
     assert not kernel.accepted_marks

@@ -14,6 +14,7 @@ from tests.samples import (
     network,
     network_id,
     new_endpoint,
+    new_join,
     sandbox_key,
 )
 
@@ -35,7 +36,7 @@ def add(
 
 def join(driver: BridgeDriver, *numbers: int) -> None:
     for number in numbers:
-        driver.join(network_id(number), endpoint_id(number), SANDBOX)
+        driver.join(new_join(number, number, SANDBOX))
 
 
 def leave(driver: BridgeDriver, number: int) -> None:
