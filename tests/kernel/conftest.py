@@ -105,9 +105,11 @@ def linux() -> Iterator[LinuxKernel]:
 
 
 @pytest.fixture
-def real(linux: LinuxKernel, tmp_path: Path) -> RealHost:
+def real(linux: LinuxKernel, tmp_path: Path) -> Iterator[RealHost]:
     """Lend the test's own namespace as a host."""
-    return RealHost(linux, tmp_path)
+    host = RealHost(linux, tmp_path)
+    yield host
+    host.release()
 
 
 @pytest.fixture(params=["fake", "real"])

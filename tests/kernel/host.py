@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 from collections import Counter
 from contextlib import suppress
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from driver.kernel import netns, sysctl
-from driver.model import IPInterface, SandboxKey
+from driver.model import HostPort, IPInterface, SandboxKey
+from driver.model import Protocol as Transport
 from tests.fakes import FakeKernel, Link
 from tests.samples import sandbox_key
 
@@ -52,6 +54,24 @@ class Host(Protocol):
     def value(self, sandbox: SandboxKey, key: str) -> str | None:
         """Return a parameter's value in a sandbox."""
 
+    def enslave(self, name: str, bridge: str) -> None:
+        """Have somebody else make a link a port of a bridge."""
+
+    def inside(self, sandbox: SandboxKey) -> Mapping[str, Link]:
+        """Return the interfaces of a sandbox that a driver attached directly."""
+
+    def forwards(self, version: int) -> bool:
+        """Tell whether the host forwards packets of an address family."""
+
+    def take(self, place: HostPort) -> None:
+        """Have somebody else listen on a host port, for as long as the test lasts."""
+
+    def track(self, *flows: HostPort) -> None:
+        """Have the host see flows to these places."""
+
+    def flows(self) -> set[HostPort]:
+        """Return the original destinations of the flows that the host tracks."""
+
 
 class FakeHost:
     """The host of a FakeKernel."""
@@ -85,6 +105,26 @@ class FakeHost:
         inside = {each.peer for each in self.kernel.links.values() if each.sandbox == sandbox}
         return values.get(re.sub(r"\beth0\b", str(next(iter(inside), None)), key))
 
+    def enslave(self, name: str, bridge: str) -> None:
+        self.kernel.links[name].bridge = bridge
+
+    def inside(self, sandbox: SandboxKey) -> Mapping[str, Link]:
+        return {
+            name: each for (where, name), each in self.kernel.inside.items() if where == sandbox
+        }
+
+    def forwards(self, version: int) -> bool:
+        return version in self.kernel.forwarding
+
+    def take(self, place: HostPort) -> None:
+        self.kernel.taken[place] = "python (pid 812)"
+
+    def track(self, *flows: HostPort) -> None:
+        self.kernel.flows |= set(flows)
+
+    def flows(self) -> set[HostPort]:
+        return set(self.kernel.flows)
+
 
 class RealHost:
     """The network namespace that the test's process is in."""
@@ -92,6 +132,7 @@ class RealHost:
     def __init__(self, kernel: LinuxKernel, folder: Path) -> None:
         self.kernel = kernel
         self._folder = folder
+        self._taken: list[socket.socket] = []
 
     def add_foreign(self, name: str, kind: str = "bridge", *addresses: str) -> None:
         ip("link", "add", name, "type", kind, *NEEDS.get(kind, ()))
@@ -102,8 +143,7 @@ class RealHost:
         ip("link", "set", name, "alias", alias)
 
     def links(self) -> Mapping[str, Link]:
-        entries = json.loads(ip("-json", "-details", "addr", "show"))
-        return {entry["ifname"]: link_of(entry) for entry in entries if entry["ifname"] != "lo"}
+        return links_shown(ip("-json", "-details", "addr", "show"))
 
     def elements(self, name: str = "same_bridge") -> set[str]:
         content = run("nft", "--terse", "list", "table", "inet", "pynet")
@@ -135,6 +175,57 @@ class RealHost:
             path = sysctl.ROOT.joinpath(*components)
             text = netns.run_in(namespace, lambda: path.read_text() if path.exists() else None)
         return None if text is None else text.rstrip("\n")
+
+    def enslave(self, name: str, bridge: str) -> None:
+        ip("link", "set", name, "master", bridge)
+
+    def inside(self, sandbox: SandboxKey) -> Mapping[str, Link]:
+        return links_shown(ip("-json", "-details", "addr", "show", sandbox=sandbox))
+
+    def forwards(self, version: int) -> bool:
+        key = {4: "ip_forward", 6: "conf/all/forwarding"}[version]
+        return Path(f"/proc/sys/net/ipv{version}/{key}").read_text() == "1\n"
+
+    def take(self, place: HostPort) -> None:
+        taken = bound(place)
+        self._taken.append(taken)
+        if place.protocol is Transport.TCP:
+            taken.listen()
+
+    def release(self) -> None:
+        """Give back what `take` took."""
+        for each in self._taken:
+            each.close()
+
+    def track(self, *flows: HostPort) -> None:
+        for each in flows:
+            source = "192.0.2.99" if each.ip.version == 4 else "2001:db8::99"
+            ends = ("-s", source, "-d", str(each.ip), "-p", each.protocol.value)
+            numbers = ("--sport", "4321", "--dport", str(each.port), "-t", "60")
+            state = ("--state", "ESTABLISHED") if each.protocol is Transport.TCP else ()
+            run("conntrack", "-I", *ends, *numbers, *state)
+
+    def flows(self) -> set[HostPort]:
+        listing = (run("conntrack", "-L", "-f", family) for family in ("ipv4", "ipv6"))
+        found = re.findall(
+            r"^(tcp|udp) .*? dst=(\S+) sport=\d+ dport=(\d+)", "".join(listing), re.MULTILINE
+        )
+        return {HostPort(Transport(name), ip_address(ip), int(port)) for name, ip, port in found}
+
+
+def bound(place: HostPort) -> socket.socket:
+    """Return a socket that is bound as servers do it, by default."""
+    family = {4: socket.AF_INET, 6: socket.AF_INET6}[place.ip.version]
+    kind = socket.SOCK_STREAM if place.protocol is Transport.TCP else socket.SOCK_DGRAM
+    made = socket.socket(family, kind)
+    if place.ip.version == 6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        made.bind((str(place.ip), place.port))
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def run(*command: str) -> str:
@@ -187,6 +278,12 @@ def element_of(value: Any) -> str:
             return f"{address}/{length}"
         case _:
             return str(value)
+
+
+def links_shown(listing: str) -> dict[str, Link]:
+    """Return the links of a listing of `ip -json`, but for the loopback."""
+    entries = json.loads(listing)
+    return {entry["ifname"]: link_of(entry) for entry in entries if entry["ifname"] != "lo"}
 
 
 def link_of(entry: dict[str, Any]) -> Link:

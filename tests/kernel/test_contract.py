@@ -177,7 +177,9 @@ def test_elements_come_and_go_with_their_networks(host: Host) -> None:
     first, second = network(1), network(2)
     host.kernel.apply_rules(firewall.render_ruleset([first], [], []))
     host.kernel.apply_rules(firewall.render_network(second))
-    assert host.elements() == {f"{each.bridge_name} . {each.bridge_name}" for each in (first, second)}
+    assert host.elements() == {
+        f"{each.bridge_name} . {each.bridge_name}" for each in (first, second)
+    }
     host.kernel.apply_rules(firewall.render_no_network(first))
     assert len(host.elements()) == 1
     host.kernel.apply_rules(firewall.render_ruleset([first], [], []))
