@@ -254,9 +254,10 @@ class Engine:
             self._client.close()
             self._client = None
 
-    def import_image(self, name: str, tar: bytes) -> None:
-        """Make an image out of a packed root file system."""
-        self.client.api.import_image_from_data(tar, repository=name, tag="latest")
+    def import_image(self, name: str, tar: bytes, *changes: str) -> None:
+        """Make an image out of a packed root file system; changes are lines of a Dockerfile."""
+        api = self.client.api
+        api.import_image_from_data(tar, repository=name, tag="latest", changes=list(changes))
 
     # -- the driver
 
