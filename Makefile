@@ -6,7 +6,7 @@ PIP     := $(PYTHON) -m pip --quiet --disable-pip-version-check
 STAMP   := $(VENV)/.installed
 SYSTEM  := libnftables1 nftables iptables iproute2 mmdebstrap conntrack procps tcpdump systemd
 
-.PHONY: help venv system test lint test-unit test-packaging test-kernel test-engine fix demo soak
+.PHONY: help venv system test lint test-unit test-packaging test-kernel test-engine fix demo soak bench
 .PHONY: install uninstall clean
 .DEFAULT_GOAL := help
 
@@ -43,6 +43,10 @@ test-engine: $(STAMP) system  ## Run the tests on private Docker Engines (root)
 soak: $(STAMP) system  ## Run the long repetitions in full (root)
 	$(PYTHON) -m tests.engine.rootfs
 	PYNET_SOAK=1 $(PYTHON) -m pytest tests/engine -m soak -s
+
+bench: $(STAMP) system  ## Measure beside Docker's own bridge; writes bench/results (root, minutes)
+	$(PYTHON) -m tests.engine.rootfs
+	@$(PYTHON) -m bench
 
 demo: $(STAMP) system  ## Show the main job on a private engine (root)
 	@$(PYTHON) -m tests.engine.demo

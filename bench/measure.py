@@ -46,6 +46,7 @@ class Row:
     limit: str
     is_reached: bool
     runs: int
+    peer_runs: int
     spread: str
 
     @property
@@ -76,7 +77,8 @@ def render_table(rows: list[Row]) -> str:
     lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     lines += [
         f"| {row.what} | {row.unit} | {row.peer:.4g} | {row.pynet:.4g} | {row.ratio:.3f} "
-        f"| {row.limit} | {'reached' if row.is_reached else 'NOT REACHED'} | {row.runs} "
+        f"| {row.limit} | {'reached' if row.is_reached else 'NOT REACHED'} "
+        f"| {row.peer_runs} and {row.runs} "
         f"| {row.spread} |"
         for row in rows
     ]

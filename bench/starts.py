@@ -50,6 +50,7 @@ def _added_time(engine: Engine, *, ports: int, runs: int, limit: float) -> Row:
         limit=f"≤ {limit} ×",
         is_reached=own <= limit * peer,
         runs=runs,
+        peer_runs=runs,
         spread=Series(tuple((value - floor) * 1000 for value in taken["pynet"].values)).spread,
     )
 
@@ -66,6 +67,7 @@ def _thousand_ports(engine: Engine) -> Row:
         limit=f"≤ {limit} s",
         is_reached=own.median <= limit,
         runs=runs,
+        peer_runs=1,  # a run takes minutes
         spread=own.spread,
     )
 
@@ -86,6 +88,7 @@ def _memory(engine: Engine, *, ports: int) -> Row:
         limit="0: a socket",
         is_reached=grown["pynet"] < 0.05,  # noqa: PLR2004 - a page or two of the heap
         runs=1,
+        peer_runs=1,
         spread="-",
     )
 
