@@ -20,7 +20,7 @@ from _pytest.runner import runtestprotocol
 from driver.bridge import BridgeDriver
 from driver.kernel.linux import LinuxKernel
 from driver.store import Store
-from tests.kernel.host import FakeHost, RealHost
+from tests.kernel.host import COMMANDS, FakeHost, RealHost, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +110,16 @@ def real(linux: LinuxKernel, tmp_path: Path) -> Iterator[RealHost]:
     host = RealHost(linux, tmp_path)
     yield host
     host.release()
+
+
+@pytest.fixture
+def as_docker_leaves_it() -> None:
+    """Have the host's own chains as an engine has them: FORWARD drops, bridges are filtered."""
+    for command in COMMANDS.values():
+        run(command, "-w", "-P", "FORWARD", "DROP")
+        run(command, "-w", "-N", "DOCKER-USER")
+        run(command, "-w", "-A", "FORWARD", "-j", "DOCKER-USER")
+        Path(f"/proc/sys/net/bridge/bridge-nf-call-{command}").write_text("1")
 
 
 @pytest.fixture(params=["fake", "real"])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from driver.model import Endpoint, SandboxKey
     from tests.kernel.host import RealHost
 
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 PORT = 8080
 REACHED_SECONDS = 5
 
@@ -58,7 +59,7 @@ def socket_in(endpoint: Endpoint, family: int) -> socket.socket:
 @contextmanager
 def calling(client: Endpoint, server: Endpoint, version: int = 4) -> Iterator[socket.socket]:
     """Have one container open a TCP connection to another; yields the caller's end."""
-    family = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
+    family = FAMILIES[version]
     (address,) = (str(each.ip) for each in server.addresses if each.version == version)
     with socket_in(server, family) as listener, socket_in(client, family) as caller:
         listener.bind((address, PORT))
@@ -66,6 +67,24 @@ def calling(client: Endpoint, server: Endpoint, version: int = 4) -> Iterator[so
         caller.settimeout(0)
         assert caller.connect_ex((address, PORT)) == errno.EINPROGRESS
         yield caller
+
+
+@contextmanager
+def serving(server: Endpoint, version: int = 4, port: int = PORT) -> Iterator[None]:
+    """Have a container listen on all its addresses of a family."""
+    with socket_in(server, FAMILIES[version]) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("", port))
+        listener.listen()
+        yield
+
+
+def arrives(caller: socket.socket, address: str, port: int) -> bool:
+    """Tell whether a connection to the address comes about; closes the caller."""
+    with caller:
+        caller.settimeout(0)
+        started = caller.connect_ex((address, port))
+        return started in {0, errno.EINPROGRESS} and is_connected(caller, REACHED_SECONDS)
 
 
 def is_connected(caller: socket.socket, seconds: float = 0) -> bool:

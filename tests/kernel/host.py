@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from driver.kernel import Kernel
     from driver.kernel.linux import LinuxKernel
 
+COMMANDS = {4: "iptables", 6: "ip6tables"}
 NEEDS = {"vxlan": ("id", "1", "dstport", "4789")}  # what `ip link add` asks for beside the kind
 
 

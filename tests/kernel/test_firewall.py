@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,8 @@ from driver import firewall
 from driver.errors import KernelError
 from driver.kernel.nft import Nft
 from tests.kernel.host import run
-from tests.samples import network
+from tests.samples import binding, endpoint, network, sandbox_key
+from tests.typical import TYPICAL
 
 if TYPE_CHECKING:
     from driver.kernel.linux import LinuxKernel
@@ -27,9 +30,52 @@ def rules(command: str, chain: str) -> list[str]:
     return [f"{place} {line}" for place, line in enumerate(lines) if "pynet" in line]
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.nft")), ids=lambda path: path.stem)
-def test_nft_takes_every_golden_file(path: Path) -> None:
-    run("nft", "-c", "-f", str(path))
+def listing() -> str:
+    return run("nft", "list", "ruleset")
+
+
+def load(name: str) -> None:
+    run("nft", "-f", str(GOLDEN / f"{name}.nft"))
+
+
+@pytest.mark.parametrize("name", TYPICAL)
+def test_nft_takes_every_golden_file_and_gives_it_back(linux: LinuxKernel, name: str) -> None:
+    each = TYPICAL[name]
+    load("base")
+    base = listing()
+    load(name)
+    loaded = listing()
+    assert loaded != base
+    for text in (
+        firewall.render_no_bindings(each.endpoint.bindings),
+        firewall.render_leave(each.endpoint, each.network),
+        firewall.render_no_network(each.network),
+    ):
+        linux.apply_rules(text)
+    assert listing() == base
+    linux.apply_rules(firewall.render_ruleset([each.network], [each.endpoint], ["br-lan"]))
+    assert listing() == loaded
+    load("gone")
+    assert listing() == ""
+
+
+def constant() -> list[str]:
+    """Return every chain and rule, without the sets and maps and their elements."""
+    shown = json.loads(run("nft", "--json", "list", "ruleset"))["nftables"]
+    return [json.dumps(each) for each in shown if each.keys() & {"chain", "rule"}]
+
+
+def test_chains_and_rules_are_as_many_for_one_as_for_many(linux: LinuxKernel) -> None:
+    linux.apply_rules(firewall.render_ruleset([network(1)], [], []))
+    one = constant()
+    bindings = tuple(binding(f"0.0.0.0:{port}") for port in range(1, 1001))
+    container = endpoint().joined(sandbox_key(1)).published(bindings)
+    networks = [network(number) for number in range(1, 101)]
+    linux.apply_rules(firewall.render_ruleset(networks, [container], []))
+    assert len(re.findall("endpoint e1e1e1e1e1e1", listing())) == 1001
+    assert constant() == one
+    linux.apply_rules(firewall.render_no_bindings(bindings))
+    assert "endpoint" not in listing().replace("endpoints", "")
 
 
 def test_nfts_own_words_are_passed_on(linux: LinuxKernel) -> None:
@@ -43,9 +89,9 @@ def test_the_table_is_replaced_and_others_stay(linux: LinuxKernel) -> None:
     run("nft", "add table inet others")
     for networks in ([network(1)], [network(1), network(2)], []):
         linux.apply_rules(firewall.render_ruleset(networks, [], []))
-        listing = run("nft", "list", "table", "inet", "pynet")
-        assert listing.count('comment "network ') == len(networks)
-        assert listing.count("mark set") == 1
+        shown = run("nft", "list", "set", "inet", "pynet", "bridges")
+        assert shown.count('comment "network ') == len(networks)
+        assert run("nft", "list", "chain", "inet", "pynet", "accepted").count("mark set") == 1
     linux.apply_rules(firewall.render_no_ruleset())
     assert run("nft", "list", "tables") == "table inet others\n"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +11,7 @@ from driver import firewall
 from driver.bridge import BridgeDriver
 from tests.engine.wait import wait_until
 from tests.kernel.container import calling, is_connected, reaches, sandbox_of, start
-from tests.kernel.host import ip, run
+from tests.kernel.host import COMMANDS, ip, run
 from tests.samples import KEEPALIVE, RP_FILTER, network, new_endpoint, pool
 
 if TYPE_CHECKING:
@@ -23,21 +22,10 @@ if TYPE_CHECKING:
 NETWORK = network(
     1, f"{KEEPALIVE}=600", f"{RP_FILTER}=2", pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64"))
 )
-COMMANDS = {4: "iptables", 6: "ip6tables"}
 
 
 @pytest.fixture
-def _as_docker_leaves_it() -> None:
-    for version, command in COMMANDS.items():
-        run(command, "-w", "-P", "FORWARD", "DROP")
-        run(command, "-w", "-N", "DOCKER-USER")
-        run(command, "-w", "-A", "FORWARD", "-j", "DOCKER-USER")
-        family = "ip6tables" if version == 6 else "iptables"
-        Path(f"/proc/sys/net/bridge/bridge-nf-call-{family}").write_text("1")
-
-
-@pytest.fixture
-def two(_as_docker_leaves_it: None, driver: BridgeDriver, real: RealHost) -> list[Endpoint]:
+def two(as_docker_leaves_it: None, driver: BridgeDriver, real: RealHost) -> list[Endpoint]:
     """Start two containers on one network."""
     driver.create_network(NETWORK)
     return [

@@ -1,0 +1,144 @@
+"""Reservations are sockets: what they keep out, what they leave behind, who else has a port."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver.bridge import BridgeDriver
+from driver.errors import Conflict
+from driver.kernel import ports as module
+from driver.model import PortInUse, Protocol
+from tests.kernel.container import start
+from tests.kernel.host import bound, descriptors, run
+from tests.samples import endpoint_id, network, network_id, new_endpoint, place, ports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from driver.kernel.linux import LinuxKernel
+    from tests.kernel.host import RealHost
+
+PLACES = ("0.0.0.0:8080", "127.0.0.1:8080", "[::]:8080", "[::1]:8080", "0.0.0.0:5353/udp")
+
+
+@pytest.mark.parametrize("text", PLACES)
+def test_a_reserved_port_is_nobody_elses(linux: LinuxKernel, text: str) -> None:
+    linux.reserve_ports([place(text)])
+    with pytest.raises(OSError, match="Address already in use"):
+        bound(place(text))
+    linux.release_ports([place(text)])
+    bound(place(text)).close()
+
+
+def lingering(port: int) -> None:
+    """Leave a closed connection of a server that has ended on a port, in TIME_WAIT."""
+    with socket.create_server(("127.0.0.1", port)) as server:
+        client = socket.create_connection(("127.0.0.1", port))
+        served, _ = server.accept()
+        served.close()  # whoever closes first is the one to linger
+        client.close()
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0:8080", "127.0.0.1:8080"])
+def test_a_port_on_which_connections_linger_is_reserved_for_good(
+    linux: LinuxKernel, text: str
+) -> None:
+    lingering(8080)
+    with pytest.raises(OSError, match="Address already in use"):
+        bound(place(text))
+    linux.reserve_ports([place(text)])
+    with pytest.raises(OSError, match="Address already in use"):
+        socket.create_server(("127.0.0.1", 8080))  # with SO_REUSEADDR
+    with pytest.raises(PortInUse):
+        linux.reserve_ports([place("127.0.0.1:8080" if text.startswith("0") else "0.0.0.0:8080")])
+    linux.release_ports([place(text)])
+    socket.create_server(("127.0.0.1", 8080)).close()
+
+
+def test_reservations_leave_no_descriptor(linux: LinuxKernel) -> None:
+    places = [place(text) for text in ("0.0.0.0:1", "[::]:1", "0.0.0.0:2/udp")]
+    linux.reserve_ports(places)
+    linux.release_ports(places)
+    before = descriptors()
+    for _ in range(3):
+        linux.reserve_ports(places)
+        with pytest.raises(PortInUse):
+            linux.reserve_ports([place("0.0.0.0:3"), place("127.0.0.1:1")])
+        linux.release_ports(places)
+    assert descriptors() == before
+
+
+def test_a_protocol_that_the_kernel_has_not_needs_no_socket(
+    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module._TYPES, Protocol.SCTP, (socket.SOCK_STREAM, 253))
+    where = place("0.0.0.0:9899/sctp")
+    before = descriptors()
+    linux.reserve_ports([where])
+    assert descriptors() == before
+    with pytest.raises(PortInUse, match="9899/sctp"):
+        linux.reserve_ports([where])
+    linux.release_ports([where])
+    linux.reserve_ports([where])
+
+
+@pytest.mark.parametrize("theirs", ["0.0.0.0:8080", "127.0.0.1:8080"])
+def test_a_foreign_process_is_named_and_nothing_is_left(
+    driver: BridgeDriver, real: RealHost, theirs: str
+) -> None:
+    driver.create_network(network(1))
+    new = new_endpoint()
+    start(driver, real, 1, new, has_ports=True)
+    before = real.elements("everywhere4"), descriptors()["socket"]
+    real.take(place(theirs))
+    with pytest.raises(Conflict, match=rf"8080/tcp: port is in use by \S+ \(pid {os.getpid()}\)"):
+        driver.program_external_connectivity(new.network_id, new.id, ports("8081:81", "8080:80"))
+    assert (real.elements("everywhere4"), descriptors()["socket"] - 1) == before
+    bound(place("0.0.0.0:8081")).close()
+
+
+def test_another_endpoint_is_named(driver: BridgeDriver, real: RealHost) -> None:
+    driver.create_network(network(1))
+    for number in (1, 2):
+        start(driver, real, number, new_endpoint(number), has_ports=True)
+    driver.program_external_connectivity(network_id(1), endpoint_id(1), ports("127.0.0.1:8080:80"))
+    with pytest.raises(Conflict, match="in use by endpoint e1e1e1e1e1e1 of network 010101010101"):
+        driver.program_external_connectivity(network_id(1), endpoint_id(2), ports("8080:80"))
+    driver.leave(network_id(1), endpoint_id(1))
+    driver.program_external_connectivity(network_id(1), endpoint_id(2), ports("8080:80"))
+    assert real.elements("everywhere4") == {"tcp . 8080 : 10.1.0.3 . 80"}
+
+
+def test_a_restart_reserves_again(driver: BridgeDriver, real: RealHost, linux: LinuxKernel) -> None:
+    driver.create_network(network(1))
+    start(driver, real, 1, new_endpoint(), has_ports=True)
+    driver.program_external_connectivity(
+        network_id(1), endpoint_id(1), ports("8080:80", "53:53/udp")
+    )
+    linux._reservations.close()
+    bound(place("0.0.0.0:8080")).close()
+    BridgeDriver(driver._store, linux).restore()
+    for text in ("0.0.0.0:8080", "0.0.0.0:53/udp"):
+        with pytest.raises(OSError, match="Address already in use"):
+            bound(place(text))
+
+
+def test_udp_flows_end_with_publishing_and_with_the_container(
+    driver: BridgeDriver, real: RealHost
+) -> None:
+    driver.create_network(network(1))
+    start(driver, real, 1, new_endpoint(), has_ports=True)
+    other = place("192.0.2.1:54/udp")
+    identity = network_id(1), endpoint_id(1)
+    publish = partial(driver.program_external_connectivity, *identity, ports("53:53/udp"))
+    operations: list[Callable[[], None]] = [publish, partial(driver.leave, *identity)]
+    for operation in operations:
+        real.track(place("192.0.2.1:53/udp"), other)
+        operation()
+        assert real.flows() == {other}
+        run("conntrack", "-F")
