@@ -1,0 +1,105 @@
+"""Put docs/ruleset.md together: the prose of a template, and what a real kernel shows."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from driver.model import short
+from tests.typical import TYPICAL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "ruleset.md"
+TEMPLATE = DOCS / "ruleset.md.in"
+COMMAND = "PYNET_DOCS=write python -m pytest tests/kernel/test_ruleset_page.py"
+
+_TABLE = re.compile(r"^table (\w+) pynet \{$(.*?)^\}$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^\t(set|map|chain) (\w+) \{$(.*?)^\t\}$", re.MULTILINE | re.DOTALL)
+_ELEMENTS = re.compile(r"elements = \{(.*?)\}", re.DOTALL)
+_PLACE = re.compile(r"^\{\{(.*)\}\}$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A chain, set or map of a listing."""
+
+    family: str
+    kind: str
+    name: str
+    text: str
+
+    @property
+    def comment(self) -> str:
+        """What the set or map says of itself."""
+        found = re.search(r'^\t\tcomment "(.*)"$', self.text, re.MULTILINE)
+        return found[1] if found else ""
+
+    def elements_of(self, owners: set[str]) -> Iterator[str]:
+        """Yield the elements, without their comment, that name one of the owners."""
+        found = _ELEMENTS.search(self.text)
+        for element in re.split(r",\s+", found[1].strip()) if found else ():
+            match = re.fullmatch(r'(.*?) comment "(.*?)"(.*)', element)
+            assert match, f"{self.name} has an element without a comment: {element}"
+            if match[2] in owners:
+                yield match[1] + match[3]
+
+
+def render_page(listing: str, accepting: str) -> str:
+    """Return the page for a listing of `nft list ruleset` and the rule that accepts the mark."""
+    blocks = list(_blocks(listing))
+
+    def fill(place: re.Match[str]) -> str:
+        match place[1].split():
+            case ["chain", family, name]:
+                return _fence(_chain(blocks, family, name))
+            case ["elements", name]:
+                return _fence("\n".join(_elements(blocks, name)))
+            case ["sets"]:
+                return _sets(blocks)
+            case ["iptables"]:
+                return _fence(accepting)
+        raise ValueError(place[0])
+
+    _check_complete(blocks)
+    return _PLACE.sub(fill, TEMPLATE.read_text())
+
+
+def _check_complete(blocks: list[Block]) -> None:
+    """Have a paragraph for every chain, whichever comes to be."""
+    described = set(re.findall(r"\{\{chain (\w+ \w+)\}\}", TEMPLATE.read_text()))
+    assert described == {f"{each.family} {each.name}" for each in blocks if each.kind == "chain"}
+
+
+def _blocks(listing: str) -> Iterator[Block]:
+    for table in _TABLE.finditer(listing):
+        for block in _BLOCK.finditer(table[2]):
+            yield Block(table[1], block[1], block[2], block[0])
+
+
+def _chain(blocks: list[Block], family: str, name: str) -> str:
+    (chain,) = (
+        each for each in blocks if (each.kind, each.family, each.name) == ("chain", family, name)
+    )
+    return chain.text.replace("\n\t", "\n").strip().expandtabs(4)
+
+
+def _elements(blocks: list[Block], name: str) -> Iterator[str]:
+    each = TYPICAL[name]
+    owners = {f"network {short(each.network.id)}", f"endpoint {short(each.endpoint.id)}"}
+    for block in blocks:
+        for element in sorted(block.elements_of(owners)) if block.kind != "chain" else ():
+            yield f"{block.name:<13} {element}"
+
+
+def _sets(blocks: list[Block]) -> str:
+    rows = [f"| `{each.name}` | {each.comment} |" for each in blocks if each.kind != "chain"]
+    return "\n".join(["| name | what is in it |", "| --- | --- |", *rows])
+
+
+def _fence(text: str) -> str:
+    return f"```\n{text}\n```"
