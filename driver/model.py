@@ -64,6 +64,14 @@ def parse_mac(text: str) -> MacAddress:
     return MacAddress(mac)
 
 
+def has_zone(address: IPAddress | IPInterface) -> bool:
+    """Tell whether an address has a zone (fe80::1%eth0), which may be any text at all.
+
+    No zone may come into nft text, and none has a meaning here.
+    """
+    return isinstance(address, IPv6Address) and address.scope_id is not None
+
+
 def short(identity: str) -> str:
     """Return the part of an id that Docker shows to people."""
     return identity[:ID_LENGTH]

@@ -25,6 +25,7 @@ from driver.model import (
     NetworkOptions,
     Publish,
     Sysctl,
+    has_zone,
     is_plain_ifname,
 )
 from driver.sysctls import is_sysctl, merge, parse_endpoint_label, parse_sysctl
@@ -58,6 +59,7 @@ PUBLISH = "pynet.publish"
 ENDPOINT_IFNAME = "com.docker.network.endpoint.ifname"
 ENABLE_IPV4 = "com.docker.network.enable_ipv4"
 ENABLE_IPV6 = "com.docker.network.enable_ipv6"
+ENABLE = frozenset({ENABLE_IPV4, ENABLE_IPV6})
 ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
 
 
@@ -248,7 +250,8 @@ def skips_gateway(generic: Mapping[str, str], *, internal: bool) -> tuple[bool, 
     So that the address is free for a container. As Docker's bridge: when the bridge has no
     address and no container is told of one.
     """
-    options = parse_network_options(generic, internal=internal, has_ipv4=True, has_ipv6=False)
+    acted_on = {key: value for key, value in generic.items() if key not in ENABLE}
+    options = parse_network_options(acted_on, internal=internal, has_ipv4=True, has_ipv6=False)
     return (
         options.gateway_mode_ipv4 is GatewayMode.ISOLATED
         or (options.inhibit_ipv4 and options.internal),
@@ -356,9 +359,12 @@ def _parse_word(generic: Mapping[str, str], name: str, default: Word) -> Word:
 
 def _parse_address(option: str, text: str, kind: type[Address]) -> Address:
     try:
-        return kind(text)
+        address = kind(text)
     except ValueError as error:
         raise InvalidRequest(f"option {option}={text[:80]!r}: {error}") from error
+    if has_zone(address):
+        raise InvalidRequest(f"option {option}={text[:80]!r}: a zone has no meaning here")
+    return address
 
 
 def _parse_binding(generic: Mapping[str, str], kind: type[Address]) -> Address | None:

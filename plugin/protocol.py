@@ -25,6 +25,7 @@ from driver.model import (
     PortRequest,
     Protocol,
     SandboxKey,
+    has_zone,
     parse_endpoint_id,
     parse_mac,
     parse_network_id,
@@ -299,9 +300,12 @@ def _parse_port_request(entry: _PortBinding) -> PortRequest:
 
 def _parse_host_ip(text: str) -> IPAddress:
     try:
-        return ip_address(text)
+        address = ip_address(text)
     except ValueError as error:
         raise InvalidRequest(f"publish on {text[:80]!r}: {error}") from error
+    if has_zone(address):
+        raise InvalidRequest(f"publish on {text[:80]!r}: a zone has no meaning here")
+    return address
 
 
 def _parse_pool(pool: _Pool, version: int) -> Pool:
@@ -323,6 +327,8 @@ def _parse_subnet(text: str, version: int) -> IPNetwork:
         raise InvalidRequest(f"pool {text[:80]!r}: {error}") from error
     if subnet.version != version:
         raise InvalidRequest(f"pool {text[:80]!r}: expected IPv{version}")
+    if has_zone(subnet.network_address):
+        raise InvalidRequest(f"pool {text[:80]!r}: a zone has no meaning here")
     return subnet
 
 
@@ -333,7 +339,7 @@ def _parse_interface(text: str, version: int) -> IPInterface:
         raise InvalidRequest(f"address {text[:80]!r}: {error}") from error
     if address.version != version or "/" not in text:
         raise InvalidRequest(f"address {text[:80]!r}: expected IPv{version} with a prefix length")
-    if isinstance(address, IPv6Interface) and address.scope_id is not None:
+    if has_zone(address):
         raise InvalidRequest(f"address {text[:80]!r}: a zone has no meaning here")
     return address
 
