@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from http.client import HTTPConnection
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
 import docker
 import msgspec
 from docker.errors import DockerException
+from requests.exceptions import RequestException
 
 from driver.model import ID_LENGTH
 
@@ -67,7 +69,7 @@ def take_inventory(path: Path) -> Inventory:
     networks = tuple(ask_driver(path, "/networks")["networks"])
     try:
         network_names, container_names = _ask_docker()
-    except DockerException as error:
+    except (DockerException, RequestException) as error:
         return Inventory(networks, {}, {}, str(error))
     return Inventory(networks, network_names, container_names, None)
 
@@ -77,13 +79,19 @@ def ask_driver(path: Path, what: str) -> dict[str, Any]:
     connection = _UnixConnection(path)
     try:
         connection.request("GET", what)
-        answer: dict[str, Any] = msgspec.json.decode(connection.getresponse().read())
+        response = connection.getresponse()
+        answer = msgspec.json.decode(response.read(), type=dict[str, Any])
     except OSError as error:
         raise InventoryError(
             f"ask the driver on {path}: {error.strerror or error}; is it running?"
         ) from error
+    except (HTTPException, msgspec.MsgspecError) as error:
+        raise InventoryError(f"ask the driver on {path}: that is no pynet: {error}") from error
     finally:
         connection.close()
+    if response.status != HTTPStatus.OK:
+        reason = answer.get("Err", response.reason)
+        raise InventoryError(f"ask the driver on {path}: {reason}")
     return answer
 
 
