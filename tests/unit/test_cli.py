@@ -1,0 +1,245 @@
+"""The `pynet` command against a driver and a Docker on real sockets, and against neither."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+from flask import Flask
+from werkzeug.serving import make_server
+
+from driver.model import GatewayMode
+from plugin.app import create_app
+from plugin.cli import main
+from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, pool, ports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from click.testing import Result
+
+    from driver.bridge import BridgeDriver
+    from tests.fakes import FakeKernel
+
+    Run = Callable[..., Result]
+
+DUAL = network(
+    1,
+    f"{KEEPALIVE}=600",
+    pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64")),
+    icc=False,
+    trusted_host_interfaces=("eth1",),
+    gateway_mode_ipv6=GatewayMode.ROUTED,
+)
+OTHER = network(2)
+VERSION = "1.45"
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[str, Flask], Path]]:
+    """Lend a function that serves an application on a socket of that name."""
+    servers = []
+
+    def start(name: str, app: Flask) -> Path:
+        path = tmp_path / name
+        server = make_server(f"unix://{path}", 0, app)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        servers.append((server, thread))
+        return path
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def docker_app(networks: Any, containers: Any) -> Flask:
+    """Return as much of Docker's API as the command asks."""
+    app = Flask("docker")
+    app.add_url_rule("/version", "version", lambda: {"ApiVersion": VERSION})
+    app.add_url_rule(f"/v{VERSION}/networks", "networks", lambda: networks)
+    app.add_url_rule(f"/v{VERSION}/containers/json", "containers", lambda: containers)
+    return app
+
+
+def container(name: str, *endpoints: str) -> dict[str, Any]:
+    settings = {str(number): {"EndpointID": each} for number, each in enumerate(endpoints)}
+    return {"Names": [f"/{name}"], "NetworkSettings": {"Networks": settings}}
+
+
+DOCKER = docker_app(
+    [{"Id": DUAL.id, "Name": "back"}, {"Id": OTHER.id, "Name": "front"}, {"Id": "0", "Name": "x"}],
+    [container("web", endpoint_id(1), ""), container("none")],
+)
+
+
+@pytest.fixture
+def with_networks(driver: BridgeDriver, kernel: FakeKernel) -> BridgeDriver:
+    """Lend a driver with two networks, one of which has a container."""
+    for each in (DUAL, OTHER):
+        driver.create_network(each)
+    new = new_endpoint(ipv6="fd00:1::2/64")
+    driver.create_endpoint(new)
+    join = new_join(has_ports=True)
+    kernel.add_sandbox(join.sandbox)
+    driver.join(join)
+    kernel.move("pnhe1e1e1e1e1e1", join.sandbox)
+    driver.program_external_connectivity(DUAL.id, new.id, ports("8080:80", "127.0.0.1:53:53/udp"))
+    return driver
+
+
+def runner(driver: Path, docker: Path) -> Run:
+    environment = {"PYNET_SOCKET": str(driver), "DOCKER_HOST": f"unix://{docker}"}
+
+    def run(*words: str) -> Result:
+        with warnings.catch_warnings():
+            # docker-py leaves its sockets to the garbage collector when a connection fails.
+            warnings.simplefilter("ignore", ResourceWarning)
+            result = CliRunner().invoke(main, words, env=environment, catch_exceptions=False)
+            gc.collect()
+        return result
+
+    return run
+
+
+@pytest.fixture
+def run(with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]) -> Run:
+    """Lend the command, with a driver and a Docker to ask."""
+    return runner(serve("pynet.sock", create_app(with_networks)), serve("docker.sock", DOCKER))
+
+
+@pytest.fixture
+def run_without_docker(
+    with_networks: BridgeDriver, serve: Callable[[str, Flask], Path], tmp_path: Path
+) -> Run:
+    return runner(serve("pynet.sock", create_app(with_networks)), tmp_path / "none.sock")
+
+
+def table(result: Result) -> list[list[str]]:
+    """Return the cells of what was printed, which are two spaces apart at least."""
+    assert result.exit_code == 0, result.output
+    return [line.split() for line in result.stdout.splitlines()]
+
+
+def test_networks_are_listed(run: Run) -> None:
+    head, *rows = table(run("ls"))
+    assert head == ["NETWORK", "ID", "BRIDGE", "POOLS", "ENDPOINTS", "SYSCTLS"]
+    assert rows == [
+        ["back", DUAL.id[:12], DUAL.bridge_name, "10.1.0.0/24", "fd00:1::/64", "1", "1"],
+        ["front", OTHER.id[:12], OTHER.bridge_name, "10.2.0.0/24", "0", "0"],
+    ]
+
+
+def test_ports_are_listed(run: Run) -> None:
+    head, *rows = table(run("ports"))
+    assert head == ["NETWORK", "CONTAINER", "HOST", "CONTAINER", "PORT", "PROTOCOL"]
+    assert sorted(rows) == [
+        ["back", "web", "-", "[fd00:1::2]:53", "udp"],
+        ["back", "web", "-", "[fd00:1::2]:80", "tcp"],
+        ["back", "web", "0.0.0.0:8080", "10.1.0.2:80", "tcp"],
+        ["back", "web", "127.0.0.1:53", "10.1.0.2:53", "udp"],
+    ]
+
+
+def test_lists_are_had_as_json(run: Run) -> None:
+    networks = json.loads(run("ls", "--json").stdout)
+    assert [each["name"] for each in networks] == ["back", "front"]
+    assert networks[0]["endpoints"][0]["container"] == "web"
+    listed = json.loads(run("ports", "--json").stdout)
+    assert {
+        "network": "back",
+        "container": "web",
+        "protocol": "tcp",
+        "host_ip": "0.0.0.0",
+        "host_port": 8080,
+        "container_ip": "10.1.0.2",
+        "container_port": 80,
+    } in listed
+
+
+@pytest.mark.parametrize("name", ["back", DUAL.id, DUAL.id[:4]])
+def test_a_network_is_inspected(run: Run, name: str) -> None:
+    shown = json.loads(run("inspect", name).stdout)
+    assert (shown["name"], shown["id"], shown["bridge"]) == ("back", DUAL.id, DUAL.bridge_name)
+    assert shown["sysctls"] == {KEEPALIVE: "600"}
+    assert shown["options"] == {
+        "icc": False,
+        "trusted_host_interfaces": ["eth1"],
+        "gateway_mode_ipv6": "routed",
+    }
+    assert shown["pools"][1] == {"subnet": "fd00:1::/64", "gateway": "fd00:1::1"}
+
+
+@pytest.mark.parametrize("name", ["web", endpoint_id(1)[:12]])
+def test_a_container_is_inspected(run: Run, name: str) -> None:
+    (shown,) = json.loads(run("inspect", name).stdout)
+    assert (shown["container"], shown["network"]) == ("web", "back")
+    assert (shown["host_end"], shown["sandbox_end"]) == ("pnhe1e1e1e1e1e1", "pnce1e1e1e1e1e1")
+    assert (shown["ipv4"], shown["ipv6"]) == ("10.1.0.2/24", "fd00:1::2/64")
+    assert len(shown["ports"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("nothing", "no network and no container"), ("0", "ambiguous: 2 networks")]
+)
+def test_what_cannot_be_told_apart_or_found_is_said(run: Run, name: str, words: str) -> None:
+    result = run("inspect", name)
+    assert result.exit_code == 1
+    assert words in result.stderr
+
+
+def test_ids_stand_in_for_names_while_docker_is_down(run_without_docker: Run) -> None:
+    result = run_without_docker("ls")
+    assert [row[0] for row in table(result)[1:]] == [DUAL.id[:12], OTHER.id[:12]]
+    assert "ids instead of names" in result.stderr
+    assert json.loads(run_without_docker("inspect", DUAL.id[:12]).stdout)["name"] == DUAL.id[:12]
+    assert len(json.loads(run_without_docker("ports", "--json").stdout)) == 4
+
+
+def test_a_docker_that_answers_nonsense_is_as_good_as_down(
+    with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]
+) -> None:
+    broken = serve("docker.sock", docker_app(("out of order", 500), []))
+    run = runner(serve("pynet.sock", create_app(with_networks)), broken)
+    assert "ids instead of names" in run("ls").stderr
+
+
+@pytest.mark.parametrize("words", [("ls",), ("ports",), ("inspect", "x")])
+def test_a_driver_that_is_down_is_said(tmp_path: Path, words: tuple[str, ...]) -> None:
+    socket = tmp_path / "none.sock"
+    result = runner(socket, socket)(*words)
+    assert result.exit_code == 1
+    assert f"ask the driver on {socket}: No such file or directory; is it running?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (({"Err": "405 Method Not Allowed"}, 405), "405 Method Not Allowed"),
+        ("<html>", "that is no pynet"),
+        ([], "that is no pynet"),
+    ],
+)
+def test_somebody_else_on_the_socket_is_told(
+    serve: Callable[[str, Flask], Path], answer: Any, words: str
+) -> None:
+    app = Flask("somebody")
+    app.add_url_rule("/networks", "networks", lambda: answer)
+    socket = serve("pynet.sock", app)
+    result = runner(socket, socket)("ls")
+    assert result.exit_code == 1
+    assert words in result.stderr
+
+
+def test_a_wrong_setting_is_said() -> None:
+    result = CliRunner().invoke(main, ["ls"], env={"PYNET_SOCKET": "relative"})
+    assert result.exit_code == 1
+    assert "expected an absolute path" in result.stderr
