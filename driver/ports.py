@@ -79,11 +79,9 @@ def is_satisfied(requests: Iterable[PortRequest], bindings: Iterable[PortBinding
     The engine repeats the call, and a port that it left to us must not change for that.
     """
     requests, bindings = tuple(requests), tuple(bindings)
-    asked = {(request.protocol, request.container_port) for request in requests}
-    given = {(binding.protocol, binding.container_port) for binding in bindings}
-    return asked == given and all(
+    return all(
         any(_answers(binding, request) for binding in bindings) for request in requests
-    )
+    ) and all(any(_answers(binding, request) for request in requests) for binding in bindings)
 
 
 def _answers(binding: PortBinding, request: PortRequest) -> bool:
