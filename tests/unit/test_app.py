@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.fakes import FakeKernel
 
 CALLS: dict[str, object] = {
+    "GwAllocCheck": {"Options": NETWORK["Options"]},
     "CreateNetwork": NETWORK,
     "CreateEndpoint": ENDPOINT,
     "Join": JOIN,
@@ -71,7 +72,7 @@ def test_a_containers_life(client: FlaskClient, kernel: FakeKernel) -> None:
     activated = post(client, "Plugin.Activate").get_json(force=True)
     assert activated == {"Implements": ["NetworkDriver"]}
     scope = post(client, "NetworkDriver.GetCapabilities").get_json(force=True)
-    assert scope == {"Scope": "local", "ConnectivityScope": "local"}
+    assert scope == {"Scope": "local", "ConnectivityScope": "local", "GwAllocChecker": True}
     answers = {name: send(client, name, call) for name, call in CALLS.items()}
     assert answers["CreateEndpoint"] == {"Interface": {"MacAddress": "02:42:0a:5b:00:81"}}
     assert answers["Join"]["InterfaceName"]["DstPrefix"] == "eth"
@@ -109,7 +110,7 @@ def test_a_contradicting_repeat_is_a_conflict(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["NetworkDriver.AllocateNetwork", "NetworkDriver.GwAllocCheck", "x" * 5000, "é"]
+    "method", ["NetworkDriver.AllocateNetwork", "NetworkDriver.FreeNetwork", "x" * 5000, "é"]
 )
 def test_an_unknown_method_is_not_found(client: FlaskClient, method: str) -> None:
     assert method[:50] in refused(post(client, method, b"{}"), 404)
@@ -136,7 +137,7 @@ def test_an_empty_body_is_the_rule(client: FlaskClient, method: str) -> None:
 
 
 MALFORMED = (
-    b"{", b"nonsense", b"\xff\xfe\x00", b"[]", b"null", b"7", b'"text"', b"{}", b"{} {}",
+    b"{", b"nonsense", b"\xff\xfe\x00", b"[]", b"null", b"7", b'"text"', b"{} {}",
     b"[" * 100_000, b'{"NetworkID":' * 50_000, b'{"NetworkID":"\\ud800"}', b" " * 100_000,
 )  # fmt: skip
 
@@ -147,6 +148,11 @@ def test_a_malformed_body_is_refused(client: FlaskClient, method: str) -> None:
         words = refused(post(client, method, body), 400)
         assert "malformed" in words
         assert "Traceback" not in words
+
+
+@pytest.mark.parametrize("method", [name for name in WITH_BODY if "GwAllocCheck" not in name])
+def test_a_body_without_what_it_needs_is_refused(client: FlaskClient, method: str) -> None:
+    assert "malformed" in refused(post(client, method, b"{}"), 400)
 
 
 def test_a_body_that_is_too_large_is_refused(client: FlaskClient) -> None:

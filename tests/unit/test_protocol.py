@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from driver.errors import InvalidRequest
-from driver.model import Endpoint, JoinInfo, MacAddress
+from driver.model import Endpoint, JoinInfo, MacAddress, SandboxKey
 from driver.options import ENDPOINT_SYSCTLS
 from plugin import protocol
 from tests.samples import (
@@ -20,7 +20,9 @@ from tests.samples import (
     network,
     network_id,
     new_endpoint,
+    new_join,
     pool,
+    ports,
     sandbox_key,
     sysctl,
 )
@@ -208,8 +210,9 @@ def test_a_malformed_create_endpoint_is_refused(call: object, words: str) -> Non
 
 
 def test_join_is_decoded() -> None:
-    expected = (network_id(1), endpoint_id(1), "/var/run/docker/netns/1031dcd9b150")
-    assert decode(protocol.decode_join, JOIN) == expected
+    sandbox = SandboxKey("/var/run/docker/netns/1031dcd9b150")
+    assert decode(protocol.decode_join, JOIN) == new_join(1, 1, sandbox)
+    assert decode(protocol.decode_join, JOIN | with_ports(WEB)).has_ports
 
 
 @pytest.mark.parametrize(
@@ -268,4 +271,137 @@ def test_a_subject_is_read_as_far_as_it_can_be(body: bytes) -> None:
 
 
 def test_a_sandbox_key_is_what_was_sent() -> None:
-    assert decode(protocol.decode_join, JOIN | {"SandboxKey": sandbox_key(1)})[2] == sandbox_key(1)
+    join = decode(protocol.decode_join, JOIN | {"SandboxKey": sandbox_key(1)})
+    assert join.sandbox == sandbox_key(1)
+
+
+def test_an_interface_that_is_there_already_is_not_answered() -> None:
+    answer = protocol.encode_join(JoinInfo(None, "eth", ip_address("10.1.0.1"), None))
+    assert answer == {"Gateway": "10.1.0.1", "GatewayIPv6": ""}
+
+
+# As protocol.md §3 has it from real engines; HostPortEnd comes with every entry.
+WEB = {"Proto": 6, "IP": "", "Port": 80, "HostIP": "", "HostPort": 8080, "HostPortEnd": 8080}
+DNS = {"Proto": 17, "Port": 53, "HostIP": "127.0.0.1", "HostPort": 9000, "HostPortEnd": 9005}
+
+
+def with_ports(*entries: object) -> dict[str, Any]:
+    return IDS | {"Options": {protocol.PORT_MAP: list(entries)}}
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (with_ports(WEB), ["8080:80"]),
+        (with_ports(WEB, DNS), ["8080:80", "127.0.0.1:9000-9005:53/udp"]),
+        (with_ports({"Proto": 132, "Port": 7}), ["7/sctp"]),
+        (with_ports(WEB | {"HostPort": 0, "HostPortEnd": 0}), ["80"]),
+        (with_ports(WEB | {"HostPortEnd": 0}), ["8080:80"]),
+        (with_ports(WEB | {"HostPort": 0}), ["0-8080:80"]),
+        (with_ports(WEB | {"HostIP": None, "IP": None}), ["8080:80"]),
+        (with_ports(WEB | {"HostIP": "::1"}), ["[::1]:8080:80"]),
+        (with_ports(WEB | {"HostIP": "0.0.0.0"}), ["0.0.0.0:8080:80"]),
+        (with_ports(WEB | {"unknown": [1]}), ["8080:80"]),
+        (with_ports(), []),
+        (IDS | {"Options": {protocol.PORT_MAP: None}}, []),
+        (IDS | {"Options": {}}, []),
+        (IDS | {"Options": None}, []),
+        (IDS, []),
+    ],
+)
+def test_a_port_map_is_decoded(call: object, expected: list[str]) -> None:
+    decoded = decode(protocol.decode_external_connectivity, call)
+    assert decoded == (network_id(1), endpoint_id(1), ports(*expected))
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({}, "portmap.*`Proto`"),
+        (None, "portmap"),
+        ("80", "portmap"),
+        ({"Proto": 6}, "portmap.*`Port`"),
+        ({"Proto": "tcp", "Port": 80}, "portmap.*Proto"),
+        (WEB | {"Proto": 1}, "port 80 of protocol 1: not possible"),
+        (WEB | {"Proto": 10**30}, "portmap|protocol"),
+        (WEB | {"Port": 0}, "port 0 of protocol 6: not possible"),
+        (WEB | {"Port": -1}, "portmap"),
+        (WEB | {"Port": 65536}, "portmap"),
+        (WEB | {"Port": 80.5}, "portmap"),
+        (WEB | {"HostPort": 65536}, "portmap"),
+        (WEB | {"HostPort": "8080"}, "portmap"),
+        (WEB | {"HostPort": 8081}, "8081-8080: ends before it starts"),
+        (WEB | {"HostIP": "localhost"}, "publish on 'localhost'"),
+        (WEB | {"HostIP": "127.0.0.1:80"}, "publish on '127.0.0.1:80'"),
+        (WEB | {"HostIP": 7}, "portmap"),
+        (WEB | {"HostIP": "::1%eth0"}, "a zone has no meaning"),
+    ],
+)
+@pytest.mark.parametrize("name", ["join", "external_connectivity"])
+def test_a_malformed_port_map_is_refused(entry: object, words: str, name: str) -> None:
+    decoder = {
+        "join": protocol.decode_join,
+        "external_connectivity": protocol.decode_external_connectivity,
+    }[name]
+    call = with_ports(entry) | {"SandboxKey": sandbox_key(1)}
+    with pytest.raises(InvalidRequest, match=words):
+        decode(decoder, call)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, "text", 7, True])
+def test_a_port_map_is_a_list(value: object) -> None:
+    with pytest.raises(InvalidRequest, match="portmap"):
+        decode(protocol.decode_external_connectivity, IDS | {"Options": {protocol.PORT_MAP: value}})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (None, (False, False)),
+        ({}, (False, False)),
+        (
+            {
+                protocol.INTERNAL: True,
+                GENERIC: {"com.docker.network.bridge.gateway_mode_ipv4": "isolated"},
+            },
+            (True, False),
+        ),
+    ],
+)
+def test_a_gateway_check_is_decoded_and_answered(
+    options: object, expected: tuple[bool, bool]
+) -> None:
+    skips = decode(protocol.decode_gw_alloc_check, {"Options": options})
+    assert skips == expected
+    answer = protocol.encode_gw_alloc_check(skips)
+    assert answer == {"SkipIPv4": expected[0], "SkipIPv6": expected[1]}
+
+
+@pytest.mark.parametrize(
+    ("aux", "expected"),
+    [
+        ({}, None),
+        (None, None),
+        ({"printer": "10.91.0.9/24"}, None),
+        ({"DefaultGatewayIPv4": "10.91.0.9/24"}, "10.91.0.9"),
+        ({"DefaultGatewayIPv6": "nonsense"}, None),
+    ],
+)
+def test_an_aux_address_may_be_the_gateway(aux: object, expected: str | None) -> None:
+    (decoded,) = decode(protocol.decode_create_network, with_pool(AuxAddresses=aux)).pools
+    assert decoded.default_gateway == (expected and ip_address(expected))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("10.92.0.9/24", "is not in the pool"),
+        ("10.91.0.9", "prefix length"),
+        ("nonsense", "address 'nonsense'"),
+        ("fd00::1/64", "expected IPv4"),
+    ],
+)
+def test_a_gateway_outside_is_refused(value: str, words: str) -> None:
+    call = with_pool(AuxAddresses={"DefaultGatewayIPv4": value})
+    with pytest.raises(InvalidRequest, match=words):
+        decode(protocol.decode_create_network, call)

@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import sqlite3
 import stat
-from dataclasses import replace
-from ipaddress import IPv4Interface, IPv6Interface
+from dataclasses import fields, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import TYPE_CHECKING
 
 import pytest
 
 from driver import store as module
 from driver.errors import StoreError
-from driver.model import Attachment, Endpoint, MacAddress, Network, Trace
+from driver.model import (
+    Attach,
+    Attachment,
+    Endpoint,
+    GatewayMode,
+    MacAddress,
+    Network,
+    NetworkOptions,
+    Publish,
+    Trace,
+)
 from driver.store import FILE_NAME, MIGRATIONS, Store
-from tests.samples import KEEPALIVE, endpoint_id, network, network_id, pool, sandbox_key, sysctl
+from tests.samples import (
+    KEEPALIVE,
+    binding,
+    endpoint_id,
+    network,
+    network_id,
+    place,
+    pool,
+    sandbox_key,
+    sysctl,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +46,7 @@ FULL = network(
     "net.ipv4.tcp_rmem=1\t2 3",
     pools=(
         pool("10.2.0.1/24", "LocalDefault"),
-        replace(pool("10.3.0.1/24"), gateway=None),
+        replace(pool("10.3.0.1/24"), gateway=None, default_gateway=IPv4Address("10.3.0.9")),
         pool("fd00::1/64"),
         pool("0.0.0.0/0"),
     ),
@@ -34,6 +54,18 @@ FULL = network(
     mtu=9000,
     ifname_prefix="front",
     internal=True,
+    masquerade=False,
+    icc=False,
+    gateway_mode_ipv4=GatewayMode.ISOLATED,
+    gateway_mode_ipv6=GatewayMode.NAT_UNPROTECTED,
+    host_binding_ipv4=IPv4Address("127.0.0.1"),
+    host_binding_ipv6=IPv6Address("::1"),
+    host_ipv4=IPv4Address("192.0.2.7"),
+    host_ipv6=IPv6Address("2001:db8::7"),
+    inhibit_ipv4=True,
+    trusted_host_interfaces=("eth1", "wg0"),
+    attach=Attach.DIRECT,
+    publish=Publish.DOCKER,
 )
 BARE = Endpoint(endpoint_id(1), network_id(2), None, None, MacAddress("02:42:0a:02:00:02"))
 ENDPOINT = Endpoint(
@@ -44,7 +76,14 @@ ENDPOINT = Endpoint(
     MacAddress("02:42:0a:02:00:03"),
     sysctls=(sysctl(f"{KEEPALIVE}=300"),),
     engine_keys=frozenset({"net.ipv4.conf.IFNAME.rp_filter", "net.ipv6.conf.IFNAME.accept_ra"}),
+    ifname="front0",
     attachment=Attachment(sandbox_key(1), configured=True),
+)
+BINDINGS = (
+    binding("0.0.0.0:8080", "10.2.0.2:80"),
+    binding("[::1]:8080", "[fd00::2]:80"),
+    binding("127.0.0.1:53/udp", "10.2.0.2:53/udp"),
+    binding(None, "[fd00::2]:53/sctp"),
 )
 
 
@@ -69,6 +108,54 @@ def test_an_endpoint_comes_back_as_it_was(store: Store, each: Endpoint) -> None:
         assert store.find_endpoint(each.id) == each
         assert store.endpoints() == store.endpoints(FULL.id) == (each,)
         assert store.endpoints(PLAIN.id) == ()
+
+
+def test_every_option_is_tried_with_another_value() -> None:
+    plain = NetworkOptions()
+    same = {
+        each.name
+        for each in fields(plain)
+        if getattr(plain, each.name) == getattr(FULL.options, each.name)
+    }
+    assert same == set()
+
+
+def test_bindings_come_back_in_their_order_and_go_with_their_endpoint(store: Store) -> None:
+    with store.transaction():
+        store.add_network(FULL, ())
+        store.put_endpoint(ENDPOINT)
+        for bindings in (BINDINGS, BINDINGS[:1], (), BINDINGS):
+            store.put_bindings(ENDPOINT.id, bindings)
+            assert store.endpoints() == (ENDPOINT.published(bindings),)
+        store.put_endpoint(ENDPOINT.left())
+        assert store.endpoints() == (ENDPOINT.left().published(BINDINGS),)
+        store.delete_endpoint(ENDPOINT.id)
+        assert store._db.execute("SELECT * FROM binding").fetchall() == []
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("0.0.0.0:8080", True),
+        ("127.0.0.1:8080", True),
+        ("192.0.2.1:8080", True),
+        ("0.0.0.0:8080/udp", False),
+        ("0.0.0.0:8081", False),
+        ("[::]:8080", True),
+        ("[::1]:8080", True),
+        ("[fd00::1]:8080", False),
+        ("127.0.0.1:53/udp", True),
+        ("127.0.0.2:53/udp", False),
+        ("[::]:53/sctp", False),
+    ],
+)
+def test_who_published_a_port_is_known(store: Store, where: str, *, expected: bool) -> None:
+    with store.transaction():
+        store.add_network(FULL, ())
+        store.put_endpoint(ENDPOINT)
+        store.put_bindings(ENDPOINT.id, BINDINGS)
+        found = store.find_publisher(place(where))
+        assert (found is not None and found.id == ENDPOINT.id) is expected
 
 
 def test_what_is_not_there_is_none(store: Store) -> None:

@@ -1,0 +1,190 @@
+"""Publishing: what is reserved and translated, who is named in a conflict, what a repeat does."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver.bridge import BridgeDriver
+from driver.errors import Conflict, InvalidRequest, NotFound
+from tests.fakes import Calls, counted_kernel
+from tests.samples import (
+    endpoint_id,
+    network,
+    network_id,
+    new_endpoint,
+    new_join,
+    place,
+    pool,
+    ports,
+    sandbox_key,
+)
+
+if TYPE_CHECKING:
+    from driver.store import Store
+    from tests.fakes import FakeKernel
+
+NGINX = "nginx (pid 812)"
+
+
+@pytest.fixture
+def two(driver: BridgeDriver, kernel: FakeKernel) -> BridgeDriver:
+    """Lend a driver with two joined endpoints on one IPv4 network."""
+    driver.create_network(network(1))
+    for number in (1, 2):
+        driver.create_endpoint(new_endpoint(number))
+        driver.join(new_join(number, 1, sandbox_key(number), has_ports=True))
+    return driver
+
+
+def publish(driver: BridgeDriver, number: int, *texts: str) -> None:
+    driver.program_external_connectivity(network_id(1), endpoint_id(number), ports(*texts))
+
+
+def test_ports_are_reserved_and_translated(two: BridgeDriver, kernel: FakeKernel) -> None:
+    publish(two, 1, "8080:80", "127.0.0.1:53:53/udp")
+    assert kernel.reserved == {place("0.0.0.0:8080"), place("127.0.0.1:53/udp")}
+    assert kernel.elements("everywhere4") == {"tcp . 8080": "10.1.0.2 . 80"}
+    assert kernel.elements("published4") == {"127.0.0.1 . udp . 53": "10.1.0.2 . 53"}
+    two.revoke_external_connectivity(network_id(1), endpoint_id(1))
+    assert not kernel.reserved
+    assert not kernel.elements("open4")
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["8080:80"], r"publish 0\.0\.0\.0:8080/tcp: port is in use by nginx \(pid 812\)$"),
+        (["127.0.0.1:8080:80"], r"publish 127\.0\.0\.1:8080/tcp: port is in use by nginx"),
+        (
+            ["9000:80"],
+            "publish 0.0.0.0:9000/tcp: port is in use by endpoint e2e2e2e2e2e2 of network 0101010",
+        ),
+        (
+            ["127.0.0.1:9000:80"],
+            "publish 127.0.0.1:9000/tcp: port is in use by endpoint e2e2e2e2e2e2",
+        ),
+        (
+            ["8079-8080:80", "8079:1"],
+            r"container port 80/tcp on host ports 8079-8080: all are in use, .*:8080/tcp by nginx",
+        ),
+    ],
+)
+def test_a_conflict_names_the_port_and_its_owner(
+    two: BridgeDriver, kernel: FakeKernel, texts: list[str], words: str
+) -> None:
+    kernel.taken[place("0.0.0.0:8080")] = NGINX
+    publish(two, 2, "9000:80")
+    before = kernel.state()
+    with pytest.raises(Conflict, match=words):
+        publish(two, 1, "7000:70", *texts)
+    assert kernel.state() == before
+
+
+def test_a_host_without_a_free_port_says_so(two: BridgeDriver, kernel: FakeKernel) -> None:
+    for port in kernel.ephemeral_ports():
+        kernel.taken[place(f"0.0.0.0:{port}")] = NGINX
+    with pytest.raises(Conflict, match=r"on host ports any: all are in use, .* by nginx"):
+        publish(two, 1, "80")
+
+
+def test_a_chosen_port_is_the_next_one_that_is_free(two: BridgeDriver, kernel: FakeKernel) -> None:
+    first = kernel.ephemeral_ports().start
+    kernel.taken[place(f"0.0.0.0:{first + 1}")] = NGINX
+    publish(two, 1, "80")
+    publish(two, 2, "80")
+    assert kernel.reserved == {place(f"0.0.0.0:{port}") for port in (first, first + 2)}
+    two.leave(network_id(1), endpoint_id(1))
+    publish(two, 1, "80")
+    assert place(f"0.0.0.0:{first + 3}") in kernel.reserved, "a port rests before it comes again"
+
+
+def test_a_range_never_takes_a_fixed_port(two: BridgeDriver, kernel: FakeKernel) -> None:
+    publish(two, 1, "80", "32768:81", "8000-8001:1", "8000:2")
+    held = kernel.elements("everywhere4")
+    assert held["tcp . 8000"].endswith(". 2")
+    assert held["tcp . 8001"].endswith(". 1")
+    assert held["tcp . 32768"].endswith(". 81")
+    assert held["tcp . 32769"].endswith(". 80")
+
+
+def test_both_families_have_the_same_port(driver: BridgeDriver, kernel: FakeKernel) -> None:
+    driver.create_network(network(1, pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64"))))
+    driver.create_endpoint(new_endpoint(1, ipv6="fd00:1::2/64"))
+    first = kernel.ephemeral_ports().start
+    kernel.taken[place(f"[::]:{first}")] = NGINX
+    kernel.taken[place("0.0.0.0:7000")] = NGINX
+    publish(driver, 1, "80", "7000-7001:1")
+    numbers = {first + 1, 7001}
+    places = {f"0.0.0.0:{port}" for port in numbers} | {f"[::]:{port}" for port in numbers}
+    assert kernel.reserved == set(map(place, places))
+
+
+def test_a_repeat_changes_nothing_and_another_set_takes_the_place(
+    two: BridgeDriver, kernel: FakeKernel
+) -> None:
+    publish(two, 1, "80", "8080:80")
+    before = kernel.state()
+    publish(two, 1, "80", "8080:80")
+    assert kernel.state() == before
+    publish(two, 1, "8081:80")
+    assert kernel.reserved == {place("0.0.0.0:8081")}
+    publish(two, 1)
+    assert not kernel.reserved
+
+
+def test_a_failed_change_of_ports_leaves_the_endpoint_without(
+    two: BridgeDriver, kernel: FakeKernel
+) -> None:
+    publish(two, 1, "8080:80")
+    kernel.taken[place("0.0.0.0:8081")] = NGINX
+    with pytest.raises(Conflict):
+        publish(two, 1, "8081:80")
+    assert not kernel.reserved
+    publish(two, 1, "8080:80")
+
+
+def test_udp_flows_are_forgotten_when_ports_come_and_go(
+    two: BridgeDriver, kernel: FakeKernel
+) -> None:
+    mine, others = place("192.0.2.1:53/udp"), place("192.0.2.1:54/udp")
+    identity = network_id(1), endpoint_id(1)
+    for operation in (
+        partial(publish, two, 1, "53:53/udp"),
+        partial(two.revoke_external_connectivity, *identity),
+        partial(publish, two, 1, "53:53/udp"),
+        partial(two.leave, *identity),
+    ):
+        kernel.flows = {mine, others}
+        operation()
+        assert kernel.flows == {others}
+
+
+def test_a_family_that_is_missing_is_refused_before_anything(
+    two: BridgeDriver, kernel: FakeKernel
+) -> None:
+    before = kernel.state()
+    with pytest.raises(InvalidRequest, match="no IPv6 address"):
+        publish(two, 1, "[::1]:8080:80")
+    assert kernel.state() == before
+
+
+def test_an_endpoint_of_another_network_or_of_none_is_refused(two: BridgeDriver) -> None:
+    two.create_network(network(2))
+    with pytest.raises(Conflict, match="is in network 010101010101"):
+        two.program_external_connectivity(network_id(2), endpoint_id(1), ports("8080:80"))
+    with pytest.raises(NotFound):
+        publish(two, 9, "8080:80")
+    two.revoke_external_connectivity(network_id(1), endpoint_id(9))
+
+
+def test_a_thousand_ports_are_one_change_of_the_rules(
+    two: BridgeDriver, kernel: FakeKernel, store: Store
+) -> None:
+    calls = Calls()
+    counting = BridgeDriver(store, counted_kernel(kernel, calls))
+    publish(counting, 1, *(f"{port}:{port}" for port in range(1000, 2000)))
+    assert calls.made.count("FakeKernel.apply_rules") == 1
+    assert len(kernel.elements("everywhere4")) == len(kernel.reserved) == 1000
