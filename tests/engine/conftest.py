@@ -53,7 +53,7 @@ def settle(engine: Engine, *, driver: bool) -> None:
     """Have the engine, and the driver if the test wants it, run as if nobody had used them."""
     if engine.dockerd_running and engine.extra_args:
         engine.stop_dockerd()
-    if engine.driver and engine.driver.running and engine.driver.env:
+    if engine.driver and engine.driver.running and (engine.driver.env or engine.driver.wrapper):
         engine.driver.terminate()
     start(engine, driver=driver)
 

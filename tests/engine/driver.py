@@ -10,7 +10,7 @@ from tests.engine.unixhttp import accepts, post_json
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tests.engine.engine import Engine
 
@@ -21,12 +21,16 @@ SOCKET = "/run/docker/plugins/pynet.sock"
 class Driver:
     """A driver process in an engine's namespaces, outside its chroot."""
 
-    def __init__(self, engine: Engine, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, env: Mapping[str, str] | None = None, wrapper: Sequence[str] = ()
+    ) -> None:
         self.env = dict(env or {})
+        self.wrapper = tuple(wrapper)
         self.socket = engine.outside / self.env.get("PYNET_SOCKET", SOCKET).lstrip("/")
         self._log = engine.folder / "driver.log"
         with self._log.open("ab") as log:
             self._command = engine.popen(
+                *wrapper,
                 *("env", f"--chdir={REPOSITORY}", sys.executable, "-m", "plugin.cli", "serve"),
                 env={
                     "HOME": str(engine.folder),  # outside the chroot, home would be the machine's

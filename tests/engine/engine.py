@@ -261,11 +261,16 @@ class Engine:
 
     # -- the driver
 
-    def start_driver(self, *, env: Mapping[str, str] | None = None) -> Driver:
-        """Start the driver and wait until it accepts connections. Its state stays over restarts."""
+    def start_driver(
+        self, *, env: Mapping[str, str] | None = None, wrapper: Sequence[str] = ()
+    ) -> Driver:
+        """Start the driver and wait until it accepts connections. Its state stays over restarts.
+
+        The wrapper is what runs it, as a service manager would.
+        """
         if self.driver and self.driver.running:
             raise RuntimeError("start the driver: it runs already")
-        self.driver = Driver(self, env)
+        self.driver = Driver(self, env, wrapper)
         self.driver.wait_ready()
         return self.driver
 

@@ -137,6 +137,13 @@ class Site:
             return ()
         return ("nsenter", f"--net={steps.settings(self.engine, where)['SandboxKey']}")
 
+    def run(self, where: str, *argv: str) -> None:
+        """Run a command of the machine in a place's network."""
+        if where == LAN:
+            self.engine.lan_run(*argv)
+        else:
+            self.engine.run(*self.enter(where), *argv)
+
     def _ask(self, questions: Sequence[Question]) -> list[str | None]:
         """Ask questions that have one origin."""
         asker = self._probe(questions[0].origin, "ask", stdin=PIPE, stdout=PIPE, stderr=PIPE)

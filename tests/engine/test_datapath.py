@@ -5,6 +5,9 @@ Each site is asked a table of questions; the test says which answers were wrong,
 
 from __future__ import annotations
 
+import os
+import shutil
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +16,7 @@ from tests.engine import steps
 from tests.engine.site import HOST, HOST_ADDRESS, LAN, LAN_ADDRESS, LOOPBACK, Question, Site, check
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.engine.engine import Engine
 
@@ -117,57 +120,92 @@ def test_nat_mode_opens_published_ports_and_nothing_else(site: Site, driver: str
     check(site, questions)
 
 
-def test_networks_are_apart_whatever_docker_does(site: Site) -> None:
-    """With --iptables=false nobody but pynet keeps anybody from anybody."""
-    engine = site.engine
-    engine.reboot()
+@contextmanager
+def without_iptables(engine: Engine) -> Iterator[None]:
+    """Have a dockerd that keeps nobody from anybody."""
     engine.start_driver()
     engine.start_dockerd("--iptables=false", "--ip6tables=false")
+    assert "DOCKER" not in engine.run("nft", "list", "ruleset").stdout
+    yield
+
+
+@contextmanager
+def with_legacy_iptables(engine: Engine) -> Iterator[None]:
+    """Have dockerd and the driver use the older iptables, whose rules nft does not see."""
+    ours = engine.folder / "legacy"
+    ours.mkdir()
+    commands = [f"{name}{suffix}" for name in ("iptables", "ip6tables") for suffix in ("", "-save")]
+    for command in commands:
+        legacy = command.replace("tables", "tables-legacy")
+        (ours / command).symlink_to(f"/usr/sbin/{legacy}")
+        engine.run(*engine.chroot("ln", "-s", f"/usr/sbin/{legacy}", f"/usr/local/sbin/{command}"))
     try:
-        build(site, "pynet")
-        assert "DOCKER" not in engine.run("nft", "list", "ruleset").stdout
-        questions: list[Question] = []
-        for version in (4, 6):
-            everybody = places(site, "pynet", version)
-            outside, neighbour = HOST_ADDRESS[version], LAN_ADDRESS[version]
-            # Docker's own two bridges have nobody to keep them apart.
-            for bridge in ("dock", "default"):
-                ours = {
-                    name: at for name, at in everybody.items() if name in ("web", "far", bridge)
-                }
-                questions += apart(site, ours)
-            questions += [
-                Question(LAN, everybody["web"], PORT, None),
-                Question(LAN, outside, PUBLISHED, neighbour),
-                Question("web", outside, FAR, "*"),
-                Question("web", outside, PUBLISHED, "*"),
-                Question("web", neighbour, PORT, outside),
-                Question("near", everybody["web"], UNPUBLISHED, site.address("near", "a", version)),
-            ]
-        check(site, questions)
+        engine.start_driver(env={"PATH": f"{ours}:{os.environ['PATH']}"})
+        engine.start_dockerd("--ip6tables=true", "--experimental")
+        assert "-P FORWARD DROP" in engine.run("iptables-legacy", "-S").stdout
+        yield
+    finally:
+        for command in commands:
+            engine.run(*engine.chroot("rm", f"/usr/local/sbin/{command}"))
+        shutil.rmtree(ours)
+
+
+@pytest.mark.parametrize("firewall", [without_iptables, with_legacy_iptables])
+def test_networks_are_apart_whatever_docker_does(
+    site: Site, firewall: Callable[[Engine], AbstractContextManager[None]]
+) -> None:
+    engine = site.engine
+    engine.reboot()
+    try:
+        with firewall(engine):
+            build(site, "pynet")
+            questions: list[Question] = []
+            for version in (4, 6):
+                everybody = places(site, "pynet", version)
+                outside, neighbour = HOST_ADDRESS[version], LAN_ADDRESS[version]
+                web, near = everybody["web"], site.address("near", "a", version)
+                # Docker's own two bridges may have nobody to keep them apart.
+                for bridge in {"dock", "default"} & everybody.keys():
+                    ours = {name: everybody[name] for name in ("web", "far", bridge)}
+                    questions += apart(site, ours)
+                questions += [
+                    Question(LAN, web, PORT, None),
+                    Question(LAN, outside, PUBLISHED, neighbour),
+                    Question("web", outside, FAR, "*"),
+                    Question("web", outside, PUBLISHED, "*"),
+                    Question("web", neighbour, PORT, outside),
+                    Question("near", web, UNPUBLISHED, near),
+                ]
+            check(site, questions)
     finally:
         engine.reboot()  # for the next test, the firewall of a fresh machine
 
 
-def test_a_neighbour_cannot_reach_what_is_bound_to_loopback(site: Site) -> None:
+def test_nobody_else_reaches_the_loopback_of_the_host(site: Site) -> None:
+    """Neither what is published there nor what listens there, by who routes 127.0.0.0/8 to us."""
     site.network("pynet", "a", 60)
-    site.container("web", "a", "-p", f"127.0.0.1:{LOCAL_ONLY}:{PORT}")
+    site.containers({"web": ("a", "-p", f"127.0.0.1:{LOCAL_ONLY}:{PORT}"), "near": ("a",)})
     site.serve("web", "tcp", PORT)
-    lan = site.engine.lan_run
-    lan("ip", "address", "delete", "127.0.0.1/8", "dev", "lo")
-    lan("ip", "route", "add", "127.0.0.0/8", "via", HOST_ADDRESS[4])
-    lan("sysctl", "-w", "net.ipv4.conf.all.route_localnet=1")
+    site.serve(HOST, "tcp", FAR)
+    for origin, via in ((LAN, HOST_ADDRESS[4]), ("near", "10.60.0.1")):
+        site.run(origin, "ip", "address", "delete", "127.0.0.1/8", "dev", "lo")
+        site.run(origin, "ip", "route", "add", "127.0.0.0/8", "via", via)
+        site.run(origin, "sysctl", "-w", "net.ipv4.conf.all.route_localnet=1")
     try:
         check(
             site,
             [
-                Question(HOST, LOOPBACK[4], LOCAL_ONLY, "*"),
-                Question(LAN, LOOPBACK[4], LOCAL_ONLY, None),
+                *(Question(HOST, LOOPBACK[4], port, "*") for port in (LOCAL_ONLY, FAR)),
+                *(
+                    Question(origin, LOOPBACK[4], port, None)
+                    for origin in (LAN, "near")
+                    for port in (LOCAL_ONLY, FAR)
+                ),
             ],
         )
     finally:
-        lan("ip", "route", "delete", "127.0.0.0/8")
-        lan("ip", "address", "add", "127.0.0.1/8", "dev", "lo")
+        site.run(LAN, "ip", "route", "delete", "127.0.0.0/8")
+        site.run(LAN, "ip", "address", "add", "127.0.0.1/8", "dev", "lo")
 
 
 def mode_options(mode: str) -> list[str]:
@@ -254,8 +292,7 @@ def test_an_internal_network_has_no_way_in_or_out(site: Site, driver: str) -> No
         gateway = "10.60.0.1" if version == 4 else "fd60::1"
         # What leaves is dropped, not merely unrouted: the container finds the way by itself. (The
         # bridge of 20.10 gives it one.)
-        way = ("ip", f"-{version}", "route", "replace", "default", "via", gateway)
-        site.engine.run(*site.enter("web"), *way)
+        site.run("web", "ip", f"-{version}", "route", "replace", "default", "via", gateway)
         questions += [
             Question("near", web, PORT, site.address("near", "a", version)),
             Question(LAN, web, PORT, None),

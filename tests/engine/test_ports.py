@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import replace
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.engine import steps
+from tests.engine.driver import REPOSITORY
 from tests.engine.sctp import PACKET, receive, send
 from tests.engine.site import HOST, HOST_ADDRESS, LAN, LAN_ADDRESS, LOOPBACK, Question, Site, check
 
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 
     from tests.engine.engine import Engine
 
+UNIT = REPOSITORY / "packaging/pynet.service"
 BINDING = "com.docker.network.bridge.host_binding_ipv4"
 PORT, PUBLISHED = 80, 8080
 DRIVERS = ("pynet", "bridge")
@@ -166,6 +171,12 @@ def test_the_gateway_network_has_the_ports(site: Site) -> None:
     is_on(second)
     engine.docker("network", "disconnect", second, "web")
     is_on(first)
+    if is_28:  # the same at a start, where the engine joins the networks in random order
+        engine.docker("rm", "-f", "web")
+        both = ("--network", "name=b,gw-priority=10", "-p", f"{PUBLISHED}:{PORT}")
+        site.container("web", "a", *both)
+        site.serve("web", "tcp", PORT)
+        is_on("b")
 
 
 def test_a_udp_flow_is_never_left_on_a_dead_address(site: Site) -> None:
@@ -204,6 +215,33 @@ def test_sctp_is_translated(site: Site, version: int) -> None:
         send(site, HOST_ADDRESS[version], PUBLISHED)
         packet = caught()
     assert packet == (LAN_ADDRESS[version], PORT, PACKET)
+
+
+def test_the_service_may_do_what_publishing_takes(site: Site) -> None:
+    """Binding a low port and naming a holder need more of a service than making links."""
+    engine = site.engine
+    lines = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
+    names = " ".join(lines).split()
+    words = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in names)
+    assert engine.driver is not None
+    engine.driver.terminate()
+    engine.start_driver(wrapper=("setpriv", f"--bounding-set=-all,{words}"))
+    site.network("pynet", "a", 60)
+    site.container("web", "a", "-p", f"{PORT}:{PORT}")
+    site.serve("web", "tcp", PORT)
+    check(site, from_everywhere(PORT))
+    site.network("bridge", "d", 62, ipv6=False)
+    site.container("dock", "d", "-p", "81:81")
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    listener = (
+        "import socket; s = socket.create_server(('', 8082)); print('ready', flush=True); input()"
+    )
+    with engine.popen(*nobody, sys.executable, "-c", listener, stdin=PIPE, stdout=PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        assert "in use by docker" in refused(engine, "a", "-p", "81:81")
+        assert "in use by python" in refused(engine, "a", "-p", "8082:81")
+        holder.kill_group()
 
 
 def test_published_ports_outlive_the_driver(site: Site) -> None:
