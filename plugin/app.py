@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from driver.bridge import BridgeDriver
+    from driver.model import EndpointId, NetworkId
 
     Operation = Callable[[bytes], dict[str, Any]]
 
@@ -36,8 +37,11 @@ STATUS = ((InvalidRequest, 400), (NotFound, 400), (Conflict, 409), (DriverError,
 log = logging.getLogger("pynet")
 
 
-def create_app(driver: BridgeDriver) -> Flask:
-    """Return the WSGI application that serves the driver."""
+def create_app(driver: Callable[[], BridgeDriver]) -> Flask:
+    """Return the WSGI application that serves the driver, which `driver` waits for.
+
+    Activate and GetCapabilities are answered while it is still starting.
+    """
     app = Flask("pynet", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     operations = build_operations(driver)
@@ -48,12 +52,12 @@ def create_app(driver: BridgeDriver) -> Flask:
 
     @app.get("/networks")
     def networks() -> Response:
-        return _reply(report_networks(driver.describe()), 200)
+        return _reply(report_networks(driver().describe()), 200)
 
     @app.get("/endpoints/<identity>/interface")
     def interface(identity: str) -> Response:
         try:
-            name = driver.find_interface(parse_endpoint_id(identity))
+            name = driver().find_interface(parse_endpoint_id(identity))
         except DriverError as error:
             return _reply({"Err": _words(error)}, _status_of(error))
         return _reply(report_interface(name), 200)
@@ -66,35 +70,37 @@ def create_app(driver: BridgeDriver) -> Flask:
     return app
 
 
-def build_operations(driver: BridgeDriver) -> Mapping[str, Operation]:
+def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operation]:
     """Return every method of the protocol and what serves it."""
 
     def create_network(body: bytes) -> dict[str, Any]:
-        driver.create_network(protocol.decode_create_network(body))
+        driver().create_network(protocol.decode_create_network(body))
         return {}
 
     def delete_network(body: bytes) -> dict[str, Any]:
-        driver.delete_network(protocol.decode_network_call(body))
+        driver().delete_network(protocol.decode_network_call(body))
         return {}
 
     def create_endpoint(body: bytes) -> dict[str, Any]:
         new = protocol.decode_create_endpoint(body)
-        return protocol.encode_create_endpoint(new, driver.create_endpoint(new))
+        return protocol.encode_create_endpoint(new, driver().create_endpoint(new))
 
     def join(body: bytes) -> dict[str, Any]:
-        return protocol.encode_join(driver.join(protocol.decode_join(body)))
+        return protocol.encode_join(driver().join(protocol.decode_join(body)))
 
     def program_external_connectivity(body: bytes) -> dict[str, Any]:
-        driver.program_external_connectivity(*protocol.decode_external_connectivity(body))
+        driver().program_external_connectivity(*protocol.decode_external_connectivity(body))
         return {}
 
     def endpoint_info(body: bytes) -> dict[str, Any]:
-        driver.endpoint_info(*protocol.decode_endpoint_call(body))
+        driver().endpoint_info(*protocol.decode_endpoint_call(body))
         return {"Value": {}}
 
-    def on_endpoint(operation: Callable[..., None]) -> Operation:
+    def on_endpoint(
+        choose: Callable[[BridgeDriver], Callable[[NetworkId, EndpointId], None]],
+    ) -> Operation:
         def serve(body: bytes) -> dict[str, Any]:
-            operation(*protocol.decode_endpoint_call(body))
+            choose(driver())(*protocol.decode_endpoint_call(body))
             return {}
 
         return serve
@@ -116,13 +122,13 @@ def build_operations(driver: BridgeDriver) -> Mapping[str, Operation]:
         "NetworkDriver.CreateNetwork": create_network,
         "NetworkDriver.DeleteNetwork": delete_network,
         "NetworkDriver.CreateEndpoint": create_endpoint,
-        "NetworkDriver.DeleteEndpoint": on_endpoint(driver.delete_endpoint),
+        "NetworkDriver.DeleteEndpoint": on_endpoint(lambda ready: ready.delete_endpoint),
         "NetworkDriver.EndpointOperInfo": endpoint_info,
         "NetworkDriver.Join": join,
-        "NetworkDriver.Leave": on_endpoint(driver.leave),
+        "NetworkDriver.Leave": on_endpoint(lambda ready: ready.leave),
         "NetworkDriver.ProgramExternalConnectivity": program_external_connectivity,
         "NetworkDriver.RevokeExternalConnectivity": on_endpoint(
-            driver.revoke_external_connectivity
+            lambda ready: ready.revoke_external_connectivity
         ),
         "NetworkDriver.DiscoverNew": discover,
         "NetworkDriver.DiscoverDelete": discover,

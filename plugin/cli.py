@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +43,8 @@ def serve() -> None:
 @main.command("version")
 def show_version() -> None:
     """Print the version."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to import
+
     try:
         click.echo(version("pynet"))
     except PackageNotFoundError:

@@ -14,21 +14,24 @@ import resource
 import signal
 import socket
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
-from driver.errors import Conflict, StoreError
+from driver.errors import Conflict, DriverError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from flask import Flask
-    from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
+    from driver.bridge import BridgeDriver
     from plugin.settings import Settings
 
 THREADS = 32
@@ -36,6 +39,8 @@ GRACE_SECONDS = 8  # a managed plugin is killed 10 s after SIGTERM
 LOCK_NAME = "lock"
 LOCK_SECONDS = 3.0
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+
+log = logging.getLogger("pynet")
 
 
 def serve(settings: Settings) -> None:
@@ -73,20 +78,33 @@ class Server(BaseApplication):
                 self.cfg.set(name, value)
 
     def load(self) -> Flask:  # type: ignore[override]  # Flask is a WSGI application
-        """Build the driver in the worker, restore the networks, and return the application.
+        """Return the application at once; the driver starts beside it, and requests wait for it."""
+        from plugin.app import create_app  # noqa: PLC0415 - imported when the socket is open
 
-        What is heavy to import comes in here, when the socket is open already.
-        """
-        from driver.bridge import BridgeDriver  # noqa: PLC0415
-        from driver.kernel.linux import LinuxKernel  # noqa: PLC0415
-        from driver.store import Store  # noqa: PLC0415
-        from plugin.app import create_app  # noqa: PLC0415
-
-        driver = BridgeDriver(Store(self._settings.state_dir), LinuxKernel())
-        driver.restore()
-        app = create_app(driver)
-        app.extensions["pynet"] = driver
+        starting: Future[BridgeDriver] = Future()
+        Thread(target=_start_driver, args=(self._settings, starting), daemon=True).start()
+        app = create_app(starting.result)
+        app.extensions["pynet"] = starting
         return app
+
+
+def _start_driver(settings: Settings, starting: Future[BridgeDriver]) -> None:
+    """Build the driver and restore the networks; what makes that impossible ends the process."""
+    from driver.bridge import BridgeDriver  # noqa: PLC0415 - heavy, and not needed to answer
+    from driver.kernel.linux import LinuxKernel  # noqa: PLC0415
+    from driver.store import Store  # noqa: PLC0415
+
+    try:
+        driver = BridgeDriver(Store(settings.state_dir), LinuxKernel())
+        driver.restore()
+    except Exception as error:
+        if isinstance(error, DriverError):
+            log.error("cannot start: %s", error)  # noqa: TRY400 - the words say it all
+        else:
+            log.exception("cannot start, in a way that pynet does not expect")
+        logging.shutdown()
+        os._exit(Arbiter.WORKER_BOOT_ERROR)
+    starting.set_result(driver)
 
 
 def log_config(level: str) -> dict[str, Any]:
@@ -126,7 +144,7 @@ def _close(_: Arbiter, worker: Worker) -> None:
     """Finish background work when the worker ends."""
     app = getattr(worker, "wsgi", None)
     if app is not None:
-        app.extensions["pynet"].close()
+        app.extensions["pynet"].result().close()
 
 
 @contextmanager

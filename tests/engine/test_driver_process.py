@@ -7,7 +7,6 @@ import signal
 import socket
 import stat
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,27 +31,18 @@ def driver(engine28: Engine) -> Driver:
     return engine28.driver
 
 
-def cpu_seconds(driver: Driver) -> float:
-    """Return the processor time that the driver's processes have used."""
-    texts = (Path(f"/proc/{pid}/stat").read_text() for pid in driver.pids)
-    ticks = sum(int(tick) for text in texts for tick in text.rpartition(")")[2].split()[11:13])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def test_the_socket_answers_within_half_a_second(engine28: Engine, driver: Driver) -> None:
-    """Measure processor time: that is what a start consists of, and others may use the machine."""
     create_network(engine28, "back")
     run(engine28, "box", "back")
-    waited, used = [], []
+    waited = []
     for _ in range(STARTS):
         driver.terminate()
         began = time.perf_counter()
         driver = engine28.start_driver()
         assert request(driver.socket, "POST", ACTIVATE)[0] == 200
         waited.append(time.perf_counter() - began)
-        used.append(cpu_seconds(driver))
-    print(f"\nstart to answer, best of {STARTS}: {min(waited):.2f} s, CPU {min(used):.2f} s")
-    assert min(used) < 0.5
+    print(f"\nstart to answer, best of {STARTS}: {min(waited):.2f} s")
+    assert min(waited) < 0.5
 
 
 def test_only_root_may_open_the_socket(driver: Driver) -> None:
