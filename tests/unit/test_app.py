@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,7 +43,7 @@ WITH_BODY = [method for method in METHODS if method not in BODILESS]
 
 @pytest.fixture
 def client(driver: BridgeDriver) -> FlaskClient:
-    return create_app(driver).test_client()
+    return create_app(lambda: driver).test_client()
 
 
 def send(client: FlaskClient, name: str, call: object) -> dict[str, Any]:
@@ -65,7 +66,20 @@ def refused(response: TestResponse, status: int) -> str:
 
 
 def test_every_method_is_here(driver: BridgeDriver) -> None:
-    assert build_operations(driver).keys() == set(METHODS)
+    assert build_operations(lambda: driver).keys() == set(METHODS)
+
+
+def test_activation_does_not_wait_for_the_driver(driver: BridgeDriver) -> None:
+    starting: Future[BridgeDriver] = Future()
+    client = create_app(starting.result).test_client()
+    for method in BODILESS:
+        assert post(client, method).status_code == 200
+    with ThreadPoolExecutor(max_workers=1) as caller:
+        body = json.dumps(IDS).encode()
+        waiting = caller.submit(post, client, "NetworkDriver.DeleteEndpoint", body)
+        assert not waiting.done()
+        starting.set_result(driver)
+        assert waiting.result(timeout=5).status_code == 200
 
 
 def test_a_containers_life(client: FlaskClient, kernel: FakeKernel) -> None:

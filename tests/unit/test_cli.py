@@ -113,14 +113,16 @@ def runner(driver: Path, docker: Path) -> Run:
 @pytest.fixture
 def run(with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]) -> Run:
     """Lend the command, with a driver and a Docker to ask."""
-    return runner(serve("pynet.sock", create_app(with_networks)), serve("docker.sock", DOCKER))
+    return runner(
+        serve("pynet.sock", create_app(lambda: with_networks)), serve("docker.sock", DOCKER)
+    )
 
 
 @pytest.fixture
 def run_without_docker(
     with_networks: BridgeDriver, serve: Callable[[str, Flask], Path], tmp_path: Path
 ) -> Run:
-    return runner(serve("pynet.sock", create_app(with_networks)), tmp_path / "none.sock")
+    return runner(serve("pynet.sock", create_app(lambda: with_networks)), tmp_path / "none.sock")
 
 
 def table(result: Result) -> list[list[str]]:
@@ -208,7 +210,7 @@ def test_a_docker_that_answers_nonsense_is_as_good_as_down(
     with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]
 ) -> None:
     broken = serve("docker.sock", docker_app(("out of order", 500), []))
-    run = runner(serve("pynet.sock", create_app(with_networks)), broken)
+    run = runner(serve("pynet.sock", create_app(lambda: with_networks)), broken)
     assert "ids instead of names" in run("ls").stderr
 
 

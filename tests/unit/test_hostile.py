@@ -264,7 +264,8 @@ def test_whatever_is_accepted_is_plain_and_whatever_is_refused_leaves_nothing(
     store: Store, calls: dict[str, Any]
 ) -> None:
     kernel = Watched()
-    client = create_app(BridgeDriver(store, kernel)).test_client()
+    driver = BridgeDriver(store, kernel)
+    client = create_app(lambda: driver).test_client()
     untouched = kernel.state()
     for name, call in calls.items():
         before = kernel.state()
@@ -282,7 +283,8 @@ def test_whatever_is_accepted_is_plain_and_whatever_is_refused_leaves_nothing(
 @given(value=hostile)
 def test_every_option_alone(store: Store, key: str, value: str) -> None:
     kernel = Watched()
-    client = create_app(BridgeDriver(store, kernel)).test_client()
+    driver = BridgeDriver(store, kernel)
+    client = create_app(lambda: driver).test_client()
     call = {
         "NetworkID": network_id(1),
         "Options": {GENERIC: {key: value}},
@@ -324,7 +326,8 @@ def with_port(**places: str) -> dict[str, Any]:
     ],
 )
 def test_no_address_has_a_zone(store: Store, name: str, call: dict[str, Any]) -> None:
-    client = create_app(BridgeDriver(store, Watched())).test_client()
+    driver = BridgeDriver(store, Watched())
+    client = create_app(lambda: driver).test_client()
     if name != "CreateNetwork":
         assert send(client, "CreateNetwork", GOOD) == 200
     response = client.post(f"/NetworkDriver.{name}", data=json.dumps(call).encode())
