@@ -79,8 +79,12 @@ class Sandboxes:
         if wanted or interfaces:
             action = partial(self._on_arrival, sandbox, wanted, interfaces)
             self._kernel.watch_sandbox(sandbox, action)
-        else:
-            self._kernel.unwatch_sandbox(sandbox)
+        elif self._kernel.unwatch_sandbox(sandbox):
+            log.warning(
+                "sandbox %s never came into sight: if its container ran, it ran without the "
+                "network's parameters, and this driver does not see Docker's mounts",
+                sandbox,
+            )
 
     def configure_interface(self, endpoint: Endpoint) -> bool:
         """Write the endpoint's per-interface parameters if its interface is in the sandbox by now.

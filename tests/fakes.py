@@ -346,8 +346,8 @@ class FakeKernel:
     def watch_sandbox(self, sandbox: SandboxKey, then: Callable[[], None]) -> None:
         self.watches[sandbox] = then
 
-    def unwatch_sandbox(self, sandbox: SandboxKey) -> None:
-        self.watches.pop(sandbox, None)
+    def unwatch_sandbox(self, sandbox: SandboxKey) -> bool:
+        return self.watches.pop(sandbox, None) is not None
 
     def boot_id(self) -> str:
         return self.boot

@@ -140,8 +140,8 @@ class Kernel(Protocol):
     def watch_sandbox(self, sandbox: SandboxKey, then: Callable[[], None]) -> None:
         """Call `then`, once, in a thread of its own, as soon as the sandbox exists."""
 
-    def unwatch_sandbox(self, sandbox: SandboxKey) -> None:
-        """Forget the watch, if there is one."""
+    def unwatch_sandbox(self, sandbox: SandboxKey) -> bool:
+        """Forget the watch, if there is one; returns whether the sandbox was still awaited."""
 
     def boot_id(self) -> str:
         """Return what the kernel calls this boot: another value means that links are gone."""

@@ -6,6 +6,7 @@ One rule a family, whatever the number of networks: accept what carries pynet's 
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -20,13 +21,15 @@ CHAINS = ("DOCKER-USER", "FORWARD")
 LOCK_SECONDS = 2  # how long to wait for the xtables lock; every request is answered in 5 s
 _TIMEOUT_SECONDS = 4
 
+log = logging.getLogger(__name__)
+
 
 def ensure_forward_accept(mark: int) -> None:
     """Insert the rule at the head of Docker's chain, for both families, unless it is there.
 
     A machine without iptables has no FORWARD policy of Docker's either: nothing to do.
     """
-    for command in _installed():
+    for command in _usable():
         chain = CHAINS[0] if _succeeds(command, "-S", CHAINS[0]) else CHAINS[1]
         if not _succeeds(command, "-C", chain, *_rule(mark)):
             _run(command, "-I", chain, *_rule(mark))
@@ -34,7 +37,7 @@ def ensure_forward_accept(mark: int) -> None:
 
 def delete_forward_accept(mark: int) -> None:
     """Delete the rule, however often it is there, from every chain that may hold it."""
-    for command in _installed():
+    for command in _usable():
         for chain in CHAINS:
             while _succeeds(command, "-C", chain, *_rule(mark)):
                 _run(command, "-D", chain, *_rule(mark))
@@ -45,8 +48,14 @@ def _rule(mark: int) -> tuple[str, ...]:
     return (*match, "-m", "comment", "--comment", "pynet", "-j", "ACCEPT")
 
 
-def _installed() -> Iterator[str]:
-    return (path for path in map(shutil.which, COMMANDS) if path is not None)
+def _usable() -> Iterator[str]:
+    """Yield the commands that are installed and work: a kernel without IPv6 has no ip6tables."""
+    for command in filter(None, map(shutil.which, COMMANDS)):
+        listing = _execute(command, "-S", CHAINS[1])
+        if listing.returncode == 0:
+            yield command
+        else:
+            log.warning("leaving %s alone, it does not work: %s", command, listing.stderr.strip())
 
 
 def _succeeds(command: str, *arguments: str) -> bool:

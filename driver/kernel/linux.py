@@ -189,9 +189,9 @@ class LinuxKernel:
         """See `Kernel`."""
         self._watch.add(sandbox, then)
 
-    def unwatch_sandbox(self, sandbox: SandboxKey) -> None:
+    def unwatch_sandbox(self, sandbox: SandboxKey) -> bool:
         """See `Kernel`."""
-        self._watch.remove(sandbox)
+        return self._watch.remove(sandbox)
 
     def boot_id(self) -> str:
         """See `Kernel`."""

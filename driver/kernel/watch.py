@@ -48,10 +48,10 @@ class SandboxWatch:
                 self._thread.start()
         os.eventfd_write(self._wake, 1)
 
-    def remove(self, sandbox: SandboxKey) -> None:
-        """Forget the watch; absence is success."""
+    def remove(self, sandbox: SandboxKey) -> bool:
+        """Forget the watch; returns whether the sandbox was still awaited."""
         with self._lock:
-            self._awaited.pop(sandbox, None)
+            return self._awaited.pop(sandbox, None) is not None
 
     def close(self) -> None:
         """End the thread and close its descriptors."""

@@ -151,3 +151,23 @@ def test_an_interface_that_arrives_is_configured_once(
     kernel.sandboxes[SANDBOX][key] = "1"
     driver.endpoint_info(network_id(1), endpoint_id(1))
     assert kernel.sandboxes[SANDBOX][key] == "1"
+
+
+def test_a_sandbox_that_was_never_seen_is_told_of(
+    driver: BridgeDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(driver, 1, f"{KEEPALIVE}=600")
+    join(driver, 1)
+    leave(driver, 1)
+    assert f"sandbox {SANDBOX} never came into sight" in caplog.text
+
+
+def test_a_sandbox_that_came_is_not_told_of(
+    driver: BridgeDriver, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(driver, 1, f"{KEEPALIVE}=600")
+    join(driver, 1)
+    kernel.add_sandbox(SANDBOX)
+    kernel.watches.pop(SANDBOX)()
+    leave(driver, 1)
+    assert "never came" not in caplog.text
