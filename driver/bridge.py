@@ -131,7 +131,8 @@ class BridgeDriver:
                     raise Conflict(f"create endpoint {short(new.id)}: it exists, defined otherwise")
                 if known is not None:
                     return known
-                evicted = tuple(filter(endpoint.evicts, self._store.endpoints(new.network_id)))
+                neighbours = self._store.endpoints_at(endpoint.addresses)
+                evicted = tuple(filter(endpoint.evicts, neighbours))
                 for stale in evicted:
                     log.warning(
                         "endpoint %s is given the address of %s", short(new.id), short(stale.id)

@@ -56,6 +56,8 @@ MIGRATIONS = (
         joins INTEGER
     ) STRICT;
     CREATE INDEX endpoint_network ON endpoint (network_id);
+    CREATE INDEX endpoint_ipv4 ON endpoint (ipv4) WHERE ipv4 IS NOT NULL;
+    CREATE INDEX endpoint_ipv6 ON endpoint (ipv6) WHERE ipv6 IS NOT NULL;
     CREATE INDEX endpoint_sandbox ON endpoint (sandbox) WHERE sandbox IS NOT NULL;
     CREATE INDEX endpoint_joins ON endpoint (joins);
     CREATE TABLE binding (
@@ -197,6 +199,12 @@ class Store:
         if network_id is None:
             return self._endpoints("")
         return self._endpoints("WHERE network_id = ?", network_id)
+
+    def endpoints_at(self, addresses: Iterable[IPInterface]) -> tuple[Endpoint, ...]:
+        """Return the endpoints, of any network, that have one of the addresses; by index."""
+        texts = [str(address) for address in addresses]
+        marks = ", ".join("?" * len(texts))
+        return self._endpoints(f"WHERE ipv4 IN ({marks}) OR ipv6 IN ({marks})", *texts, *texts)
 
     def endpoints_in(self, sandbox: SandboxKey) -> tuple[Endpoint, ...]:
         """Return the endpoints in a sandbox, in the order of their joins."""
