@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,9 @@ class Table:
     text: str = ""
     elements: dict[tuple[str, str], str] = field(default_factory=dict)
 
-    def declaration(self, name: str) -> str | None:
-        """Return what a set or map is declared as, None if there is none of that name."""
-        match = re.search(rf"\b(?:set|map) {name} \{{([^}}]*)\}}", self.text)
-        return match and match[1]
+    def declarations(self) -> dict[str, str]:
+        """Return what each set and map is declared as."""
+        return _declarations(self.text)
 
 
 Tables = dict[str, Table]
@@ -37,8 +37,14 @@ _ELEMENT = re.compile(
 )
 
 
+@cache
+def _declarations(text: str) -> dict[str, str]:
+    return dict(re.findall(r"\b(?:set|map) (\w+) \{([^}]*)\}", text))
+
+
 def apply(text: str, tables: Tables) -> Tables:
     """Return what the tables are after the text; knows as much of nft as pynet renders."""
+    tables = {name: Table(each.text, dict(each.elements)) for name, each in tables.items()}
     for statement in _statements(text):
         if match := _TABLE.fullmatch(statement):
             tables.setdefault(match[1], Table()).text += match[2]
@@ -64,7 +70,7 @@ def _known(name: str, tables: Tables) -> str:
 
 
 def _apply_element(table: Table, verb: str, element: tuple[str, str], value: str) -> None:
-    declaration = table.declaration(element[0])
+    declaration = table.declarations().get(element[0])
     if declaration is None:
         raise KernelError(f"change the firewall: no set {element[0]}")
     if verb == "delete":
@@ -92,11 +98,12 @@ def _overlap(one: str, other: str) -> bool:
 
 def _statements(text: str) -> Iterator[str]:
     lines: list[str] = []
+    depth = 0
     for line in text.splitlines():
         lines.append(line)
-        statement = "\n".join(lines)
-        if statement.count("{") == statement.count("}"):
-            yield statement
+        depth += line.count("{") - line.count("}")
+        if depth == 0:
+            yield "\n".join(lines)
             lines.clear()
     if lines:
         raise KernelError(f"change the firewall: unexpected end of file\nin:\n{text}")

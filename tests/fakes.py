@@ -221,7 +221,7 @@ class FakeKernel:
         return {name: each.alias for name, each in self.links.items() if is_our_alias(each.alias)}
 
     def apply_rules(self, text: str) -> None:
-        self.tables = apply(text, deepcopy(self.tables))
+        self.tables = apply(text, self.tables)
 
     def list_uplinks(self) -> frozenset[str]:
         ports = [each for each in self.links.values() if each.kind != "veth" and each.bridge]

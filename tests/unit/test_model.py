@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from driver import model
 from driver.errors import Conflict, InvalidRequest
-from driver.model import Endpoint, MacAddress
+from driver.model import Endpoint, GatewayMode, MacAddress, Publish
 from tests.samples import endpoint_id, network, network_id, pool, sandbox_key
 
 if TYPE_CHECKING:
@@ -183,6 +183,46 @@ def test_the_gateway_is_that_of_the_addresss_pool(address: str, gateway: str | N
 
 def test_no_address_has_no_gateway() -> None:
     assert network(1).gateway_for(None) is None
+
+
+def test_the_gateway_may_be_another_host_or_dockers() -> None:
+    elsewhere = replace(pool("10.1.0.1/24"), default_gateway=ip_address("10.1.0.9"))
+    address = ip_interface("10.1.0.7/24")
+    assert network(1, pools=(elsewhere,)).gateway_for(address) == ip_address("10.1.0.9")
+    docker = network(1, pools=(elsewhere,), publish=Publish.DOCKER)
+    assert docker.gateway_for(address) is None
+
+
+DUAL = (pool("10.1.0.1/24"), pool("fd00::1/64"))
+MODE = GatewayMode
+
+
+@pytest.mark.parametrize(
+    ("options", "on_bridge", "publishes", "forwards"),
+    [
+        ({}, "46", "46", "46"),
+        ({"internal": True}, "46", "", ""),
+        ({"inhibit_ipv4": True}, "6", "46", "46"),
+        ({"internal": True, "gateway_mode_ipv4": MODE.ISOLATED}, "6", "", ""),
+        ({"internal": True, "gateway_mode_ipv6": MODE.ISOLATED}, "4", "", ""),
+        ({"gateway_mode_ipv4": MODE.ROUTED}, "46", "6", "46"),
+        ({"gateway_mode_ipv6": MODE.NAT_UNPROTECTED}, "46", "46", "46"),
+        ({"publish": Publish.DOCKER}, "46", "", "46"),
+    ],
+)
+def test_what_a_network_has_and_does_by_family(
+    options: dict[str, Any], on_bridge: str, publishes: str, forwards: str
+) -> None:
+    net = network(1, pools=DUAL, **options)
+    assert "".join(str(each.version) for each in net.bridge.addresses) == on_bridge
+    assert "".join(str(version) for version in (4, 6) if net.publishes(version)) == publishes
+    assert "".join(str(version) for version in (4, 6) if net.forwards(version)) == forwards
+    assert net.bridge.routes_loopback is ("4" in publishes)
+
+
+def test_a_family_that_a_network_has_not_is_not_served() -> None:
+    net = network(1)
+    assert [net.has_family(6), net.publishes(6), net.forwards(6)] == [False] * 3
 
 
 def test_a_bridge_has_every_gateway_and_a_mac_that_stays() -> None:

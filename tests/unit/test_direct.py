@@ -1,0 +1,90 @@
+"""Direct attachment: the driver makes the interface in the sandbox, and says no where it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from driver.errors import Conflict
+from driver.model import Attach, takes_name_of
+from tests.samples import (
+    endpoint,
+    endpoint_id,
+    network,
+    network_id,
+    new_endpoint,
+    new_join,
+    sandbox_key,
+)
+
+if TYPE_CHECKING:
+    from driver.bridge import BridgeDriver
+    from tests.fakes import FakeKernel
+
+SANDBOX = sandbox_key(1)
+DIRECT = Attach.DIRECT
+
+
+def add(driver: BridgeDriver, number: int, ifname: str | None = None, **options: Any) -> None:
+    """Make a network and an endpoint of it."""
+    driver.create_network(network(number, **options))
+    driver.create_endpoint(new_endpoint(number, number, ifname=ifname))
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, "front0"), ("web", "web")])
+def test_the_interface_is_made_and_found_and_taken_away(
+    driver: BridgeDriver, kernel: FakeKernel, asked: str | None, given: str
+) -> None:
+    kernel.add_sandbox(SANDBOX)
+    add(driver, 1, asked, attach=DIRECT, ifname_prefix="front")
+    assert driver.join(new_join()).sandbox_end is None
+    (link,) = kernel.inside.values()
+    assert [str(each) for each in link.addresses] == ["10.1.0.2/24"]
+    assert driver.find_interface(endpoint_id(1)) == given
+    driver.leave(network_id(1), endpoint_id(1))
+    assert not kernel.inside
+    assert driver.find_interface(endpoint_id(1)) is None
+
+
+def test_an_engine_that_makes_the_sandbox_later_is_refused(
+    driver: BridgeDriver, kernel: FakeKernel
+) -> None:
+    add(driver, 1, attach=DIRECT)
+    before = kernel.state()
+    with pytest.raises(Conflict, match="this needs Docker Engine 28 or later"):
+        driver.join(new_join())
+    assert kernel.state() == before
+
+
+@pytest.mark.parametrize("direct_first", [True, False])
+def test_two_ways_to_attach_do_not_share_a_prefix(
+    driver: BridgeDriver, kernel: FakeKernel, *, direct_first: bool
+) -> None:
+    kernel.add_sandbox(SANDBOX)
+    add(driver, 1, **({"attach": DIRECT} if direct_first else {}))
+    add(driver, 2, **({} if direct_first else {"attach": DIRECT}))
+    driver.join(new_join(1, 1))
+    before = kernel.state()
+    with pytest.raises(Conflict, match="both call interfaces eth…"):
+        driver.join(new_join(2, 2))
+    assert kernel.state() == before
+    add(driver, 3, attach=DIRECT, ifname_prefix="front")
+    driver.join(new_join(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("ifname", "prefix", "expected"),
+    [
+        (None, "eth", True),
+        (None, "front", False),
+        ("eth7", "front", True),
+        ("eth", "eth", False),
+        ("eth0a", "eth", False),
+        ("web", "eth", False),
+    ],
+)
+def test_which_names_may_meet(ifname: str | None, prefix: str, *, expected: bool) -> None:
+    direct = replace(endpoint(), ifname=ifname)
+    assert takes_name_of(direct, network(2), network(1, ifname_prefix=prefix)) is expected
