@@ -51,7 +51,10 @@ class Block:
 
 def render_page(listing: str, accepting: str) -> str:
     """Return the page for a listing of `nft list ruleset` and the rule that accepts the mark."""
-    blocks = list(_blocks(listing))
+    # nft 1.1 knows the name of this priority in the output hook, too; the page has the number.
+    blocks = list(
+        _blocks(listing.replace("hook output priority dstnat - 5", "hook output priority -105"))
+    )
 
     def fill(place: re.Match[str]) -> str:
         match place[1].split():
