@@ -92,4 +92,8 @@ class Usage:
 
 
 def _entries(folder: Path) -> int:
-    return sum(1 for _ in folder.iterdir())
+    """Count what is in a process's folder; one that has just ended, iptables say, holds nothing."""
+    try:
+        return sum(1 for _ in folder.iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
