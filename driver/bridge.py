@@ -96,14 +96,14 @@ class BridgeDriver:
         self._sandboxes.check(network.options.sysctls)
         with self._lock:
             self._evict_superseded(network)
-            with self._change() as undo:
+            with self._change(durable=True) as undo:
                 if not self._is_known(network):
                     self._add_network(network, undo)
 
     def delete_network(self, network_id: NetworkId) -> None:
         """Remove the network and whatever endpoints it still has: Docker has forgotten them."""
         with self._lock:
-            with self._store.transaction():
+            with self._store.transaction(durable=True):
                 network = self._store.find_network(network_id)
                 if network is None:
                     return
@@ -318,9 +318,9 @@ class BridgeDriver:
         self._store.close()
 
     @contextmanager
-    def _change(self) -> Iterator[Rollback]:
+    def _change(self, *, durable: bool = False) -> Iterator[Rollback]:
         """Hold the lock; commit on the way out, or take back rows and kernel steps alike."""
-        with self._lock, Rollback() as undo, self._store.transaction():
+        with self._lock, Rollback() as undo, self._store.transaction(durable=durable):
             yield undo
 
     def _is_known(self, network: Network) -> bool:

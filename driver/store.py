@@ -102,9 +102,15 @@ class Store:
         self._db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit what the block did, or nothing of it."""
+    def transaction(self, *, durable: bool = False) -> Iterator[None]:
+        """Commit what the block did, or nothing of it.
+
+        What is committed outlives every crash of ours. Only a durable transaction waits until it
+        outlives a power failure, too: Docker never repeats a network, and no endpoint outlives a
+        reboot. Waiting costs 1 to 7 ms of disk (SQLite's documentation of PRAGMA synchronous).
+        """
         with _translated("write the state file"):
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
         try:
             yield

@@ -439,9 +439,9 @@ class _CountedStore(_Counted):
     """The same for a store, whose transactions can fail when they begin and when they commit."""
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, durable: bool = False) -> Iterator[None]:
         self._calls.count("Store.BEGIN")
-        with cast("Store", self._target).transaction():
+        with cast("Store", self._target).transaction(durable=durable):
             yield
             self._calls.count("Store.COMMIT")
 

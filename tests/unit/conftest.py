@@ -28,7 +28,6 @@ def kernel() -> FakeKernel:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     opened = Store(tmp_path / "state")
-    opened._db.execute("PRAGMA synchronous = OFF")  # a test's state need not outlive a power cut
     yield opened
     opened.close()
 

@@ -6,7 +6,7 @@ import sqlite3
 import stat
 from dataclasses import fields, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -30,6 +30,7 @@ from tests.samples import (
     endpoint_id,
     network,
     network_id,
+    new_endpoint,
     place,
     pool,
     sandbox_key,
@@ -38,6 +39,8 @@ from tests.samples import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from driver.bridge import BridgeDriver
 
 PLAIN = network(1)
 FULL = network(
@@ -228,7 +231,7 @@ def test_a_failed_block_leaves_nothing(store: Store) -> None:
 
 def test_blocks_do_not_nest(store: Store) -> None:
     with (
-        pytest.raises(StoreError, match="within a transaction"),
+        pytest.raises(StoreError, match="inside a transaction"),
         store.transaction(),
         store.transaction(),
     ):
@@ -310,3 +313,35 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=str(tmp_path)):
         Store(tmp_path / "file" / "state")
+
+
+@pytest.mark.parametrize(("durable", "level"), [(True, 2), (False, 1)], ids=["FULL", "NORMAL"])
+def test_only_a_durable_transaction_waits_for_the_disk(
+    store: Store, *, durable: bool, level: int
+) -> None:
+    with store.transaction(durable=durable):
+        assert store._one("PRAGMA synchronous") == (level,)
+
+
+def test_networks_outlive_a_power_failure_and_endpoints_need_not(
+    driver: BridgeDriver, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: dict[str, tuple[object, ...] | None] = {}
+    for name in ("add_network", "put_endpoint", "delete_endpoint", "delete_network"):
+        write = getattr(store, name)
+
+        def watched(*words: Any, name: str = name, write: Any = write) -> None:
+            levels[name] = store._one("PRAGMA synchronous")
+            write(*words)
+
+        monkeypatch.setattr(store, name, watched)
+    driver.create_network(network(1))
+    driver.create_endpoint(new_endpoint(1, 1))
+    driver.delete_endpoint(network_id(1), endpoint_id(1))
+    driver.delete_network(network_id(1))
+    assert levels == {
+        "add_network": (2,),
+        "put_endpoint": (1,),
+        "delete_endpoint": (1,),
+        "delete_network": (2,),
+    }
