@@ -33,6 +33,16 @@ SHORT = 1.0  # seconds that a question waits which is not to be answered
 LONG = 10.0
 
 
+def is_modern(engine: Engine) -> bool:
+    """Tell whether the engine's own bridge has gateway modes and IPv6 by default (from 27 on)."""
+    return engine.version.startswith("28")
+
+
+def families(engine: Engine, driver: str) -> tuple[int, ...]:
+    """Return the families that the driver translates on this engine without being asked to."""
+    return (4, 6) if driver == "pynet" or is_modern(engine) else (4,)
+
+
 @dataclass(frozen=True)
 class Question:
     """Ask `host:port` from a place; `seen` is what the other side is to see as the asker's address.

@@ -13,7 +13,18 @@ import pytest
 from tests.engine import steps
 from tests.engine.driver import REPOSITORY
 from tests.engine.sctp import PACKET, receive, send
-from tests.engine.site import HOST, HOST_ADDRESS, LAN, LAN_ADDRESS, LOOPBACK, Question, Site, check
+from tests.engine.site import (
+    HOST,
+    HOST_ADDRESS,
+    LAN,
+    LAN_ADDRESS,
+    LOOPBACK,
+    Question,
+    Site,
+    check,
+    families,
+    is_modern,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,11 +49,13 @@ def from_lan(*ports: int) -> list[Question]:
     return [Question(LAN, HOST_ADDRESS[4], port, LAN_ADDRESS[4]) for port in ports]
 
 
-def from_everywhere(port: int, protocol: str = "tcp") -> list[Question]:
-    """Return that the neighbour and the host reach a port, in both families."""
+def from_everywhere(
+    port: int, protocol: str = "tcp", versions: tuple[int, ...] = (4, 6)
+) -> list[Question]:
+    """Return that the neighbour and the host reach a port, in these families."""
     return [
         question
-        for version in (4, 6)
+        for version in versions
         for question in (
             Question(LAN, HOST_ADDRESS[version], port, LAN_ADDRESS[version], protocol),
             Question(HOST, LOOPBACK[version], port, "*", protocol),
@@ -147,23 +160,26 @@ def test_a_conflict_says_who_holds_the_port(site: Site, protocol: str) -> None:
     site.container("free", "d", "-p", f"8079:{PORT}")
 
 
-def test_the_gateway_network_has_the_ports(site: Site) -> None:
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_the_gateway_network_has_the_ports(site: Site, driver: str) -> None:
     """They move to the network that takes the gateway's role, and go back when that leaves."""
     engine = site.engine
-    is_28 = engine.version.startswith("28")
+    versions = families(engine, driver)
     # Up to 27 the first name of the alphabet wins, from 28 on a priority.
+    is_28 = is_modern(engine)
     first, second = ("a", "b") if is_28 else ("b", "a")
-    site.network("pynet", "a", 60)
-    site.network("pynet", "b", 61)
+    site.network(driver, "a", 60, ipv6=6 in versions)
+    site.network(driver, "b", 61, ipv6=6 in versions)
     site.container("web", first, "-p", f"{PUBLISHED}:{PORT}")
     site.serve("web", "tcp", PORT)
 
     def is_on(network: str) -> None:
-        listed = steps.published(engine)
-        assert {each["network"] for each in listed} == {network}
-        addresses = {site.address("web", network, version) for version in (4, 6)}
-        assert {each["container_ip"] for each in listed} == addresses
-        check(site, from_everywhere(PUBLISHED))
+        if driver == "pynet":
+            listed = steps.published(engine)
+            assert {each["network"] for each in listed} == {network}
+            addresses = {site.address("web", network, version) for version in versions}
+            assert {each["container_ip"] for each in listed} == addresses
+        check(site, from_everywhere(PUBLISHED, versions=versions))
 
     is_on(first)
     priority = ("--gw-priority", "10") if is_28 else ()
@@ -179,12 +195,16 @@ def test_the_gateway_network_has_the_ports(site: Site) -> None:
         is_on("b")
 
 
-def test_a_udp_flow_is_never_left_on_a_dead_address(site: Site) -> None:
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_udp_flow_is_never_left_on_a_dead_address(site: Site, driver: str) -> None:
     engine = site.engine
-    site.network("pynet", "a", 60)
+    if driver == "bridge" and engine.version.startswith("20.10"):
+        pytest.skip("Docker's bridge of 20.10 leaves a flow to its proxy that began before")
+    versions = families(engine, driver)
+    site.network(driver, "a", 60, ipv6=6 in versions)
     flow = [
         Question(LAN, HOST_ADDRESS[version], 5353, LAN_ADDRESS[version], "udp", CLIENT_PORT)
-        for version in (4, 6)
+        for version in versions
     ]
     nobody = [replace(question, seen=None) for question in flow]
     other = Question(LAN, HOST_ADDRESS[4], 5454, LAN_ADDRESS[4], "udp", CLIENT_PORT)
