@@ -46,9 +46,14 @@ class Publisher:
 
         Raises Conflict that names the port and its owner, before any rule is changed.
         """
+        ordered = order_requests(requests)
+        if not ordered:
+            return
         bindings: list[PortBinding] = []
-        for request in order_requests(requests):
-            bindings += self._reserve(request, endpoint, network, undo)
+        ephemeral = self._kernel.ephemeral_ports()
+        for request in ordered:
+            candidates = plan_candidates(request, endpoint, network, ephemeral, self._next_port)
+            bindings += self._reserve(request, candidates, undo)
         if not bindings:
             return
         self._store.put_bindings(endpoint.id, bindings)
@@ -81,12 +86,14 @@ class Publisher:
                 log.warning("endpoint %s: %s", short(endpoint.id), error)
 
     def _reserve(
-        self, request: PortRequest, endpoint: Endpoint, network: Network, undo: Rollback
+        self,
+        request: PortRequest,
+        candidates: Iterable[tuple[PortBinding, ...]],
+        undo: Rollback,
     ) -> tuple[PortBinding, ...]:
         """Reserve the first candidate that is free; none at all is asked of some networks."""
         refusal: PortInUse | None = None
-        ephemeral = self._kernel.ephemeral_ports()
-        for candidate in plan_candidates(request, endpoint, network, ephemeral, self._next_port):
+        for candidate in candidates:
             places = _host_ports(candidate)
             try:
                 self._kernel.reserve_ports(places)
