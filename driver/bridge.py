@@ -30,7 +30,7 @@ from driver.model import (
 from driver.ports import is_satisfied
 from driver.publish import Publisher
 from driver.rules import Rules
-from driver.sandbox import Sandboxes, sandbox_of
+from driver.sandbox import NO_POLICY, Sandboxes, sandbox_of
 from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         Veth,
     )
     from driver.store import Store
+    from driver.sysctls import SysctlPolicy
 
 log = logging.getLogger(__name__)
 
@@ -83,16 +84,17 @@ class BridgeDriver:
     what is not there succeed. Failures are DriverError with words for who typed `docker …`.
     """
 
-    def __init__(self, store: Store, kernel: Kernel) -> None:
+    def __init__(self, store: Store, kernel: Kernel, policy: SysctlPolicy = NO_POLICY) -> None:
         self._store = store
         self._kernel = kernel
         self._lock = RLock()
-        self._sandboxes = Sandboxes(store, kernel, self._lock)
+        self._sandboxes = Sandboxes(store, kernel, self._lock, policy)
         self._rules = Rules(kernel)
         self._publisher = Publisher(store, kernel)
 
     def create_network(self, network: Network) -> None:
         """Make the network's bridge and let its containers talk to each other."""
+        self._sandboxes.check_defaults()
         self._sandboxes.check(network.options.sysctls)
         with self._lock:
             self._evict_superseded(network)
@@ -281,6 +283,7 @@ class BridgeDriver:
                 endpoints = self._store.endpoints()
                 sandboxes = self._store.sandboxes()
             steps: list[Callable[[], object]] = [
+                self._sandboxes.check_defaults,
                 *(partial(self._kernel.ensure_bridge, each.bridge) for each in networks.values()),
                 partial(self._rules.raise_for, networks.values(), endpoints),
                 partial(self._sweep, tuple(networks.values()), endpoints),
@@ -312,6 +315,32 @@ class BridgeDriver:
         except NotFound:  # it is leaving
             return None
 
+    def stand_down(self) -> None:
+        """Take out of the kernel what no running container needs: the driver may not come back.
+
+        For the end of the process, which cannot know whether it is restarted, disabled or removed.
+        `restore` makes all of it again. A network that a container runs on stays whole; a bridge
+        stays if anything is on it, such as somebody else's interface or one that libnetwork is
+        about to look for.
+        """
+        with self._lock:
+            with self._store.transaction():
+                networks = self._store.networks()
+                in_use = {each.network_id for each in self._store.endpoints() if self._lives(each)}
+                added = {each.id: self._store.added_addresses(each.id) for each in networks}
+            idle = [network for network in networks if network.id not in in_use]
+            with_ports = self._kernel.list_bridges_with_ports() if idle else frozenset()
+            _attempt_each(
+                partial(self._kernel.delete_bridge, network.bridge, added[network.id])
+                for network in idle
+                if network.bridge_name not in with_ports
+            )
+            _attempt_each(
+                [partial(self._rules.drop_network, network, is_last=False) for network in idle]
+                if in_use
+                else [self._rules.lower]
+            )
+
     def close(self) -> None:
         """Finish background work and let go of every resource; the networks stay."""
         self._kernel.close()
@@ -322,6 +351,11 @@ class BridgeDriver:
         """Hold the lock; commit on the way out, or take back rows and kernel steps alike."""
         with self._lock, Rollback() as undo, self._store.transaction(durable=durable):
             yield undo
+
+    def _lives(self, endpoint: Endpoint) -> bool:
+        """Tell whether the endpoint's container runs."""
+        attachment = endpoint.attachment
+        return attachment is not None and self._kernel.has_sandbox(attachment.sandbox)
 
     def _is_known(self, network: Network) -> bool:
         known = self._store.find_network(network.id)

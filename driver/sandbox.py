@@ -14,12 +14,12 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
-from driver.errors import NotFound
+from driver.errors import InvalidRequest, NotFound
 from driver.model import host_end_name, short
-from driver.sysctls import is_per_interface, merge, plan_restores, plan_writes
+from driver.sysctls import SysctlPolicy, is_per_interface, merge, plan_restores, plan_writes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from threading import RLock
 
     from driver.kernel import Kernel
@@ -27,24 +27,42 @@ if TYPE_CHECKING:
     from driver.store import Store
     from driver.undo import Rollback
 
+NO_POLICY = SysctlPolicy()
+
 log = logging.getLogger(__name__)
 
 
 class Sandboxes:
     """The sandboxes of all endpoints, as far as their kernel parameters go."""
 
-    def __init__(self, store: Store, kernel: Kernel, lock: RLock) -> None:
+    def __init__(
+        self, store: Store, kernel: Kernel, lock: RLock, policy: SysctlPolicy = NO_POLICY
+    ) -> None:
         self._store = store
         self._kernel = kernel
         self._lock = lock
+        self._policy = policy
+        self._untried = policy.defaults
         self._pristine: dict[str, str] = {}
 
     def check(self, sysctls: tuple[Sysctl, ...]) -> None:
         """Try the parameters where they do no harm; takes no lock.
 
-        Raises InvalidRequest that names the parameter and the reason.
+        Raises InvalidRequest that names the parameter and the reason: this kernel's, or that the
+        operator keeps it from users.
         """
+        self._policy.check(sysctls)
         self._pristine.update(self._kernel.check_sysctls(sysctls))
+
+    def check_defaults(self) -> None:
+        """Try the operator's defaults in the same way, until this kernel has taken them once."""
+        if not self._untried:
+            return
+        try:
+            self._pristine.update(self._kernel.check_sysctls(self._untried))
+        except InvalidRequest as error:
+            raise InvalidRequest(f"default for all networks of this host: {error}") from error
+        self._untried = ()
 
     def join(self, endpoint: Endpoint, undo: Rollback) -> None:
         """Write what a joined endpoint asks for, now or as soon as its sandbox exists.
@@ -53,14 +71,15 @@ class Sandboxes:
         """
         sandbox = sandbox_of(endpoint)
         wanted = self._namespace_wide(endpoint)
+        asked_before = self._asked_by_others(endpoint)
+        _log_contests(endpoint, wanted, asked_before)
         if not self._kernel.has_sandbox(sandbox):
-            _log_contests(endpoint, wanted, self._asked_by_others(endpoint))
             undo.push(self._renew_watch, sandbox)
             self.renew_watch(sandbox)
             return
-        traces = self._store.traces(sandbox)
-        _log_contests(endpoint, wanted, {key: trace.written for key, trace in traces.items()})
-        written = self._write(sandbox, wanted, traces)
+        defaults = [each for each in self._policy.defaults if each.key not in asked_before]
+        wanted = merge(_namespace_wide_of(defaults), wanted)
+        written = self._write(sandbox, wanted, self._store.traces(sandbox))
         undo.push(self._put_back, sandbox, written)
         self._store.put_traces(sandbox, written)
 
@@ -70,7 +89,7 @@ class Sandboxes:
         Runs in a transaction.
         """
         endpoints = self._store.endpoints_in(sandbox)
-        wanted = merge(*(self._namespace_wide(endpoint) for endpoint in endpoints))
+        wanted = self._wanted_by(endpoints)
         interfaces = {
             endpoint: sysctls
             for endpoint in endpoints
@@ -106,8 +125,7 @@ class Sandboxes:
         with self._store.transaction():
             if not self._kernel.has_sandbox(sandbox):
                 self.renew_watch(sandbox)
-            staying = self._store.endpoints_in(sandbox)
-            wanted = merge(*(self._namespace_wide(endpoint) for endpoint in staying))
+            wanted = self._wanted_by(self._store.endpoints_in(sandbox))
             traces = self._store.traces(sandbox)
         values = {sysctl.key: sysctl.value for sysctl in wanted}
         decide = partial(plan_restores, values, traces=traces)
@@ -127,7 +145,7 @@ class Sandboxes:
             return
         endpoints = self._store.endpoints_in(sandbox)
         traces = self._store.traces(sandbox)
-        wanted = merge(*(self._namespace_wide(endpoint) for endpoint in endpoints))
+        wanted = self._wanted_by(endpoints)
         missing = [sysctl for sysctl in wanted if sysctl.key not in traces]
         self._store.put_traces(sandbox, self._write(sandbox, missing, traces))
         if any(self._is_unfinished(endpoint) for endpoint in endpoints):
@@ -210,8 +228,18 @@ class Sandboxes:
         before = {trace.key: trace.before for trace in traces}
         self._change(sandbox, list(before), lambda _: before)
 
+    def _wanted_by(self, endpoints: Collection[Endpoint]) -> tuple[Sysctl, ...]:
+        """Return what a sandbox with these endpoints is to have: of none, nothing.
+
+        A default yields to what any of them asks for, whichever joined last.
+        """
+        if not endpoints:
+            return ()
+        defaults = _namespace_wide_of(self._policy.defaults)
+        return merge(defaults, *(self._namespace_wide(endpoint) for endpoint in endpoints))
+
     def _namespace_wide(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
-        return tuple(sysctl for sysctl in self._asked(endpoint) if not is_per_interface(sysctl))
+        return _namespace_wide_of(self._asked(endpoint))
 
     def _asked_by_others(self, endpoint: Endpoint) -> Mapping[str, str]:
         """Return what is to be written into the endpoint's sandbox for the earlier joins."""
@@ -222,7 +250,7 @@ class Sandboxes:
     def _per_interface(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
         return tuple(
             sysctl
-            for sysctl in self._asked(endpoint)
+            for sysctl in merge(self._policy.defaults, self._asked(endpoint))
             if is_per_interface(sysctl) and sysctl.key not in endpoint.engine_keys
         )
 
@@ -236,6 +264,10 @@ def sandbox_of(endpoint: Endpoint) -> SandboxKey:
     if endpoint.attachment is None:
         raise NotFound(f"configure endpoint {short(endpoint.id)}: it has not joined a sandbox")
     return endpoint.attachment.sandbox
+
+
+def _namespace_wide_of(sysctls: Iterable[Sysctl]) -> tuple[Sysctl, ...]:
+    return tuple(sysctl for sysctl in sysctls if not is_per_interface(sysctl))
 
 
 def _log_contests(endpoint: Endpoint, wanted: Iterable[Sysctl], earlier: Mapping[str, str]) -> None:

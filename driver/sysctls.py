@@ -1,12 +1,14 @@
 """Decide which kernel parameters a sandbox gets; performs no I/O.
 
 A sandbox's parameters come from, strongest first: the container's own `--sysctl`, the endpoint's
-driver options, the network's options, the kernel's default.
+driver options, the network's options, the host's defaults for all networks, the kernel's default.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from driver.errors import InvalidRequest
@@ -27,8 +29,32 @@ DOCKER_DEFAULTS: Mapping[str, str] = {
 }
 
 _COMPONENT = re.compile(r"[a-z0-9_-]+")
+_PATTERN = re.compile(r"net\.[A-Za-z0-9_.*?\[\]!-]+")
 _PER_INTERFACE = re.compile(r"net\.(ipv4|ipv6|mpls)\.(conf|neigh)\.([^.]+)\.[^.]+")
 _NAMESPACE_WIDE_NAMES = frozenset({"all", "default", "lo"})
+
+
+@dataclass(frozen=True, slots=True)
+class SysctlPolicy:
+    """What the host's operator says about the parameters of all networks.
+
+    `defaults` go into every sandbox unless something stronger sets them; `allowed` are patterns of
+    the names that networks and endpoints may set, none for all.
+    """
+
+    defaults: tuple[Sysctl, ...] = ()
+    allowed: tuple[str, ...] = ()
+
+    def check(self, sysctls: Iterable[Sysctl]) -> None:
+        """Raise InvalidRequest for the first parameter that users may not set here."""
+        if not self.allowed:
+            return
+        for sysctl in sysctls:
+            if not any(fnmatchcase(sysctl.key, pattern) for pattern in self.allowed):
+                raise InvalidRequest(
+                    f"{sysctl.key}: the operator of this host does not let networks set it; "
+                    f"allowed are {', '.join(self.allowed)}"
+                )
 
 
 def is_sysctl(key: str) -> bool:
@@ -80,6 +106,19 @@ def parse_endpoint_label(text: str) -> frozenset[str]:
     return frozenset(
         parse_sysctl(key.strip(), value).key for key, _, value in pairs if is_sysctl(key.strip())
     )
+
+
+def parse_pattern(text: str) -> str:
+    """Return a pattern of parameter names, as a shell's: `*`, which takes dots in, `?`, `[…]`.
+
+    Raises InvalidRequest for what can match no parameter of a network.
+    """
+    if not _PATTERN.fullmatch(text):
+        raise InvalidRequest(
+            f"{text[:200]!r} matches no kernel parameter of a network: expected net.…, "
+            "such as net.ipv4.tcp_*"
+        )
+    return text
 
 
 def is_per_interface(sysctl: Sysctl) -> bool:

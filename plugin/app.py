@@ -17,6 +17,7 @@ from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
 from driver.model import parse_endpoint_id, short
 from plugin import protocol
 from plugin.report import report_interface, report_networks
+from plugin.version import find_revision, find_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,9 +51,16 @@ def create_app(driver: Callable[[], BridgeDriver]) -> Flask:
     def call(method: str) -> Response:
         return _answer(operations, method)
 
+    @app.get("/version")
+    def show_version() -> Response:
+        return _reply({"version": find_version(), "revision": find_revision()}, 200)
+
     @app.get("/networks")
     def networks() -> Response:
-        return _reply(report_networks(driver().describe()), 200)
+        try:
+            return _reply(report_networks(driver().describe()), 200)
+        except DriverError as error:
+            return _reply({"Err": _words(error)}, _status_of(error))
 
     @app.get("/endpoints/<identity>/interface")
     def interface(identity: str) -> Response:

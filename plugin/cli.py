@@ -30,25 +30,50 @@ def main() -> None:
 def serve() -> None:
     """Serve the driver in the foreground.
 
-    Settings come from the environment: PYNET_SOCKET, PYNET_STATE_DIR, PYNET_LOG_LEVEL.
+    Settings come from the environment; docs/options.md lists them. Listens on the sockets that
+    systemd hands over, else on PYNET_SOCKET.
     """
-    from plugin.server import serve as run  # noqa: PLC0415 - only this command needs gunicorn
+    from plugin.listen import Names  # noqa: PLC0415 - only this command needs it
 
+    names = Names()
     try:
-        run(parse_settings(os.environ))
+        settings = parse_settings(os.environ)
+        if not names.inherit():
+            names.open(settings.socket)
+        # Only now: what it imports takes longer than Docker should wait for a socket.
+        from plugin.server import serve as run  # noqa: PLC0415
+
+        run(settings, names)
     except DriverError as error:
         raise click.ClickException(str(error)) from error
+    finally:
+        names.remove()
 
 
 @main.command("version")
-def show_version() -> None:
-    """Print the version."""
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to import
+@as_json_option
+def show_version(*, as_json: bool) -> None:
+    """Print the version of this program and of the driver that answers.
 
+    Example: pynet version --json
+    """
+    from plugin.ask import AskError, ask_driver  # noqa: PLC0415
+    from plugin.version import find_revision, find_version  # noqa: PLC0415
+
+    own = {"version": find_version(), "revision": find_revision()}
     try:
-        click.echo(version("pynet"))
-    except PackageNotFoundError:
-        click.echo("unknown: pynet is not installed as a package")
+        driver = ask_driver(parse_settings(os.environ).socket, "/version")
+    except AskError as error:
+        driver, silence = None, str(error)
+    if as_json:
+        _print_json({"program": own, "driver": driver})
+        return
+    click.echo(f"program: pynet {own['version']}, revision {own['revision']}")
+    click.echo(
+        f"driver:  {silence}"
+        if driver is None
+        else f"driver:  pynet {driver['version']}, revision {driver['revision']}"
+    )
 
 
 @main.command("ls")
@@ -117,12 +142,12 @@ def inspect(name: str) -> None:
 
     Example: pynet inspect back
     """
-    from plugin.inventory import InventoryError  # noqa: PLC0415
+    from plugin.ask import AskError  # noqa: PLC0415
 
     inventory = _take_inventory()
     try:
         found = _find(inventory, name)
-    except InventoryError as error:
+    except AskError as error:
         raise click.ClickException(str(error)) from error
     if not found:
         raise click.ClickException(f"no network and no container of pynet's is called {name}")
@@ -130,7 +155,7 @@ def inspect(name: str) -> None:
 
 
 def _find(inventory: Inventory, name: str) -> dict[str, Any] | list[dict[str, Any]]:
-    from plugin.inventory import find_interface  # noqa: PLC0415
+    from plugin.ask import find_interface  # noqa: PLC0415
 
     network = inventory.find_network(name)
     if network is not None:
@@ -149,11 +174,12 @@ def _find(inventory: Inventory, name: str) -> dict[str, Any] | list[dict[str, An
 
 
 def _take_inventory() -> Inventory:
-    from plugin.inventory import InventoryError, take_inventory  # noqa: PLC0415
+    from plugin.ask import AskError  # noqa: PLC0415
+    from plugin.inventory import take_inventory  # noqa: PLC0415
 
     try:
         inventory = take_inventory(parse_settings(os.environ).socket)
-    except (InventoryError, DriverError) as error:
+    except (AskError, DriverError) as error:
         raise click.ClickException(str(error)) from error
     if inventory.docker_failure is not None:
         click.echo(f"ids instead of names: {inventory.docker_failure}", err=True)

@@ -6,28 +6,19 @@ for names.
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
-from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
 import docker
-import msgspec
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
 from driver.model import ID_LENGTH
+from plugin.ask import TIMEOUT_SECONDS, AskError, ask_driver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-TIMEOUT_SECONDS = 10.0
-
-
-class InventoryError(Exception):
-    """What was asked for cannot be told; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,52 +56,13 @@ class Inventory:
 
 
 def take_inventory(path: Path) -> Inventory:
-    """Ask the driver, then Docker. Raises InventoryError if the driver does not answer."""
+    """Ask the driver, then Docker. Raises AskError if the driver does not answer."""
     networks = tuple(ask_driver(path, "/networks")["networks"])
     try:
         network_names, container_names = _ask_docker()
     except (DockerException, RequestException) as error:
         return Inventory(networks, {}, {}, str(error))
     return Inventory(networks, network_names, container_names, None)
-
-
-def ask_driver(path: Path, what: str) -> dict[str, Any]:
-    """Return what the driver answers to a GET on its socket."""
-    connection = _UnixConnection(path)
-    try:
-        connection.request("GET", what)
-        response = connection.getresponse()
-        answer = msgspec.json.decode(response.read(), type=dict[str, Any])
-    except OSError as error:
-        raise InventoryError(
-            f"ask the driver on {path}: {error.strerror or error}; is it running?"
-        ) from error
-    except (HTTPException, msgspec.MsgspecError) as error:
-        raise InventoryError(f"ask the driver on {path}: that is no pynet: {error}") from error
-    finally:
-        connection.close()
-    if response.status != HTTPStatus.OK:
-        reason = answer.get("Err", response.reason)
-        raise InventoryError(f"ask the driver on {path}: {reason}")
-    return answer
-
-
-def find_interface(path: Path, endpoint: Mapping[str, Any]) -> str | None:
-    """Return what an endpoint's interface is called in its container, None if it has none now."""
-    answer = ask_driver(path, f"/endpoints/{endpoint['id']}/interface")
-    name: str | None = answer.get("sandbox_end")
-    return name
-
-
-class _UnixConnection(HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("pynet", timeout=TIMEOUT_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 def _ask_docker() -> tuple[dict[str, str], dict[str, str]]:
@@ -130,5 +82,5 @@ def _ask_docker() -> tuple[dict[str, str], dict[str, str]]:
 
 def _only(name: str, found: list[dict[str, Any]]) -> dict[str, Any] | None:
     if len(found) > 1:
-        raise InventoryError(f"{name} is ambiguous: {len(found)} networks begin so")
+        raise AskError(f"{name} is ambiguous: {len(found)} networks begin so")
     return found[0] if found else None

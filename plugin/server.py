@@ -1,7 +1,7 @@
-"""Run the driver as a process: open the socket, build the objects once, restore, serve.
+"""Run the driver as a process: build the objects once, restore, serve on sockets that are open.
 
 The only place where objects are made. gunicorn forks one worker that owns all state and serves
-with threads; its parent holds the socket, so that requests wait while a worker starts.
+with threads; its parent holds the sockets, so that requests wait while a worker starts.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import logging
 import os
 import resource
 import signal
-import socket
 import time
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
-from driver.errors import Conflict, DriverError, StoreError
+from driver.errors import Conflict, DriverError, KernelError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
 
     from driver.bridge import BridgeDriver
+    from plugin.listen import Names
     from plugin.settings import Settings
 
 THREADS = 32
@@ -43,26 +44,54 @@ PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 log = logging.getLogger("pynet")
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM; raises Conflict if another pynet has the socket or the state."""
+def serve(settings: Settings, names: Names) -> None:
+    """Serve on the open sockets until SIGTERM.
+
+    Two drivers cannot share the host's links and rules. One that finds another at work answers
+    every request with that, rather than end: Docker and systemd would start it again at once, for
+    ever, and the words would be in no answer to a user.
+    """
     _raise_descriptor_limit()
-    with _only_one(settings.state_dir):
-        _clear_socket(settings.socket)
-        Server(settings).run()
+    with _only_one(settings.state_dir) as other:
+        refusal = other or _open_second(settings.second_socket, names)
+        if refusal is not None:
+            log.error("every request is refused: %s", refusal)
+        Server(settings, names, refusal).run()
+
+
+def _open_second(path: Path | None, names: Names) -> str | None:
+    """Open the driver's second name; return why the driver cannot work if somebody has it."""
+    if path is None:
+        return None
+    try:
+        names.open(path)
+    except Conflict:
+        return (
+            f"another driver answers on {path}, which is left to it; two drivers cannot share this "
+            "host's networks: stop that one, then start this one again"
+        )
+    except KernelError as error:
+        log.error("going on without a second name: %s", error)  # noqa: TRY400 - the words say it
+    return None
 
 
 class Server(BaseApplication):
     """gunicorn with pynet's settings in place of a file's."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, names: Names, refusal: str | None) -> None:
         self._settings = settings
+        self._names = names
+        self._refusal = refusal
         super().__init__()
+
+    def run(self) -> None:
+        """Run gunicorn's master until it is told to end."""
+        Master(self, self._names).run()
 
     def load_config(self) -> None:
         """Set what differs from gunicorn's defaults."""
         for name, value in {
-            "bind": f"unix:{self._settings.socket}",
-            "umask": 0o177,  # the socket is 0600: whoever opens it is root on this host
+            "bind": [f"fd://{descriptor}" for descriptor in self._names.descriptors],
             "workers": 1,
             "worker_class": "gthread",
             "threads": THREADS,
@@ -72,7 +101,7 @@ class Server(BaseApplication):
             "control_socket_disable": True,  # gunicorn 25 and later would open one of its own
             "logconfig_dict": log_config(self._settings.log_level),
             "post_fork": _die_with_parent,
-            "worker_exit": _close,
+            "worker_exit": _end,
         }.items():
             if name in self.cfg.settings:
                 self.cfg.set(name, value)
@@ -81,6 +110,8 @@ class Server(BaseApplication):
         """Return the application at once; the driver starts beside it, and requests wait for it."""
         from plugin.app import create_app  # noqa: PLC0415 - imported when the socket is open
 
+        if self._refusal is not None:
+            return create_app(partial(_refuse, self._refusal))
         starting: Future[BridgeDriver] = Future()
         Thread(target=_start_driver, args=(self._settings, starting), daemon=True).start()
         app = create_app(starting.result)
@@ -88,14 +119,34 @@ class Server(BaseApplication):
         return app
 
 
+class Master(Arbiter):
+    """gunicorn's master, except that whoever made the sockets' files removes them."""
+
+    def __init__(self, app: Server, names: Names) -> None:
+        super().__init__(app)
+        self.systemd = True  # gunicorn's word for "the names are somebody else's"
+        self._names = names
+
+    def stop(self, graceful: bool = True) -> None:  # noqa: FBT001, FBT002 - gunicorn's signature
+        """Let no more requests in, then wait for those that are."""
+        self._names.remove()
+        super().stop(graceful)
+
+
+def _refuse(reason: str) -> BridgeDriver:
+    raise Conflict(reason)
+
+
 def _start_driver(settings: Settings, starting: Future[BridgeDriver]) -> None:
     """Build the driver and restore the networks; what makes that impossible ends the process."""
     from driver.bridge import BridgeDriver  # noqa: PLC0415 - heavy, and not needed to answer
     from driver.kernel.linux import LinuxKernel  # noqa: PLC0415
     from driver.store import Store  # noqa: PLC0415
+    from driver.sysctls import SysctlPolicy  # noqa: PLC0415
 
     try:
-        driver = BridgeDriver(Store(settings.state_dir), LinuxKernel())
+        policy = SysctlPolicy(settings.default_sysctls, settings.sysctl_allow)
+        driver = BridgeDriver(Store(settings.state_dir), LinuxKernel(), policy)
         driver.restore()
     except Exception as error:
         if isinstance(error, DriverError):
@@ -140,53 +191,48 @@ def _die_with_parent(_: Arbiter, __: Worker) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _close(_: Arbiter, worker: Worker) -> None:
-    """Finish background work when the worker ends."""
+def _end(_: Arbiter, worker: Worker) -> None:
+    """Leave in the kernel what running containers need, and finish background work."""
     app = getattr(worker, "wsgi", None)
-    if app is not None:
-        app.extensions["pynet"].result().close()
+    if app is None or "pynet" not in app.extensions:
+        return
+    driver = app.extensions["pynet"].result()
+    driver.stand_down()
+    driver.close()
 
 
 @contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state folder's lock, so that two drivers never work on one state."""
+def _only_one(state_dir: Path) -> Iterator[str | None]:
+    """Hold the state folder's lock, so that two drivers never work on one state.
+
+    Yields why that is not possible, if another driver has it.
+    """
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StoreError(f"use the state folder {state_dir}: {error.strerror}") from error
     try:
-        _lock(descriptor, state_dir)
-        yield
+        if _lock(descriptor):
+            yield None
+        else:
+            yield (
+                f"another pynet is using the state folder {state_dir}: stop that one, then start "
+                "this one again"
+            )
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, state_dir: Path) -> None:
+def _lock(descriptor: int) -> bool:
     """Take the lock, leaving a predecessor that is just ending the time to do so."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except BlockingIOError:
             if time.monotonic() > deadline:
-                attempt = f"use the state folder {state_dir}"
-                raise Conflict(f"{attempt}: another pynet is using it") from error
+                return False
             time.sleep(0.02)
         else:
-            return
-
-
-def _clear_socket(path: Path) -> None:
-    """Make room for the socket: its folder, and away with one that a killed server left."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            logging.getLogger("pynet").info("removing the stale socket %s", path)
-            path.unlink(missing_ok=True)
-            return
-    raise Conflict(f"open the socket {path}: another driver is answering on it")
+            return True

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import InvalidRequest
+from driver.sysctls import merge, parse_pattern, parse_sysctl
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from driver.model import Sysctl
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -19,7 +23,10 @@ class Settings:
     """What can be set from outside, with its defaults."""
 
     socket: Path = Path("/run/docker/plugins/pynet.sock")
+    second_socket: Path | None = None
     state_dir: Path = Path("/var/lib/pynet")
+    default_sysctls: tuple[Sysctl, ...] = ()
+    sysctl_allow: tuple[str, ...] = ()
     log_level: str = "INFO"
 
 
@@ -29,18 +36,65 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
     Raises InvalidRequest that names the variable.
     """
     defaults = Settings()
-    level = (environment.get("PYNET_LOG_LEVEL") or defaults.log_level).upper()
-    if level not in LOG_LEVELS:
-        raise InvalidRequest(f"PYNET_LOG_LEVEL={level[:40]}: expected {', '.join(LOG_LEVELS)}")
     return Settings(
-        socket=_parse_path(environment, "PYNET_SOCKET", defaults.socket),
-        state_dir=_parse_path(environment, "PYNET_STATE_DIR", defaults.state_dir),
-        log_level=level,
+        socket=_parse_path(environment, "PYNET_SOCKET") or defaults.socket,
+        second_socket=_parse_path(environment, "PYNET_SECOND_SOCKET"),
+        state_dir=_parse_path(environment, "PYNET_STATE_DIR") or defaults.state_dir,
+        default_sysctls=_parse_sysctls(environment, "PYNET_DEFAULT_SYSCTLS"),
+        sysctl_allow=_parse_patterns(environment, "PYNET_SYSCTL_ALLOW"),
+        log_level=_parse_level(environment, "PYNET_LOG_LEVEL") or defaults.log_level,
     )
 
 
-def _parse_path(environment: Mapping[str, str], name: str, default: Path) -> Path:
-    path = Path(environment.get(name) or default)
+def _parse_path(environment: Mapping[str, str], name: str) -> Path | None:
+    text = environment.get(name)
+    if not text:
+        return None
+    path = Path(text)
     if not path.is_absolute():
         raise InvalidRequest(f"{name}={path}: expected an absolute path")
     return path
+
+
+def _parse_level(environment: Mapping[str, str], name: str) -> str | None:
+    level = environment.get(name, "").upper()
+    if level and level not in LOG_LEVELS:
+        raise InvalidRequest(f"{name}={level[:40]}: expected {', '.join(LOG_LEVELS)}")
+    return level or None
+
+
+def _parse_sysctls(environment: Mapping[str, str], name: str) -> tuple[Sysctl, ...]:
+    """Return what stands between the commas as `key=value`."""
+    with _naming(name):
+        parsed = [_parse_pair(entry) for entry in _entries(environment, name)]
+        keys = [sysctl.key for sysctl in parsed]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise InvalidRequest(f"{', '.join(sorted(twice))} is there twice")
+        return merge(parsed)
+
+
+def _parse_pair(entry: str) -> Sysctl:
+    key, separator, value = entry.partition("=")
+    if not separator:
+        raise InvalidRequest(f"{entry[:80]!r}: expected net.….…=value, with commas in between")
+    return parse_sysctl(key.strip(), value)
+
+
+def _parse_patterns(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    with _naming(name):
+        return tuple(parse_pattern(entry) for entry in _entries(environment, name))
+
+
+def _entries(environment: Mapping[str, str], name: str) -> list[str]:
+    """Return what stands between the commas; a value that holds one cannot be set here."""
+    entries = (entry.strip() for entry in environment.get(name, "").split(","))
+    return [entry for entry in entries if entry]
+
+
+@contextmanager
+def _naming(variable: str) -> Iterator[None]:
+    """Have an error say which variable it is about."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{variable}: {error}") from error

@@ -233,6 +233,9 @@ class FakeKernel:
             and is_plain_ifname(port.bridge)
         )
 
+    def list_bridges_with_ports(self) -> frozenset[str]:
+        return frozenset(link.bridge for link in self.links.values() if link.bridge)
+
     def ensure_forward_accept(self, mark: int) -> None:
         self.accepted_marks.add(mark)
 

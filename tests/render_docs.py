@@ -31,9 +31,37 @@ SETTINGS = {
         ),
         "a relative path; a socket on which somebody answers",
     ),
+    "second_socket": (
+        (
+            "A second socket, for a second name. The managed plugin, which Docker knows by its "
+            "full reference, opens `pynet.sock` with it. It is left alone if another driver "
+            "answers on it: then this one refuses every request, since two cannot share a host."
+        ),
+        "a relative path",
+    ),
     "state_dir": (
         "The folder with the driver's state. Made if missing, with mode 0700.",
-        "a relative path; a folder that another pynet is using",
+        (
+            "a relative path. While another pynet is using the folder, every request is refused "
+            "with these words"
+        ),
+    ),
+    "default_sysctls": (
+        (
+            "Kernel parameters of all networks: `net.….…=value`, with commas in between. Tried "
+            "when the driver starts; one that this kernel does not take is logged, and no "
+            "network is made while it stands there."
+        ),
+        "what `network create -o` refuses; a parameter twice",
+    ),
+    "sysctl_allow": (
+        (
+            "The kernel parameters that networks and endpoints may set: patterns of names with "
+            "commas in between, as `net.ipv4.tcp_*,net.core.somaxconn`; `*` takes dots in. "
+            "Networks that exist are not touched, nor are a container's own `--sysctl` and the "
+            "defaults above."
+        ),
+        "a pattern that does not begin with `net.`",
     ),
     "log_level": (f"What is logged: {_LEVELS}, in either case.", "anything else"),
 }
@@ -75,7 +103,8 @@ interface on the network: `net.ipv4.conf.IFNAME.rp_filter`, `net.ipv6.neigh.IFNA
 has its name only in the container.
 
 **Precedence**, strongest first: the container's own `--sysctl`; the endpoint's driver option; the
-network's option; the kernel's default. When two networks of one container ask for different values
+network's option; the host's default for all networks (`PYNET_DEFAULT_SYSCTLS`); the kernel's
+default. When two networks of one container ask for different values
 the later join wins, and the log says so.
 
 **When.** Before the container's first process runs. On `docker network connect` to a running
@@ -93,8 +122,8 @@ values for these two have no effect there; use the container's `--sysctl`.
 
 ## Settings of the driver
 
-Environment variables of `pynet serve`; with `make install` they stand in `/etc/default/pynet`. An
-empty one means the default.
+Environment variables of `pynet serve`. The service reads them from `/etc/default/pynet`; the
+managed plugin takes them by `docker plugin set`. An empty one means the default.
 
 {settings}
 """
@@ -120,10 +149,14 @@ def _table(options: Iterable[Option]) -> str:
 def _settings() -> str:
     defaults = Settings()
     rows = [
-        (f"`{variable(field)}`", meaning, f"`{getattr(defaults, field)}`", refused)
+        (f"`{variable(field)}`", meaning, _default(getattr(defaults, field)), refused)
         for field, (meaning, refused) in SETTINGS.items()
     ]
     return _rows(("variable", "meaning", "default", "refused"), rows)
+
+
+def _default(value: object) -> str:
+    return f"`{value}`" if value else "none"
 
 
 def _rows(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

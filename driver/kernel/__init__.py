@@ -65,6 +65,9 @@ class Kernel(Protocol):
         They lead out of the host, or to virtual machines; the others are containers' bridges.
         """
 
+    def list_bridges_with_ports(self) -> frozenset[str]:
+        """Return the bridges, ours and others', that an interface is on."""
+
     def ensure_forward_accept(self, mark: int) -> None:
         """Have packets that carry the mark pass the iptables FORWARD chain, IPv4 and IPv6."""
 

@@ -232,6 +232,16 @@ def list_uplinks() -> frozenset[str]:
     )
 
 
+def list_bridges_with_ports() -> frozenset[str]:
+    """Return the names of the bridges that an interface is on."""
+    with _route("list the interfaces") as route:
+        links = {link["index"]: link for link in route.get_links()}
+    masters = {link.get_attr("IFLA_MASTER") for link in links.values()}
+    return frozenset(
+        link.get_attr("IFLA_IFNAME") for index, link in links.items() if index in masters
+    )
+
+
 def _kind_of(link: Any) -> str | None:
     kind: str | None = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
     return kind

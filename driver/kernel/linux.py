@@ -45,6 +45,7 @@ class LinuxKernel:
     """The kernel whose network namespace this process is in. Documented in `Kernel`."""
 
     def __init__(self) -> None:
+        sysctl.ensure_writable()
         self._nft = Nft()
         self._watch = SandboxWatch()
         self._reaper = LinkReaper()
@@ -90,6 +91,10 @@ class LinuxKernel:
     def list_uplinks(self) -> frozenset[str]:
         """See `Kernel`."""
         return links.list_uplinks()
+
+    def list_bridges_with_ports(self) -> frozenset[str]:
+        """See `Kernel`."""
+        return links.list_bridges_with_ports()
 
     def ensure_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""

@@ -5,6 +5,7 @@ Decides nothing: which parameters, and whether, is `driver.sysctls`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +23,23 @@ if TYPE_CHECKING:
 
 ROOT = Path("/proc/sys")
 LOOPBACK = "lo"
+# include/uapi/linux/mount.h
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 2, 4, 8, 32, 4096
+
+
+def ensure_writable() -> None:
+    """Make /proc/sys writable in this process's mount namespace, if it is mounted read-only.
+
+    In a managed plugin it is a read-only bind mount of its own, in every engine (moby,
+    DefaultSpec()'s ReadonlyPaths in oci/defaults.go). Raises KernelError; needs CAP_SYS_ADMIN.
+    """
+    if not os.statvfs(ROOT).f_flag & os.ST_RDONLY:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = _MS_REMOUNT | _MS_BIND | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    if libc.mount(b"none", bytes(ROOT), None, flags, None) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise KernelError(f"make {ROOT}, which is mounted read-only, writable: {reason}")
 
 
 def read(key: str, ifname: str = LOOPBACK) -> str | None:

@@ -20,7 +20,14 @@ MODULES = sorted(
     for path in (REPOSITORY / room).rglob("*.py")
     if path.name != "__init__.py"
 )
-SAMPLES = {"socket": "/run/other.sock", "state_dir": "/srv/pynet", "log_level": "debug"}
+SAMPLES = {
+    "socket": "/run/other.sock",
+    "second_socket": "/run/second.sock",
+    "state_dir": "/srv/pynet",
+    "default_sysctls": "net.core.somaxconn=99",
+    "sysctl_allow": "net.ipv4.tcp_*",
+    "log_level": "debug",
+}
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 

@@ -1,0 +1,59 @@
+"""Ask the running driver, on its socket, what it has; for the command line. Knows no Docker."""
+
+from __future__ import annotations
+
+import socket
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+TIMEOUT_SECONDS = 10.0
+
+
+class AskError(Exception):
+    """What was asked for cannot be told; the text says why."""
+
+
+def ask_driver(path: Path, what: str) -> dict[str, Any]:
+    """Return what the driver answers to a GET on its socket."""
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", what)
+        response = connection.getresponse()
+        answer = msgspec.json.decode(response.read(), type=dict[str, Any])
+    except OSError as error:
+        raise AskError(
+            f"ask the driver on {path}: {error.strerror or error}; is it running?"
+        ) from error
+    except (HTTPException, msgspec.MsgspecError) as error:
+        raise AskError(f"ask the driver on {path}: that is no pynet: {error}") from error
+    finally:
+        connection.close()
+    if response.status != HTTPStatus.OK:
+        reason = answer.get("Err", response.reason)
+        raise AskError(f"ask the driver on {path}: {reason}")
+    return answer
+
+
+def find_interface(path: Path, endpoint: Mapping[str, Any]) -> str | None:
+    """Return what an endpoint's interface is called in its container, None if it has none now."""
+    answer = ask_driver(path, f"/endpoints/{endpoint['id']}/interface")
+    name: str | None = answer.get("sandbox_end")
+    return name
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("pynet", timeout=TIMEOUT_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))

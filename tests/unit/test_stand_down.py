@@ -1,0 +1,126 @@
+"""At its end the driver leaves in the kernel what running containers need, and nothing else."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver.bridge import BridgeDriver
+from driver.errors import KernelError
+from driver.model import host_end_name
+from tests.fakes import Calls, FakeKernel, counted_kernel
+from tests.samples import (
+    endpoint_id,
+    network,
+    network_id,
+    new_endpoint,
+    new_join,
+    ports,
+    sandbox_key,
+)
+
+if TYPE_CHECKING:
+    from driver.store import Store
+
+SANDBOX = sandbox_key(1)
+BRIDGES = ("pn-010101010101", "pn-020202020202")
+
+
+@pytest.fixture
+def busy(driver: BridgeDriver, kernel: FakeKernel) -> BridgeDriver:
+    """Lend a driver with two networks, one of which a container with a port runs on."""
+    driver.restore()
+    kernel.add_sandbox(SANDBOX)
+    for number in (1, 2):
+        driver.create_network(network(number))
+        driver.create_endpoint(new_endpoint(number, number))
+    driver.join(new_join(1, 1, SANDBOX, has_ports=True))
+    driver.program_external_connectivity(network_id(1), endpoint_id(1), ports("8080:80"))
+    return driver
+
+
+def elements(kernel: FakeKernel) -> str:
+    return repr(kernel.tables)
+
+
+def test_what_a_container_runs_on_stays(busy: BridgeDriver, kernel: FakeKernel) -> None:
+    busy.stand_down()
+    assert set(BRIDGES) & kernel.links.keys() == {BRIDGES[0]}
+    assert BRIDGES[0] in elements(kernel)
+    assert BRIDGES[1] not in elements(kernel)
+    assert kernel.accepted_marks
+
+
+def test_a_restart_brings_back_the_rest(
+    busy: BridgeDriver, store: Store, kernel: FakeKernel
+) -> None:
+    before = kernel.state()
+    busy.stand_down()
+    kernel.restart()
+    BridgeDriver(store, kernel).restore()
+    assert kernel.state() == before
+
+
+def test_without_a_container_nothing_is_left(busy: BridgeDriver, kernel: FakeKernel) -> None:
+    busy.leave(network_id(1), endpoint_id(1))
+    busy.delete_endpoint(network_id(1), endpoint_id(1))
+    busy.stand_down()
+    assert not set(BRIDGES) & kernel.links.keys()
+    assert not kernel.tables
+    assert not kernel.accepted_marks
+
+
+def test_a_container_that_died_unseen_is_no_reason_to_stay(
+    busy: BridgeDriver, kernel: FakeKernel
+) -> None:
+    kernel.move(host_end_name(endpoint_id(1)), SANDBOX)
+    kernel.die(SANDBOX)
+    busy.stand_down()
+    assert not kernel.tables
+    assert not set(BRIDGES) & kernel.links.keys()
+
+
+def test_a_bridge_with_somebody_elses_interface_stays(
+    busy: BridgeDriver, kernel: FakeKernel
+) -> None:
+    kernel.add_foreign("tap0", "tun", bridge=BRIDGES[1])
+    busy.stand_down()
+    assert BRIDGES[1] in kernel.links
+    assert kernel.links["tap0"].bridge == BRIDGES[1]
+
+
+def test_the_link_that_libnetwork_is_about_to_look_for_stays(
+    busy: BridgeDriver, kernel: FakeKernel
+) -> None:
+    """Between Leave and DeleteEndpoint engines 28 to 29.7.1 crash when it is not there."""
+    busy.leave(network_id(1), endpoint_id(1))
+    links = kernel.links.keys() - {BRIDGES[1]}
+    busy.stand_down()
+    assert kernel.links.keys() == links
+
+
+def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
+    store: Store, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = BridgeDriver(store, kernel)
+    for number in (1, 2):
+        driver.create_network(network(number))
+    recorded = Calls()
+    BridgeDriver(store, counted_kernel(deepcopy(kernel), recorded)).stand_down()
+    at = recorded.made.index("FakeKernel.delete_bridge")
+    failing = counted_kernel(kernel, Calls(at, KernelError("delete bridge: busy")))
+    BridgeDriver(store, failing).stand_down()
+    assert "busy" in caplog.text
+    assert len(set(BRIDGES) & kernel.links.keys()) == 1
+    assert not kernel.tables
+
+
+def test_a_driver_without_networks_has_nothing_to_do(
+    driver: BridgeDriver, kernel: FakeKernel
+) -> None:
+    driver.restore()
+    before = kernel.state()
+    driver.stand_down()
+    assert kernel.state() == before
