@@ -1,9 +1,9 @@
 """Collect the managed plugin's root file system: what `pynet serve` needs, and nothing besides.
 
-The Dockerfile runs it in its build stage, with the interpreter that the plugin will run on. A shell,
-a compiler, an installer or a program with rights of its own never gets in, for only what is named or
-reached from here is copied. Uses the standard library alone, asks no network, and gives the same
-bytes for the same input: nothing may depend on the clock or on the order of a folder.
+The Dockerfile runs it in its build stage, with the interpreter that the plugin will run on. No
+shell, compiler, installer or setuid program gets in, for only what is named or reached from here is
+copied. Uses the standard library alone, asks no network, and gives the same bytes for the same
+input: nothing may depend on the clock or on the order of a folder.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
-from py_compile import PycInvalidationMode
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def copy_libraries(root: Path, interpreter: Path) -> None:
         copy(library, root)
     for link in ("lib", "lib64"):
         if Path("/", link).is_symlink():
-            (root / link).symlink_to(os.readlink(Path("/", link)))
+            (root / link).symlink_to(Path("/", link).readlink())
     folders = sorted({str(library.parent.resolve()) for library in needed})
     (root / "etc/ld.so.conf").write_text("".join(f"{folder}\n" for folder in folders))
     run("ldconfig", "-X", "-r", str(root))
@@ -289,4 +289,6 @@ def normalise(root: Path, interpreter: Path, epoch: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), sys.argv[4], int(sys.argv[5]))
+    _, *folders, at, when = sys.argv
+    from_source, from_pip, to_root = map(Path, folders)
+    main(from_source, from_pip, to_root, at, int(when))

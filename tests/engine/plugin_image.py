@@ -1,7 +1,7 @@
 """Build the managed plugin as `make plugin` does, on a private engine; keep it for other engines.
 
-No engine here can pull, so what the Dockerfile builds on is an image made of Debian's packages, laid
-out as the official one is where the Dockerfile looks. The wheels of the lock are fetched once.
+No engine here can pull, so what the Dockerfile builds on is an image made of Debian's packages,
+with its python3 where the official image has it. The wheels of the lock are fetched once.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def run_docker_user(engine: Engine, *argv: str) -> str:
     with tempfile.TemporaryDirectory() as bin_folder:
         _write_docker(engine, Path(bin_folder) / "docker")
         env = {
-            **os.environ,
+            # Of a make that runs the tests, nothing: its flags and variables are not for this one.
+            **{name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
             "PATH": f"{bin_folder}:{os.environ['PATH']}",
             "DOCKER_HOST": f"unix://{engine.outside}{DOCKER_SOCKET}",
             "DOCKER_CONFIG": bin_folder,  # no settings, and no plugins, of the machine's
@@ -108,8 +109,8 @@ def ensure_base(engine: Engine) -> None:
         shutil.copytree(wheels, extra / "wheels")
         tar = Path(work) / "base.tar"
         exclude = [f"--exclude=./{name}/*" for name in ("dev", "proc", "sys", "var/lib/apt")]
-        inputs = [*exclude, "-C", root, ".", "-C", extra, "wheels", "usr/local/bin/python3"]
-        subprocess.run(["tar", "-c", "-f", tar, *inputs], check=True)
+        added = ("-C", extra, "wheels", "usr/local/bin/python3")
+        subprocess.run(["tar", "-c", "-f", tar, *exclude, "-C", root, ".", *added], check=True)
         engine.client.api.import_image_from_file(
             str(tar),
             repository=BASE,
@@ -126,8 +127,8 @@ def _ensure_wheels() -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         options = ["--quiet", "--disable-pip-version-check", "--require-hashes", "--no-deps"]
         target = ["--only-binary=:all:", "--python-version=3.15", f"--dest={partial}"]
-        command = [sys.executable, "-m", "pip", "download", *options, *target, "-r", LOCK]
-        subprocess.run(command, check=True)
+        pip = (sys.executable, "-m", "pip", "download")
+        subprocess.run([*pip, *options, *target, "-r", LOCK], check=True)
         partial.rename(folder)
     return folder
 
