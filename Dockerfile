@@ -5,9 +5,10 @@
 ARG BASE=python:3.15-slim-trixie
 
 FROM ${BASE} AS build
-# What the driver opens by name: nftables, and Docker's chain where iptables is the legacy one.
+# What the driver opens by name: nftables, and Docker's chain where iptables is the legacy one;
+# and /etc/protocols, in which nftables looks up ipv6-icmp.
 COPY packaging/apt-get /source/packaging/
-RUN /source/packaging/apt-get libnftables1 libip4tc2 libip6tc2
+RUN /source/packaging/apt-get libnftables1 libip4tc2 libip6tc2 netbase
 # Exactly the files of the lock, as they were published; pip comes from the interpreter itself.
 COPY packaging/plugin.lock /source/packaging/
 RUN python3 -m venv /build/tools && \

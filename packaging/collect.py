@@ -41,6 +41,9 @@ FOLDERS = (
 # Docker mounts the host's on these.
 MOUNTED_FILES = ("etc/hosts", "etc/resolv.conf")
 
+# What libraries read while they run.
+DATA = ("/etc/protocols",)  # libnftables: ipv6-icmp, which is no word of its own language
+
 # Libraries that no file names as one it needs.
 OPENED_BY_NAME = (
     "libnftables.so.1",  # driver.kernel.nft
@@ -108,7 +111,8 @@ def main(source: Path, packages: Path, root: Path, revision: str, epoch: int) ->
     for file in MOUNTED_FILES:
         (root / file).touch()
     interpreter = Path(sys.executable).resolve()
-    copy(interpreter, root)
+    for path in (*map(Path, DATA), interpreter):
+        copy(path, root)
     copy_standard_library(root)
     modules = below(root, Path(site.getsitepackages()[0]))
     copy_packages(packages, modules)

@@ -57,7 +57,7 @@ SUITES = {
 PYTHON = Suite(
     "python",
     engine="",
-    extra=("python3.15", "python3.15-venv", "libnftables1", "libip4tc2", "libip6tc2"),
+    extra=("python3.15", "python3.15-venv", "libnftables1", "libip4tc2", "libip6tc2", "netbase"),
     options=MOVING,
     release="forky",
 )
