@@ -229,7 +229,7 @@ def copy_libraries(root: Path, interpreter: Path) -> None:
     (root / "etc/ld.so.conf").write_text("".join(f"{folder}\n" for folder in folders))
     run("ldconfig", "-X", "-r", str(root))
     shutil.rmtree(root / "var/cache", ignore_errors=True)
-    copy_licences(root, sorted(library.name for library in needed))
+    copy_licences(root, sorted(needed))
 
 
 def find_library(name: str) -> Path:
@@ -251,19 +251,20 @@ def needs(files: Iterable[str]) -> set[Path]:
     return found
 
 
-def copy_licences(root: Path, libraries: Iterable[str]) -> None:
-    """Copy what the distribution says of the rights to each library."""
-    owners = run("dpkg-query", "-S", *(f"*/{name}" for name in libraries), check=False)
+def copy_licences(root: Path, libraries: Iterable[Path]) -> None:
+    """Copy what the distribution says of the rights to each library of its own."""
+    names = [path.name for path in libraries if not path.is_relative_to("/usr/local")]
+    owners = run("dpkg-query", "-S", *(f"*/{name}" for name in names))
     for package in sorted({line.split(":")[0] for line in owners.splitlines()}):
         copyright_file = Path("/usr/share/doc", package, "copyright")
         if copyright_file.is_file():
             copy(copyright_file, root)
 
 
-def run(*command: str, check: bool = True) -> str:
+def run(*command: str) -> str:
     """Return what a command of the build stage prints."""
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-    done = subprocess.run(command, check=check, stdout=subprocess.PIPE, text=True, env=env)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
     return done.stdout
 
 
