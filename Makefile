@@ -4,11 +4,16 @@ VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 PIP     := $(PYTHON) -m pip --quiet --disable-pip-version-check
 STAMP   := $(VENV)/.installed
+# Never plain `pynet`: a managed plugin called pynet:latest hides the socket pynet.sock from the
+# engine, and `-d pynet` would fail.
+PLUGIN  ?= pynet/pynet:latest
 SYSTEM  := libnftables1 nftables iptables iproute2 mmdebstrap conntrack procps tcpdump systemd
 
 .PHONY: help venv system test lint test-unit test-packaging test-kernel test-engine fix demo soak bench
-.PHONY: install uninstall clean
+.PHONY: install uninstall plugin plugin-create plugin-push lock clean
 .DEFAULT_GOAL := help
+# For packaging/plugin; given on the command line or in the environment.
+export BASE PLUGIN_DIR
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -56,6 +61,22 @@ install:  ## Install or upgrade the driver as a systemd service of this machine 
 
 uninstall:  ## Remove that service; its state stays (root)
 	@packaging/uninstall
+
+plugin:  ## Build the managed plugin into build/plugin, with Docker (BASE=image to build on)
+	@packaging/plugin build $(BUILD_FLAGS)
+
+plugin-create:  ## Build the managed plugin, create and enable it in the engine (PLUGIN=name)
+	@packaging/plugin create '$(PLUGIN)'
+
+plugin-push:  ## Build the managed plugin and push it to a registry (REF=registry/name:tag)
+	@packaging/plugin push '$(REF)'
+
+# Every file of each version is in it, for whatever machine; the index is not.
+lock: venv  ## Choose anew, and pin, what the managed plugin is made of
+	$(PIP) install uv
+	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.15 --python-platform linux \
+		--generate-hashes --only-binary :all: --custom-compile-command 'make lock' \
+		--excludes packaging/plugin.excludes --output-file packaging/plugin.lock pyproject.toml
 
 clean:  ## Remove what the other commands made in this folder
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

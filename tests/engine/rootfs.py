@@ -21,18 +21,23 @@ MARKER = "etc/pynet-engine"
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A Debian release, for the engine it ships."""
+    """A Debian release, for the engine it ships; or, without an engine, for other packages."""
 
     name: str
     engine: str
     extra: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    release: str = ""  # the name, unless another suite has it
 
     @property
     def packages(self) -> tuple[str, ...]:
         """List what the root file system holds besides the essential packages."""
-        return COMMON + self.extra
+        return COMMON + self.extra if self.engine else self.extra
 
+
+# A mirror that follows a moving suite slowly may serve a Release file that is past its Valid-Until.
+# The signature is still verified.
+MOVING = ('--aptopt=Acquire::Check-Valid-Until "false"',)
 
 SUITES = {
     suite.name: suite
@@ -43,12 +48,19 @@ SUITES = {
             "forky",
             "28.5",
             extra=("docker-cli", "docker-compose", "docker-registry"),
-            # A mirror that follows a moving suite slowly may serve a Release file that is past
-            # its Valid-Until. The signature is still verified.
-            options=('--aptopt=Acquire::Check-Valid-Until "false"',),
+            options=MOVING,
         ),
     )
 }
+
+# What the managed plugin is built on, in place of an image that no engine here can pull.
+PYTHON = Suite(
+    "python",
+    engine="",
+    extra=("python3.15", "python3.15-venv", "libnftables1", "libip4tc2", "libip6tc2", "netbase"),
+    options=MOVING,
+    release="forky",
+)
 
 
 def cache_folder() -> Path:
@@ -60,16 +72,16 @@ def cache_folder() -> Path:
 
 def ensure_root(suite: str) -> Path:
     """Return the suite's root file system, making it if it is absent or its packages changed."""
-    wanted = SUITES[suite]
+    wanted = {**SUITES, PYTHON.name: PYTHON}[suite]
     root = cache_folder() / suite
-    with _lock(root.with_suffix(".lock")):
+    with lock(root.with_suffix(".lock")):
         if not _is_current(root, wanted):
             _build(root, wanted)
     return root
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
     """Keep other processes out of the block."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -91,7 +103,8 @@ def _build(root: Path, suite: Suite) -> None:
     partial = root.with_suffix(".partial")
     _remove(partial)
     options = ["--variant=minbase", f"--include={','.join(suite.packages)}", *suite.options]
-    subprocess.run(["mmdebstrap", *options, suite.name, partial, _mirror()], check=True)
+    release = suite.release or suite.name
+    subprocess.run(["mmdebstrap", *options, release, partial, _mirror()], check=True)
     (partial / MARKER).write_text(_marker_text(suite))
     _remove(root)
     partial.rename(root)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -22,7 +25,8 @@ class UnixConnection(HTTPConnection):
         """Connect to the socket file."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        with _address(self._path) as address:
+            self.sock.connect(address)
 
 
 def request(
@@ -42,7 +46,21 @@ def accepts(path: Path) -> bool:
     """Tell whether somebody listens on the socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)  # a full backlog blocks
-        return probe.connect_ex(str(path)) == 0
+        try:
+            with _address(path) as address:
+                return probe.connect_ex(address) == 0
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+
+@contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """Give a socket an address of at most 107 bytes, which a managed plugin's path exceeds."""
+    folder = os.open(path.parent, os.O_PATH)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def post_json(path: Path, target: str, payload: object, *, timeout: float = 30) -> dict[str, Any]:
