@@ -21,17 +21,18 @@ MARKER = "etc/pynet-engine"
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A Debian release, for the engine it ships."""
+    """A Debian release, for the engine it ships, or for none."""
 
     name: str
-    engine: str
+    engine: str = ""
     extra: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    release: str = ""  # where the name is not Debian's
 
     @property
     def packages(self) -> tuple[str, ...]:
         """List what the root file system holds besides the essential packages."""
-        return COMMON + self.extra
+        return COMMON + self.extra if self.engine else self.extra
 
 
 SUITES = {
@@ -50,6 +51,21 @@ SUITES = {
     )
 }
 
+# A machine with systemd, and with what pynet's own package depends on; see tests/packaging.
+SERVICE = Suite(
+    "service",
+    extra=(
+        "systemd-sysv",
+        "python3",
+        "libnftables1",
+        "libip4tc2",
+        "libip6tc2",
+        "netbase",
+        "iproute2",
+    ),
+    release="bookworm",
+)
+
 
 def cache_folder() -> Path:
     """Return the folder, outside the repository, that holds roots and running engines."""
@@ -60,7 +76,7 @@ def cache_folder() -> Path:
 
 def ensure_root(suite: str) -> Path:
     """Return the suite's root file system, making it if it is absent or its packages changed."""
-    wanted = SUITES[suite]
+    wanted = {**SUITES, SERVICE.name: SERVICE}[suite]
     root = cache_folder() / suite
     with _lock(root.with_suffix(".lock")):
         if not _is_current(root, wanted):
@@ -91,7 +107,8 @@ def _build(root: Path, suite: Suite) -> None:
     partial = root.with_suffix(".partial")
     _remove(partial)
     options = ["--variant=minbase", f"--include={','.join(suite.packages)}", *suite.options]
-    subprocess.run(["mmdebstrap", *options, suite.name, partial, _mirror()], check=True)
+    release = suite.release or suite.name
+    subprocess.run(["mmdebstrap", *options, release, partial, _mirror()], check=True)
     (partial / MARKER).write_text(_marker_text(suite))
     _remove(root)
     partial.rename(root)
