@@ -7,7 +7,7 @@ STAMP   := $(VENV)/.installed
 SYSTEM  := libnftables1 nftables iptables iproute2 mmdebstrap conntrack procps tcpdump systemd
 
 .PHONY: help venv system test lint test-unit test-packaging test-kernel test-engine fix demo soak bench
-.PHONY: install uninstall clean
+.PHONY: install uninstall deb clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -56,6 +56,9 @@ install:  ## Install or upgrade the driver as a systemd service of this machine 
 
 uninstall:  ## Remove that service; its state stays (root)
 	@packaging/uninstall
+
+deb:  ## Make a Debian package of it for this release; writes build/deb
+	@packaging/deb
 
 clean:  ## Remove what the other commands made in this folder
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
