@@ -10,7 +10,7 @@ PLUGIN  ?= pynet/pynet:latest
 SYSTEM  := libnftables1 nftables iptables iproute2 mmdebstrap conntrack procps tcpdump systemd
 
 .PHONY: help venv system test lint test-unit test-packaging test-kernel test-engine fix demo soak bench
-.PHONY: install uninstall plugin plugin-create plugin-push lock clean
+.PHONY: install uninstall deb plugin plugin-create plugin-push lock clean
 .DEFAULT_GOAL := help
 # For packaging/plugin; given on the command line or in the environment.
 export BASE PLUGIN_DIR
@@ -61,6 +61,9 @@ install:  ## Install or upgrade the driver as a systemd service of this machine 
 
 uninstall:  ## Remove that service; its state stays (root)
 	@packaging/uninstall
+
+deb:  ## Make a Debian package of it for this release; writes build/deb
+	@packaging/deb
 
 plugin:  ## Build the managed plugin into build/plugin, with Docker (BASE=image to build on)
 	@packaging/plugin build $(BUILD_FLAGS)

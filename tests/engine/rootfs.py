@@ -24,7 +24,7 @@ class Suite:
     """A Debian release, for the engine it ships; or, without an engine, for other packages."""
 
     name: str
-    engine: str
+    engine: str = ""
     extra: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     release: str = ""  # the name, unless another suite has it
@@ -56,10 +56,24 @@ SUITES = {
 # What the managed plugin is built on, in place of an image that no engine here can pull.
 PYTHON = Suite(
     "python",
-    engine="",
     extra=("python3.15", "python3.15-venv", "libnftables1", "libip4tc2", "libip6tc2", "netbase"),
     options=MOVING,
     release="forky",
+)
+
+# A machine with systemd, and with what pynet's own package depends on; see tests/packaging.
+SERVICE = Suite(
+    "service",
+    extra=(
+        "systemd-sysv",
+        "python3",
+        "libnftables1",
+        "libip4tc2",
+        "libip6tc2",
+        "netbase",
+        "iproute2",
+    ),
+    release="bookworm",
 )
 
 
@@ -72,7 +86,7 @@ def cache_folder() -> Path:
 
 def ensure_root(suite: str) -> Path:
     """Return the suite's root file system, making it if it is absent or its packages changed."""
-    wanted = {**SUITES, PYTHON.name: PYTHON}[suite]
+    wanted = {**SUITES, PYTHON.name: PYTHON, SERVICE.name: SERVICE}[suite]
     root = cache_folder() / suite
     with lock(root.with_suffix(".lock")):
         if not _is_current(root, wanted):

@@ -245,7 +245,7 @@ def test_the_service_may_do_what_publishing_takes(site: Site) -> None:
     words = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in names)
     assert engine.driver is not None
     engine.driver.terminate()
-    engine.start_driver(wrapper=("setpriv", f"--bounding-set=-all,{words}"))
+    engine.start_driver(wrapper=("setpriv", "--no-new-privs", f"--bounding-set=-all,{words}"))
     site.network("pynet", "a", 60)
     site.container("web", "a", "-p", f"{PORT}:{PORT}")
     site.serve("web", "tcp", PORT)

@@ -20,8 +20,8 @@ UNSHARE = ("unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--propaga
 SCRIPT = Path(__file__).with_name("host.sh")
 
 
-def main(lower: str, folder: str, cgroup: str) -> None:
-    """Serve the owner until it goes."""
+def main(lower: str, folder: str, cgroup: str, script: str = str(SCRIPT)) -> None:
+    """Serve the owner until it goes; the script is what makes the host."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # What stops the owner must not stop its clean-up. A handler rather than SIG_IGN, which
         # the host's processes would inherit.
@@ -31,17 +31,17 @@ def main(lower: str, folder: str, cgroup: str) -> None:
         for _ in sys.stdin:
             if host:
                 halt(host, cgroup)
-            host = boot(lower, folder)
+            host = boot(lower, folder, script)
     finally:
         if host:
             halt(host, cgroup)
         shutil.rmtree(folder)
 
 
-def boot(lower: str, folder: str) -> subprocess.Popen[str]:
+def boot(lower: str, folder: str, script: str) -> subprocess.Popen[str]:
     """Start a host and tell the owner the pid of its init."""
     host = subprocess.Popen(
-        [*UNSHARE, "sh", SCRIPT, lower, folder],
+        [*UNSHARE, "sh", script, lower, folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.engine.rootfs import MARKER
+from tests.packaging.test_socket_activation import Question
+
+if TYPE_CHECKING:
+    from tests.packaging.machine import Machine
+
 PACKAGING = Path(__file__).parents[2] / "packaging"
 UNIT = "etc/systemd/system/pynet.service"
+SOCKET_UNIT = "etc/systemd/system/pynet.socket"
+# The service opened its socket by itself.
+BEFORE_THE_SOCKET = """\
+[Service]
+Type=notify
+ExecStart=/opt/pynet/bin/pynet serve
+[Install]
+WantedBy=multi-user.target docker.service
+"""
 STATE = ("var/lib/pynet/pynet.db", "etc/default/pynet")
 
 
@@ -29,6 +46,26 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return destdir
 
 
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Have what packaging/install installs, for machines that reach no package index."""
+    root = tmp_path_factory.mktemp("staged") / "staged"
+    folders = ("PREFIX=/opt/pynet", "BIN=/usr/local/bin", "UNITS=/etc/systemd/system")
+    doc = "DOC=/opt/pynet/share/doc/pynet"
+    done = run("env", *folders, doc, PACKAGING / "stage", root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def put(machine: Machine, staged: Path) -> None:
+    """Put the scripts on a machine; what they build there is what was built here."""
+    shutil.copytree(staged, machine.root / "root/staged", symlinks=True)
+    shutil.copytree(PACKAGING, machine.root / "root/packaging")
+    (machine.root / "root/packaging/apt-get").write_text("#!/bin/sh\n")
+    stage = '#!/bin/sh\nmkdir -p "$(dirname "$1")" && cp -R /root/staged "$1"\n'
+    (machine.root / "root/packaging/stage").write_text(stage)
+
+
 def test_the_installed_program_runs(installed: Path) -> None:
     done = run(installed / "opt/pynet/bin/python", "-m", "plugin.cli", "version")
     assert done.stdout.strip(), done.stderr
@@ -46,11 +83,12 @@ def test_the_unit_starts_what_was_installed(installed: Path) -> None:
     assert os.access(installed / program.lstrip("/"), os.X_OK)
 
 
-def test_the_unit_is_sound(installed: Path, tmp_path: Path) -> None:
-    unit = tmp_path / "pynet.service"
-    text = (installed / UNIT).read_text()
-    unit.write_text(text.replace("/opt/pynet/bin/", f"{installed}/opt/pynet/bin/"))
-    done = run("systemd-analyze", "verify", "--man=no", unit)
+def test_the_units_are_sound(installed: Path, tmp_path: Path) -> None:
+    for name in (UNIT, SOCKET_UNIT):
+        text = (installed / name).read_text()
+        unit = tmp_path / Path(name).name
+        unit.write_text(text.replace("/opt/pynet/bin/", f"{installed}/opt/pynet/bin/"))
+    done = run("systemd-analyze", "verify", "--man=no", *tmp_path.iterdir())
     complaints = [line for line in done.stderr.splitlines() if "pynet" in line]
     assert (done.returncode, complaints) == (0, [])
 
@@ -74,17 +112,34 @@ def test_installing_again_replaces_everything(installed: Path) -> None:
 
 
 def test_the_sources_are_left_as_they_were(installed: Path) -> None:
-    assert not (PACKAGING.parent / "build").exists()
+    """What setuptools leaves behind, and the record of the commit, are made in a copy."""
+    left = ("build/lib", "plugin/REVISION")
+    assert [name for name in left if (PACKAGING.parent / name).exists()] == []
+
+
+def test_the_commit_is_recorded(installed: Path) -> None:
+    (recorded,) = (installed / "opt/pynet").rglob("plugin/REVISION")
+    assert recorded.read_text() == run("git", "-C", PACKAGING, "rev-parse", "HEAD").stdout
+
+
+def test_there_are_settings_to_begin_with_and_those_of_the_machine_stay(installed: Path) -> None:
+    settings = installed / "etc/default/pynet"
+    lines = settings.read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == []
+    settings.write_text("PYNET_LOG_LEVEL=DEBUG\n")
+    assert run(PACKAGING / "install", destdir=installed).returncode == 0
+    assert settings.read_text() == "PYNET_LOG_LEVEL=DEBUG\n"
 
 
 @pytest.mark.parametrize(("arguments", "kept"), [((), True), (("--purge",), False)])
 def test_removing_takes_everything_but_the_state(
     tmp_path: Path, arguments: tuple[str, ...], *, kept: bool
 ) -> None:
-    files = [tmp_path / name for name in ("opt/pynet/bin/pynet", UNIT, "usr/local/bin/pynet")]
+    names = ("opt/pynet/bin/pynet", UNIT, SOCKET_UNIT, "usr/local/bin/pynet")
+    files = [tmp_path / name for name in names]
     state = [tmp_path / name for name in STATE]
     for file in [*files, *state]:
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     for _ in range(2):
         assert run(PACKAGING / "uninstall", *arguments, destdir=tmp_path).returncode == 0
@@ -98,6 +153,53 @@ def test_without_systemd_it_says_so_and_does_nothing() -> None:
     assert done.returncode == 1
     assert "systemd does not run here" in done.stderr
     assert done.stdout == ""
+
+
+def test_installing_starts_both_units_and_upgrades_a_service_without_a_socket(
+    machine: Machine, staged: Path
+) -> None:
+    put(machine, staged)
+    (machine.root / UNIT).write_text(BEFORE_THE_SOCKET)
+    machine.run("cp", "-R", "/root/staged/opt/pynet", "/opt/pynet")
+    machine.run("systemctl", "enable", "--now", "pynet.service")
+    said = machine.run("/root/packaging/install")
+    assert "running; try" in said.stdout
+    units = ("pynet.socket", "pynet.service")
+    assert machine.run("systemctl", "is-enabled", *units).stdout.split() == ["enabled"] * 2
+    path = machine.root / "run/docker/plugins/pynet.sock"
+    inode = path.stat().st_ino
+    assert Question(path).answer()
+    machine.run("/root/packaging/install")
+    assert Question(path).answer()
+    assert path.stat().st_ino == inode
+
+
+def test_uninstalling_refuses_while_there_are_networks_and_then_ends_both_units(
+    machine: Machine, staged: Path
+) -> None:
+    put(machine, staged)
+    machine.run("/root/packaging/install")
+    docker = machine.root / "usr/local/bin/docker"
+    docker.write_text("#!/bin/sh\necho back\n")
+    docker.chmod(0o755)
+    refused = machine.run("/root/packaging/uninstall", check=False)
+    assert (refused.returncode, "docker network rm back" in refused.stderr) == (1, True)
+    path = machine.root / "run/docker/plugins/pynet.sock"
+    assert Question(path).answer()
+    docker.write_text("#!/bin/sh\n")
+    machine.run("/root/packaging/uninstall", "--purge")
+    assert not path.exists()
+    states = machine.run("systemctl", "is-active", "pynet.socket", "pynet.service", check=False)
+    assert states.stdout.split() == ["inactive"] * 2
+    left = {name for name in machine.files() if "pynet" in name}
+    assert {name for name in left if not name.startswith("/root/")} == {f"/{MARKER}"}
+
+
+def test_it_does_not_install_over_the_debian_package(machine: Machine, staged: Path) -> None:
+    put(machine, staged)
+    (machine.root / "usr/lib/pynet").mkdir()
+    refused = machine.run("/root/packaging/install", check=False)
+    assert (refused.returncode, "Debian package" in refused.stderr) == (1, True)
 
 
 def test_the_service_sees_the_machines_mounts() -> None:

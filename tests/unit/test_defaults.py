@@ -10,7 +10,6 @@ from driver.bridge import BridgeDriver
 from driver.errors import InvalidRequest
 from driver.model import host_end_name
 from driver.sysctls import SysctlPolicy
-from tests.fakes import FakeKernel
 from tests.samples import (
     KEEPALIVE,
     RP_FILTER,
@@ -26,6 +25,7 @@ from tests.samples import (
 
 if TYPE_CHECKING:
     from driver.store import Store
+    from tests.fakes import FakeKernel
 
 SANDBOX = sandbox_key(1)
 ENGINES = pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "20.10 to 27"])

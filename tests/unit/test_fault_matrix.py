@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     Prepare = Callable[["World"], None]
 
 TABLES = ("network", "pool", "endpoint", "binding", "trace", "boot")
-# Every verb of the kernel but those of restoring, of standing down, of the sandbox's arrival, of the process, and
-# those that only look.
+# Every verb of the kernel but those of restoring, of standing down, of the sandbox's arrival, of
+# the process, and those that only look.
 VERBS = {name for name in vars(Kernel) if not name.startswith("_")} - {
     "ensure_port",
     "list_links",

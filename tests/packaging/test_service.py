@@ -1,0 +1,293 @@
+"""The units on a machine that systemd runs: what the driver may do, when it runs, what stays."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.engine.unixhttp import post_json, request
+from tests.engine.wait import wait_until
+from tests.packaging.conftest import PACKAGING, copy
+from tests.packaging.test_socket_activation import Question
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.packaging.machine import Machine
+
+SOCKET = "run/docker/plugins/pynet.sock"
+UNITS = ("pynet.socket", "pynet.service")
+# What `systemd-analyze security` of Debian 12 says; docs/operations.md says what is left, and why.
+SCORE = 4.4
+DESCRIPTORS = 524288
+NETWORK, ENDPOINT = "b" * 64, "c" * 64
+SANDBOX = "/run/docker/netns/0123456789ab"
+KEEPALIVE = "net.ipv4.tcp_keepalive_time"
+LISTEN = "import socket; s = socket.create_server(('', 8080)); print(flush=True); input()"
+# A dockerd that asks its plugin before it says that it is ready, as a real one does for the
+# networks it has.
+DOCKERD = """\
+[Unit]
+After=network-online.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/python3 /root/dockerd.py
+[Install]
+WantedBy=multi-user.target
+"""
+ASK = """\
+import socket
+with socket.socket(socket.AF_UNIX) as plugin:
+    plugin.connect("/run/docker/plugins/pynet.sock")
+    plugin.sendall(b"POST /Plugin.Activate HTTP/1.1\\r\\nHost:\\r\\nContent-Length: 0\\r\\n\\r\\n")
+    assert b"NetworkDriver" in plugin.makefile("rb").read()
+"""
+
+
+def show(machine: Machine, name: str, unit: str = "pynet.service") -> str:
+    command = ("systemctl", "show", f"--property={name}", "--value", unit)
+    return machine.run(*command).stdout.strip()
+
+
+def status(machine: Machine) -> dict[str, str]:
+    """Return what the kernel says of the driver's worker."""
+    main = show(machine, "MainPID")
+    children = machine.root / f"proc/{main}/task/{main}/children"
+    worker = wait_until(lambda: children.read_text().split(), 20, "the worker")[0]
+    lines = (machine.root / f"proc/{worker}/status").read_text().splitlines()
+    return {"pid": worker} | {
+        name: value.strip() for name, _, value in (x.partition(":") for x in lines)
+    }
+
+
+def descriptors(machine: Machine, pid: str) -> tuple[int, int]:
+    """Return how many descriptors a process may have, and may allow itself to have."""
+    limits = (machine.root / f"proc/{pid}/limits").read_text()
+    match = re.search(r"Max open files +(\d+) +(\d+)", limits)
+    assert match, limits
+    return int(match[1]), int(match[2])
+
+
+def call(machine: Machine, method: str, **payload: Any) -> dict[str, Any]:
+    return post_json(machine.root / SOCKET, f"/NetworkDriver.{method}", payload)
+
+
+def add_unit(machine: Machine, name: str, text: str) -> None:
+    file = machine.root / "etc/systemd/system" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    machine.run("systemctl", "daemon-reload")
+
+
+def test_both_units_run_as_soon_as_they_are_installed(service: Machine) -> None:
+    assert [show(service, "SubState", unit) for unit in UNITS] == ["running", "running"]
+    assert [show(service, "UnitFileState", unit) for unit in UNITS] == ["enabled", "enabled"]
+    kind, mode, owner = service.run("stat", "-c", "%F:%a:%U", f"/{SOCKET}").stdout.split(":")
+    assert (kind, mode, owner) == ("socket", "600", "root\n")
+    folders = service.run("stat", "-c", "%a", "/run/docker", "/run/docker/plugins").stdout
+    assert folders.split() == ["755", "755"]
+    assert service.run("systemctl", "is-system-running").stdout == "running\n"
+
+
+def test_the_sandbox_is_in_force(service: Machine) -> None:
+    text = (PACKAGING / "pynet.service").read_text()
+    names = (
+        " ".join(re.findall(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE)).lower().split()
+    )
+    worker = status(service)
+    bound = service.run("systemctl", "show", "--property=CapabilityBoundingSet", "pynet.service")
+    assert set(bound.stdout.strip().partition("=")[2].split()) == set(names)
+    assert worker["CapBnd"] == worker["CapPrm"] == worker["CapEff"]
+    assert int(worker["CapBnd"], 16).bit_count() == len(names)
+    assert (worker["CapAmb"], worker["NoNewPrivs"], worker["Seccomp"]) == ("0" * 16, "1", "2")
+    # A first process that may not raise its own limit cannot raise anybody else's.
+    wanted = min(DESCRIPTORS, descriptors(service, "1")[1])
+    assert descriptors(service, worker["pid"]) == (wanted, wanted)
+
+
+def test_it_is_in_the_namespaces_of_the_machine(service: Machine) -> None:
+    worker = status(service)["pid"]
+    for kind in ("mnt", "net", "pid", "uts", "ipc", "user"):
+        spaces = [(service.root / f"proc/{pid}/ns/{kind}").readlink() for pid in ("1", worker)]
+        assert spaces[0] == spaces[1], kind
+
+
+def test_the_sandbox_lets_it_do_its_work(service: Machine) -> None:
+    """The whole life of a container with a low port, and the name of who else has a port."""
+    call(
+        service,
+        "CreateNetwork",
+        NetworkID=NETWORK,
+        Options={
+            "com.docker.network.enable_ipv6": True,
+            "com.docker.network.generic": {KEEPALIVE: "600"},
+        },
+        IPv4Data=[{"AddressSpace": "", "Pool": "10.92.0.0/24", "Gateway": "10.92.0.1/24"}],
+        IPv6Data=[{"AddressSpace": "", "Pool": "fd92::/64", "Gateway": "fd92::1/64"}],
+    )
+    both = {"NetworkID": NETWORK, "EndpointID": ENDPOINT}
+    call(
+        service,
+        "CreateEndpoint",
+        **both,
+        Interface={"Address": "10.92.0.2/24", "AddressIPv6": "fd92::2/64", "MacAddress": ""},
+        Options={},
+    )
+    service.run("mkdir", "-p", "/run/docker/netns")
+    service.run("touch", SANDBOX)
+    service.run("unshare", f"--net={SANDBOX}", "true")
+    joined = call(service, "Join", **both, SandboxKey=SANDBOX, Options={})
+    assert joined["InterfaceName"]["DstPrefix"] == "eth"
+
+    def value() -> str:
+        path = f"/proc/sys/{KEEPALIVE.replace('.', '/')}"
+        return service.run("nsenter", f"--net={SANDBOX}", "cat", path).stdout.strip()
+
+    wait_until(lambda: value() == "600", 10, "the network's parameter")
+    portmap = {"Proto": 6, "IP": "", "Port": 80, "HostIP": "", "HostPort": 80, "HostPortEnd": 80}
+    options = {"com.docker.network.portmap": [portmap]}
+    call(service, "ProgramExternalConnectivity", **both, Options=options)
+    taken = service.run("python3", "-c", LISTEN.replace("8080", "80"), check=False)
+    assert "Address already in use" in taken.stderr
+    call(service, "RevokeExternalConnectivity", **both)
+    # Somebody else's process: its descriptors are nothing that root alone may read.
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    with service.popen(*nobody, "python3", "-c", LISTEN) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "\n"
+        portmap |= {"HostPort": 8080, "HostPortEnd": 8080}
+        refused = request(
+            service.root / SOCKET,
+            "POST",
+            "/NetworkDriver.ProgramExternalConnectivity",
+            json.dumps({**both, "Options": options}).encode(),
+        )
+        holder.communicate("\n")
+    assert b"port is in use by python3 (pid " in refused[1]
+    call(service, "Leave", **both)
+    call(service, "DeleteEndpoint", **both)
+    call(service, "DeleteNetwork", NetworkID=NETWORK)
+    service.run("umount", SANDBOX)
+    said = service.run("journalctl", "--unit=pynet.service", "--output=cat").stdout
+    assert "Operation not permitted" not in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_the_name_stays_while_the_driver_does_not(service: Machine, how: str) -> None:
+    path = service.root / SOCKET
+    before, inode = status(service)["pid"], path.stat().st_ino
+    if how == "kill":
+        service.run("systemctl", "kill", "--signal=KILL", "pynet.service")
+    else:
+        service.run("systemctl", "restart", "--no-block", "pynet.service")
+    asked = [Question(path) for _ in range(10)]
+    assert all(question.answer() for question in asked)
+    assert status(service)["pid"] != before
+    assert path.stat().st_ino == inode
+
+
+def test_a_stopped_driver_starts_when_it_is_asked(service: Machine) -> None:
+    service.run("systemctl", "stop", "pynet.service")
+    assert Question(service.root / SOCKET).answer()
+
+
+def test_without_the_socket_there_is_no_name_and_starting_the_service_brings_it_back(
+    service: Machine,
+) -> None:
+    service.run("systemctl", "stop", *UNITS)
+    assert not (service.root / SOCKET).exists()
+    service.run("systemctl", "start", "pynet.service")
+    assert Question(service.root / SOCKET).answer()
+
+
+def test_dockerd_finds_it_at_boot(machine: Machine, package: Path) -> None:
+    machine.run("dpkg", "--install", copy(package, machine))
+    (machine.root / "root/dockerd.py").write_text(ASK)
+    add_unit(machine, "docker.service", DOCKERD)
+    machine.run("systemctl", "enable", "docker.service")
+    call(
+        machine,
+        "CreateNetwork",
+        NetworkID=NETWORK,
+        Options={"com.docker.network.generic": {}},
+        IPv4Data=[{"AddressSpace": "", "Pool": "10.92.0.0/24", "Gateway": "10.92.0.1/24"}],
+        IPv6Data=[],
+    )
+    machine.boot()
+    assert show(machine, "ActiveState", "docker.service") == "active"
+    started = [
+        int(show(machine, f"{name}TimestampMonotonic", unit))
+        for name, unit in (
+            ("ActiveEnter", "pynet.socket"),
+            ("ActiveEnter", "pynet.service"),
+            ("InactiveExit", "docker.service"),
+        )
+    ]
+    assert started == sorted(started)
+    assert started[0] > 0
+    link = ("ip", "link", "show", f"pn-{NETWORK[:12]}")
+    wait_until(lambda: machine.run(*link, check=False).returncode == 0, 20, "the network's bridge")
+    # And in the other order at shutdown.
+    machine.run("systemctl", "stop", "docker.service")
+    assert set(UNITS) <= set(show(machine, "After", "docker.service").split())
+
+
+def test_a_driver_that_cannot_start_is_given_up_with_its_name(
+    machine: Machine, package: Path
+) -> None:
+    """Docker waits for an answer without limit, but not for a socket that is not there."""
+    machine.run("dpkg", "--install", copy(package, machine))
+    broken = "[Service]\nExecStart=\nExecStart=/bin/false\n"
+    add_unit(machine, "pynet.service.d/broken.conf", broken)
+    machine.run("systemctl", "restart", "pynet.service", check=False)
+    asked = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with asked:
+        asked.settimeout(30)
+        asked.connect(str(machine.root / SOCKET))
+        with pytest.raises(ConnectionResetError):
+            asked.recv(1)
+    wait_until(lambda: not (machine.root / SOCKET).exists(), 5, "the end of the name")
+    assert [show(machine, "ActiveState", unit) for unit in UNITS] == ["failed", "failed"]
+    (machine.root / "etc/systemd/system/pynet.service.d/broken.conf").unlink()
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "reset-failed", *UNITS)
+    machine.run("systemctl", "start", "pynet.service")
+    assert Question(machine.root / SOCKET).answer()
+
+
+def test_a_setting_for_another_socket_changes_nothing(machine: Machine, package: Path) -> None:
+    machine.run("dpkg", "--install", copy(package, machine))
+    with (machine.root / "etc/default/pynet").open("a") as settings:
+        settings.write("PYNET_SOCKET=/run/other.sock\nPYNET_LOG_LEVEL=WARNING\n")
+    machine.run("systemctl", "restart", "pynet.service")
+    assert Question(machine.root / SOCKET).answer()
+    assert not (machine.root / "run/other.sock").exists()
+
+
+def test_the_exposure_does_not_grow() -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager"]
+    unit = PACKAGING / "pynet.service"
+    done = subprocess.run(
+        [*command, f"--threshold={SCORE * 10:.0f}", unit],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    documented = (PACKAGING.parent / "docs/operations.md").read_text()
+    assert f"`systemd-analyze security pynet` says {SCORE}" in documented
+
+
+def test_sigkill_of_the_worker_alone_is_noticed(service: Machine) -> None:
+    worker = status(service)["pid"]
+    service.run("sh", "-c", f"kill -{signal.SIGKILL.value} {worker}")
+    assert Question(service.root / SOCKET).answer()
+    assert status(service)["pid"] != worker
