@@ -23,11 +23,13 @@ LOCK_SECONDS = 2  # how long to wait for the xtables lock; every request is answ
 _TIMEOUT_SECONDS = 4
 
 
-def ensure_forward_accept(mark: int) -> None:
-    """Insert the rule at the head of Docker's chain, for both families, unless it is there.
+def is_installed() -> bool:
+    """Tell whether there is an iptables command; `driver.kernel.forward` does without."""
+    return shutil.which(COMMANDS[0]) is not None
 
-    A machine without iptables has no FORWARD policy of Docker's either: nothing to do.
-    """
+
+def ensure_forward_accept(mark: int) -> None:
+    """Insert the rule at the head of Docker's chain, for both families, unless it is there."""
     for command in _usable():
         chain = CHAINS[0] if _succeeds(command, "-S", CHAINS[0]) else CHAINS[1]
         if not _succeeds(command, "-C", chain, *_rule(mark)):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import KernelError
-from driver.kernel import conntrack, iptables, links, loopback, netns, ports, sysctl
+from driver.kernel import conntrack, forward, iptables, links, loopback, netns, ports, sysctl
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
 
@@ -98,11 +98,17 @@ class LinuxKernel:
 
     def ensure_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""
-        iptables.ensure_forward_accept(mark)
+        if iptables.is_installed():
+            iptables.ensure_forward_accept(mark)
+        else:
+            forward.ensure_forward_accept(self._nft, mark)
 
     def delete_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""
-        iptables.delete_forward_accept(mark)
+        if iptables.is_installed():
+            iptables.delete_forward_accept(mark)
+        else:
+            forward.delete_forward_accept(self._nft, mark)
 
     def ensure_forwarding(self, version: int) -> None:
         """See `Kernel`."""

@@ -1,6 +1,6 @@
 """Give nft text to the kernel through the distribution's libnftables; renders nothing itself.
 
-Six functions of libnftables.so.1 by ctypes: netfilter's own Python binding is only to be had as a
+A few functions of libnftables.so.1 by ctypes: netfilter's own Python binding is only to be had as a
 distribution package tied to the distribution's Python. In process, an element costs 0.2 ms;
 running `nft` costs 6 ms.
 """
@@ -13,7 +13,10 @@ from threading import Lock
 from driver.errors import KernelError
 
 LIBRARY = "libnftables.so.1"
-_DEFAULT_CONTEXT = 0  # NFT_CTX_DEFAULT, nftables/libnftables.h
+# nftables/libnftables.h
+_DEFAULT_CONTEXT = 0  # NFT_CTX_DEFAULT
+_HANDLES = 1 << 3  # NFT_CTX_OUTPUT_HANDLE
+_ABSENT = "No such file or directory"
 
 
 class Nft:
@@ -40,6 +43,23 @@ class Nft:
         if code != 0:
             raise KernelError(f"change the firewall: {said.strip()}\nin:\n{text}")
 
+    def list_chain(self, table: str, chain: str) -> str | None:
+        """Return a chain as nft shows it, with handles; None if there is no such chain.
+
+        Raises KernelError for any other failure.
+        """
+        with self._lock:
+            self._library.nft_ctx_output_set_flags(self._context, _HANDLES)
+            text = f"list chain {table} {chain}"
+            code = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
+            said = self._library.nft_ctx_get_error_buffer(self._context).decode(errors="replace")
+            shown = self._library.nft_ctx_get_output_buffer(self._context).decode(errors="replace")
+        if code == 0:
+            return str(shown)
+        if _ABSENT in said:
+            return None
+        raise KernelError(f"{text}: {said.strip()}")
+
     def close(self) -> None:
         """Free the context; safe to call twice."""
         with self._lock:
@@ -61,6 +81,7 @@ def _load_library() -> ctypes.CDLL:
         ("nft_ctx_buffer_error", ctypes.c_int, [pointer]),
         ("nft_ctx_get_output_buffer", text, [pointer]),
         ("nft_ctx_get_error_buffer", text, [pointer]),
+        ("nft_ctx_output_set_flags", None, [pointer, ctypes.c_uint]),
         ("nft_run_cmd_from_buffer", ctypes.c_int, [pointer, text]),
     ):
         function = getattr(library, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import pytest
 
 from driver import firewall
 from driver.errors import KernelError
+from driver.kernel import iptables
 from driver.kernel.nft import Nft
 from tests.kernel.host import run
 from tests.samples import binding, endpoint, network, sandbox_key
@@ -102,6 +102,15 @@ def test_a_context_is_closed_once() -> None:
     nft.close()
 
 
+@pytest.fixture(params=["by the command", "by nft"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the driver find an iptables command, or none, as in a managed plugin."""
+    if request.param == "by nft":
+        monkeypatch.setattr(iptables, "is_installed", lambda: False)
+        monkeypatch.setattr(iptables, "_execute", pytest.fail)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("chain", ["DOCKER-USER", "FORWARD"])
 def test_the_accepting_rule_is_there_once_and_first(linux: LinuxKernel, chain: str) -> None:
     for command in ("iptables", "ip6tables"):
@@ -120,6 +129,7 @@ def test_the_accepting_rule_is_there_once_and_first(linux: LinuxKernel, chain: s
         assert rules("iptables", chain) == rules("ip6tables", chain) == []
 
 
+@pytest.mark.usefixtures("way")
 def test_the_rule_goes_from_wherever_it_is(linux: LinuxKernel) -> None:
     linux.ensure_forward_accept(MARK)
     run("iptables", "-w", "-N", "DOCKER-USER")
@@ -141,10 +151,18 @@ def test_what_iptables_refuses_is_passed_on(
         linux.ensure_forward_accept(MARK)
 
 
-def test_a_machine_without_iptables_needs_no_rule(
-    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_rule_of_one_way_is_known_to_the_other(
+    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(subprocess, "run", pytest.fail)
     linux.ensure_forward_accept(MARK)
+    before = rules("iptables", "FORWARD"), rules("ip6tables", "FORWARD")
+    assert all(map(len, before))
+    monkeypatch.setattr(iptables, "is_installed", lambda: False)
+    linux.ensure_forward_accept(MARK)
+    assert (rules("iptables", "FORWARD"), rules("ip6tables", "FORWARD")) == before
     linux.delete_forward_accept(MARK)
+    assert rules("iptables", "FORWARD") == rules("ip6tables", "FORWARD") == []
+    linux.ensure_forward_accept(MARK)
+    monkeypatch.undo()
+    linux.delete_forward_accept(MARK)
+    assert rules("iptables", "FORWARD") == rules("ip6tables", "FORWARD") == []

@@ -1,0 +1,59 @@
+"""Keep pynet's rule in Docker's chain where there is no iptables command, by nft; nothing else.
+
+For the managed plugin, whose image holds no programs. The tables `ip filter` and `ip6 filter` are
+those that Docker and the iptables command of nftables work on; iptables shows the rule as its own.
+Rules of the older iptables, which nftables does not see, are out of reach.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from driver.kernel.nft import Nft
+
+IPV6 = Path("/proc/sys/net/ipv6")  # not there on a kernel started without IPv6
+CHAINS = ("DOCKER-USER", "FORWARD")
+_HANDLE = re.compile(r"# handle (\d+)$")
+
+
+def ensure_forward_accept(nft: Nft, mark: int) -> None:
+    """Insert the rule at the head of Docker's chain, for both families, unless it is there.
+
+    A host that boots has no such chain yet: then into FORWARD, made as iptables makes it.
+    """
+    for table in _tables():
+        chain = next((each for each in CHAINS if nft.list_chain(table, each) is not None), None)
+        if chain is None:
+            chain = CHAINS[-1]
+            hook = "type filter hook forward priority 0; policy accept;"
+            nft.run(f"add table {table}\nadd chain {table} {chain} {{ {hook} }}\n")
+        if not list(_handles(nft, table, chain, mark)):
+            rule = f'meta mark & {mark:#x} == {mark:#x} counter accept comment "pynet"'
+            nft.run(f"insert rule {table} {chain} {rule}\n")
+
+
+def delete_forward_accept(nft: Nft, mark: int) -> None:
+    """Delete the rule, however often it is there, from every chain that may hold it."""
+    for table in _tables():
+        for chain in CHAINS:
+            for handle in _handles(nft, table, chain, mark):
+                nft.run(f"delete rule {table} {chain} handle {handle}\n")
+
+
+def _tables() -> Iterator[str]:
+    yield "ip filter"
+    if IPV6.is_dir():
+        yield "ip6 filter"
+
+
+def _handles(nft: Nft, table: str, chain: str, mark: int) -> Iterator[str]:
+    """Yield the handles of the rules that accept the mark."""
+    for line in (nft.list_chain(table, chain) or "").splitlines():
+        handle = _HANDLE.search(line)
+        if handle and f"{mark:#x}" in line and " accept" in line:
+            yield handle[1]
