@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.engine.unixhttp import accepts, post_json
+from tests.engine.unixhttp import accepts, post_json, request
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
@@ -62,8 +64,10 @@ class Driver:
         self._command.wait()
 
     def wait_ready(self, timeout: float = 20) -> None:
-        """Wait until the socket accepts connections."""
+        """Wait until the socket accepts connections, then until everything is restored."""
         wait_until(self._ready, timeout, f"driver on {self.socket}")
+        with suppress(OSError, HTTPException):  # a test may have it die meanwhile, and looks itself
+            request(self.socket, "GET", "/networks")
 
     def _ready(self) -> bool:
         if not self.running:
