@@ -28,9 +28,11 @@ class Rules:
         """Add a network's elements; the first one brings the tables along."""
         if is_first:
             undo.push(self.lower)
+            self._ensure_forwarding([network])
             self.raise_for([network], [])
             return
-        self._prepare_host([network], undo)
+        self._ensure_forwarding([network])
+        self._ensure_loopback([network], undo)
         self._kernel.apply_rules(
             firewall.render_uplinks(self._kernel.list_uplinks()) + firewall.render_network(network)
         )
@@ -45,6 +47,7 @@ class Rules:
 
     def join(self, endpoint: Endpoint, network: Network, undo: Rollback) -> None:
         """Add what an endpoint needs from its join on."""
+        self._ensure_forwarding([network])
         if text := firewall.render_join(endpoint, network):
             self._kernel.apply_rules(text)
             undo.push(self._kernel.apply_rules, firewall.render_leave(endpoint, network))
@@ -55,12 +58,17 @@ class Rules:
             self._kernel.apply_rules(text)
 
     def raise_for(self, networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> None:
-        """Make the whole firewall as these networks and endpoints need it; none need none."""
-        networks = tuple(networks)
+        """Make the whole firewall as these networks and endpoints need it; none need none.
+
+        A network without containers does not turn on forwarding: see `_ensure_forwarding`.
+        """
+        networks, endpoints = tuple(networks), tuple(endpoints)
         if not networks:
             self.lower()
             return
-        self._prepare_host(networks, Rollback())
+        joined = {each.network_id for each in endpoints if each.attachment is not None}
+        self._ensure_forwarding(each for each in networks if each.id in joined)
+        self._ensure_loopback(networks, Rollback())
         uplinks = self._kernel.list_uplinks()
         self._kernel.apply_rules(firewall.render_ruleset(networks, endpoints, uplinks))
         self._kernel.ensure_forward_accept(firewall.ACCEPTED_MARK)
@@ -75,12 +83,21 @@ class Rules:
             ]
         )
 
-    def _prepare_host(self, networks: Iterable[Network], undo: Rollback) -> None:
-        """Turn on what the host itself must do for these networks; forwarding stays on."""
+    def _ensure_forwarding(self, networks: Iterable[Network]) -> None:
+        """Have the host forward packets as these networks need it; that stays on.
+
+        Only once Docker has asked for something, never because a machine boots: a dockerd that
+        finds forwarding off turns it on and sets the policy of FORWARD to DROP (moby,
+        setupIPForwarding() in libnetwork/drivers/bridge), which a driver that is there before it
+        must not keep it from.
+        """
         networks = tuple(networks)
         for version in (4, 6):
             if any(network.forwards(version) for network in networks):
                 self._kernel.ensure_forwarding(version)
+
+    def _ensure_loopback(self, networks: Iterable[Network], undo: Rollback) -> None:
+        """Make the way on which the host's ::1 reaches ports, if any of these networks needs it."""
         if not any(network.publishes(6) for network in networks):
             return
         if self._kernel.ensure_loopback_pair(firewall.LOOPBACK_PAIR):

@@ -147,6 +147,17 @@ def test_after_a_reboot_endpoints_go_and_networks_come_back(
     assert HOST_ENDS[1] in kernel.links
 
 
+def test_a_boot_leaves_it_to_docker_to_turn_on_forwarding(
+    store: Store, kernel: FakeKernel
+) -> None:
+    kernel.reboot()
+    driver = restart(store, kernel)
+    assert not kernel.forwarding
+    driver.create_endpoint(new_endpoint(1))
+    driver.join(new_join(1, 1, sandbox_key(9)))
+    assert kernel.forwarding == {4}
+
+
 def test_orphans_of_ours_go_and_links_of_others_stay(store: Store, kernel: FakeKernel) -> None:
     before = kernel.state()
     kernel.add_foreign("pn-999999999999", alias="pynet network 99")
