@@ -15,6 +15,7 @@ from threading import RLock
 from typing import TYPE_CHECKING
 
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
+from driver.heal import Healer
 from driver.model import (
     Attach,
     DirectInterface,
@@ -29,14 +30,17 @@ from driver.model import (
 )
 from driver.ports import is_satisfied
 from driver.publish import Publisher
+from driver.reality import find_bridges_with_ports
+from driver.restore import Restorer
 from driver.rules import Rules
 from driver.sandbox import NO_POLICY, Sandboxes, sandbox_of
-from driver.undo import Rollback, attempt_all
+from driver.undo import Rollback, attempt_all, attempt_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from ipaddress import IPv4Interface, IPv6Interface
 
+    from driver.check import Difference
     from driver.kernel import Kernel
     from driver.model import (
         EndpointId,
@@ -91,6 +95,9 @@ class BridgeDriver:
         self._sandboxes = Sandboxes(store, kernel, self._lock, policy)
         self._rules = Rules(kernel)
         self._publisher = Publisher(store, kernel)
+        parts = (self._rules, self._publisher, self._sandboxes)
+        self._restorer = Restorer(store, kernel, self._lock, parts, self._drop_endpoint)
+        self._healer: Healer | None = None
 
     def create_network(self, network: Network) -> None:
         """Make the network's bridge and let its containers talk to each other."""
@@ -141,7 +148,7 @@ class BridgeDriver:
                     )
                     self._store.delete_endpoint(stale.id)
                 self._store.put_endpoint(endpoint)
-            _attempt_each(self._clean_up(evicted, network))
+            attempt_each(self._clean_up(evicted, network))
             return endpoint
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
@@ -272,28 +279,22 @@ class BridgeDriver:
             self._publisher.withdraw(endpoint)
 
     def restore(self) -> None:
-        """Bring the kernel to what the state file says, after a restart, a crash or a reboot.
+        """Bring the kernel to what the state file says; see `Restorer`."""
+        self._restorer.restore()
 
-        What cannot be restored is logged and does not keep the rest from being restored.
-        """
-        with self._lock:
-            self._forget_last_boot()
-            with self._store.transaction():
-                networks = {network.id: network for network in self._store.networks()}
-                endpoints = self._store.endpoints()
-                sandboxes = self._store.sandboxes()
-            steps: list[Callable[[], object]] = [
-                self._sandboxes.check_defaults,
-                *(partial(self._kernel.ensure_bridge, each.bridge) for each in networks.values()),
-                partial(self._rules.raise_for, networks.values(), endpoints),
-                partial(self._sweep, tuple(networks.values()), endpoints),
-                *(
-                    partial(self._restore_endpoint, endpoint, networks[endpoint.network_id])
-                    for endpoint in endpoints
-                ),
-                *(partial(self._sandboxes.settle, sandbox) for sandbox in sandboxes),
-            ]
-            _attempt_each(steps)
+    def keep_whole(self) -> None:
+        """Have whatever others damage repaired from now on, until `stand_down` or `close`."""
+        self._healer = Healer(self._restorer)
+        self._kernel.watch_damage(self._healer.damaged)
+        self._healer.damaged()  # what was damaged just before anybody watched
+
+    def check(self) -> tuple[Difference, ...]:
+        """Return all that differs between the state file and the kernel, and change nothing."""
+        return self._restorer.check()
+
+    def repair_all(self) -> tuple[Difference, ...]:
+        """Mend all that `check` finds; return what differs afterwards."""
+        return self._restorer.repair_all()
 
     def describe(self) -> tuple[tuple[Network, tuple[Endpoint, ...]], ...]:
         """Return every network with its endpoints, as they are stored."""
@@ -321,21 +322,23 @@ class BridgeDriver:
         For the end of the process, which cannot know whether it is restarted, disabled or removed.
         `restore` makes all of it again. A network that a container runs on stays whole; a bridge
         stays if anything is on it, such as somebody else's interface or one that libnetwork is
-        about to look for.
+        about to look for. Nothing is repaired any more.
         """
+        self._stop_healing()
         with self._lock:
             with self._store.transaction():
                 networks = self._store.networks()
                 in_use = {each.network_id for each in self._store.endpoints() if self._lives(each)}
                 added = {each.id: self._store.added_addresses(each.id) for each in networks}
             idle = [network for network in networks if network.id not in in_use]
-            with_ports = self._kernel.list_bridges_with_ports() if idle else frozenset()
-            _attempt_each(
+            links = self._kernel.observe_links() if idle else {}
+            with_ports = find_bridges_with_ports(links)
+            attempt_each(
                 partial(self._kernel.delete_bridge, network.bridge, added[network.id])
                 for network in idle
                 if network.bridge_name not in with_ports
             )
-            _attempt_each(
+            attempt_each(
                 [partial(self._rules.drop_network, network, is_last=False) for network in idle]
                 if in_use
                 else [self._rules.lower]
@@ -343,8 +346,14 @@ class BridgeDriver:
 
     def close(self) -> None:
         """Finish background work and let go of every resource; the networks stay."""
+        self._stop_healing()
         self._kernel.close()
         self._store.close()
+
+    def _stop_healing(self) -> None:
+        if self._healer is not None:
+            self._healer.close()
+            self._healer = None
 
     @contextmanager
     def _change(self, *, durable: bool = False) -> Iterator[Rollback]:
@@ -408,38 +417,6 @@ class BridgeDriver:
         yield partial(self._rules.leave, endpoint, network)
         yield partial(self._sandboxes.settle, sandbox_of(endpoint))
 
-    def _restore_endpoint(self, endpoint: Endpoint, network: Network) -> None:
-        if endpoint.attachment is None:
-            return
-        veth = veth_of(endpoint, network, hairpin=bool(endpoint.bindings))
-        sandbox = endpoint.attachment.sandbox
-        if self._kernel.ensure_port(veth):
-            self._publisher.restore(endpoint)
-            with self._store.transaction():
-                self._sandboxes.restore(sandbox)
-        elif not self._kernel.has_sandbox(sandbox):
-            log.info("endpoint %s died with its sandbox", short(endpoint.id))
-            self._drop_endpoint(endpoint)
-
-    def _sweep(self, networks: tuple[Network, ...], endpoints: tuple[Endpoint, ...]) -> None:
-        """Delete links that carry our alias and belong to nothing."""
-        known = {network.bridge_name for network in networks}
-        known |= {host_end_name(endpoint.id) for endpoint in endpoints}
-        orphans = [name for name in self._kernel.list_links() if name not in known]
-        for name in orphans:
-            log.warning("deleting %s: it belongs to no network or endpoint", name)
-        self._kernel.delete_links(orphans)
-
-    def _forget_last_boot(self) -> None:
-        """Drop endpoints from before a reboot: no sandbox outlives it, and no one else tells."""
-        boot_id = self._kernel.boot_id()
-        with self._store.transaction():
-            if self._store.boot_id() == boot_id:
-                return
-            for endpoint in self._store.endpoints():
-                self._store.delete_endpoint(endpoint.id)
-            self._store.set_boot_id(boot_id)
-
     def _network(self, network_id: NetworkId) -> Network:
         network = self._store.find_network(network_id)
         if network is None:
@@ -469,15 +446,6 @@ class BridgeDriver:
                 f"not in {short(network_id)}"
             )
         return endpoint
-
-
-def _attempt_each(steps: Iterable[Callable[[], object]]) -> None:
-    """Run every step; for what must not fail on account of something that is left over."""
-    for step in steps:
-        try:
-            step()
-        except DriverError:
-            log.exception("a step failed, and is tried again at the next start; the rest goes on")
 
 
 def _join_info(endpoint: Endpoint, network: Network, veth: Veth) -> JoinInfo:

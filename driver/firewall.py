@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TABLE = "inet pynet"
 BRIDGE_TABLE = "bridge pynet"
+TABLES = (TABLE, BRIDGE_TABLE)
 
 # Bits of the packet mark: none of those that Kubernetes (0x4000, 0x8000), Tailscale (0xff0000) or
 # swarm's small numbers use. They are gone when a packet enters a sandbox (skb_scrub_packet()).
@@ -252,7 +253,7 @@ def render_uplinks(names: Iterable[str]) -> str:
 
 def render_no_ruleset() -> str:
     """Return the text that removes the tables, whether they exist or not."""
-    return "".join(f"table {table} {{}}\ndelete table {table}\n" for table in (TABLE, BRIDGE_TABLE))
+    return "".join(f"table {table} {{}}\ndelete table {table}\n" for table in TABLES)
 
 
 def render_network(network: Network) -> str:

@@ -75,11 +75,14 @@ class Publisher:
         )
 
     def restore(self, endpoint: Endpoint) -> None:
-        """Reserve an endpoint's host ports again, after a restart of the driver.
+        """Reserve those of an endpoint's host ports that are not, after a restart of the driver.
 
         One that somebody else has taken meanwhile stays published: translation comes first.
         """
+        held = self._kernel.list_reserved()
         for place in _host_ports(endpoint.bindings):
+            if place in held:
+                continue
             try:
                 self._kernel.reserve_ports([place])
             except DriverError as error:

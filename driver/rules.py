@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from driver import firewall
+from driver.reality import find_uplinks
 from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Rules:
         self._ensure_forwarding([network])
         self._ensure_loopback([network], undo)
         self._kernel.apply_rules(
-            firewall.render_uplinks(self._kernel.list_uplinks()) + firewall.render_network(network)
+            firewall.render_uplinks(self._uplinks()) + firewall.render_network(network)
         )
         undo.push(self._kernel.apply_rules, firewall.render_no_network(network))
 
@@ -69,8 +70,7 @@ class Rules:
         joined = {each.network_id for each in endpoints if each.attachment is not None}
         self._ensure_forwarding(each for each in networks if each.id in joined)
         self._ensure_loopback(networks, Rollback())
-        uplinks = self._kernel.list_uplinks()
-        self._kernel.apply_rules(firewall.render_ruleset(networks, endpoints, uplinks))
+        self._kernel.apply_rules(firewall.render_ruleset(networks, endpoints, self._uplinks()))
         self._kernel.ensure_forward_accept(firewall.ACCEPTED_MARK)
 
     def lower(self) -> None:
@@ -82,6 +82,9 @@ class Rules:
                 partial(self._kernel.delete_loopback_pair, firewall.LOOPBACK_PAIR),
             ]
         )
+
+    def _uplinks(self) -> frozenset[str]:
+        return find_uplinks(self._kernel.observe_links())
 
     def _ensure_forwarding(self, networks: Iterable[Network]) -> None:
         """Have the host forward packets as these networks need it; that stays on.

@@ -151,6 +151,29 @@ class Sandboxes:
         if any(self._is_unfinished(endpoint) for endpoint in endpoints):
             self.renew_watch(sandbox)
 
+    def find_missing(self, sandbox: SandboxKey) -> tuple[Sysctl, ...]:
+        """Return what `restore` would write into a sandbox that exists, and write nothing.
+
+        Runs in a transaction.
+        """
+        traces = self._store.traces(sandbox)
+        wanted = [
+            sysctl
+            for sysctl in self._wanted_by(self._store.endpoints_in(sandbox))
+            if sysctl.key not in traces
+        ]
+        planned: dict[str, str] = {}
+
+        def decide(current: Mapping[str, str]) -> Mapping[str, str]:
+            planned.update(plan_writes(wanted, current, self._pristine, traces))
+            return {}
+
+        if wanted and self._kernel.has_sandbox(sandbox):
+            keys = [sysctl.key for sysctl in wanted]
+            self._pristine.update(self._kernel.read_pristine(keys))
+            self._change(sandbox, keys, decide)
+        return tuple(sysctl for sysctl in wanted if sysctl.key in planned)
+
     def _on_arrival(
         self,
         sandbox: SandboxKey,

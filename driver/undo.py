@@ -6,6 +6,8 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, Self
 
+from driver.errors import DriverError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
@@ -64,3 +66,12 @@ def attempt_all(steps: Iterable[Callable[[], object]]) -> None:
         for other in others:
             first.add_note(f"and: {other}")
         raise first
+
+
+def attempt_each(steps: Iterable[Callable[[], object]]) -> None:
+    """Run every step and log what fails; for what must not stop at something that is left over."""
+    for step in steps:
+        try:
+            step()
+        except DriverError:
+            log.exception("a step failed, and is tried again at the next start; the rest goes on")

@@ -148,6 +148,7 @@ def _start_driver(settings: Settings, starting: Future[BridgeDriver]) -> None:
         policy = SysctlPolicy(settings.default_sysctls, settings.sysctl_allow)
         driver = BridgeDriver(Store(settings.state_dir), LinuxKernel(), policy)
         driver.restore()
+        driver.keep_whole()
     except Exception as error:
         if isinstance(error, DriverError):
             log.error("cannot start: %s", error)  # noqa: TRY400 - the words say it all

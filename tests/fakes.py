@@ -12,7 +12,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from driver.errors import Conflict, InvalidRequest, KernelError, NotFound
-from driver.model import HostPort, PortInUse, Protocol, Trace, is_our_alias, is_plain_ifname
+from driver.model import HostPort, PortInUse, Protocol, Trace, is_our_alias
+from driver.reality import Link as Observed
 from driver.sysctls import path_components
 from tests.fake_nft import Table, apply
 
@@ -79,10 +80,12 @@ class FakeKernel:
         self.sandboxes: dict[SandboxKey, dict[str, str]] = {}
         self.watches: dict[SandboxKey, Callable[[], None]] = {}
         self.boot = "first boot"
+        self.on_damage: Callable[[], None] = lambda: None
 
     def state(self) -> dict[str, Any]:
         """Return a copy of all state, to be compared."""
-        held = {name: value for name, value in vars(self).items() if name != "watches"}
+        callbacks = {"watches", "on_damage"}
+        held = {name: value for name, value in vars(self).items() if name not in callbacks}
         awaited = {sandbox: getattr(then, "args", ()) for sandbox, then in self.watches.items()}
         return deepcopy(held) | {"watches": awaited}
 
@@ -217,27 +220,34 @@ class FakeKernel:
     def release_links(self, names: Iterable[str]) -> None:
         self.delete_links(names)
 
-    def list_links(self) -> Mapping[str, str]:
-        return {name: each.alias for name, each in self.links.items() if is_our_alias(each.alias)}
+    def observe_links(self) -> Mapping[str, Observed]:
+        return {
+            name: Observed(
+                kind=each.kind,
+                alias=each.alias,
+                mac=each.mac,
+                mtu=each.mtu,
+                up=each.up,
+                bridge=each.bridge,
+                addresses=frozenset(each.addresses),
+            )
+            for name, each in self.links.items()
+        }
 
     def apply_rules(self, text: str) -> None:
         self.tables = apply(text, self.tables)
 
-    def list_uplinks(self) -> frozenset[str]:
-        ports = [each for each in self.links.values() if each.kind != "veth" and each.bridge]
-        return frozenset(
-            port.bridge
-            for port in ports
-            if port.bridge
-            and not is_our_alias(self.links[port.bridge].alias)
-            and is_plain_ifname(port.bridge)
-        )
+    def list_rules(self, tables: Sequence[str]) -> frozenset[str]:
+        return _lines(self.tables, tables)
 
-    def list_bridges_with_ports(self) -> frozenset[str]:
-        return frozenset(link.bridge for link in self.links.values() if link.bridge)
+    def preview_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
+        return _lines(apply(text, {}), tables)
 
     def ensure_forward_accept(self, mark: int) -> None:
         self.accepted_marks.add(mark)
+
+    def has_forward_accept(self, mark: int) -> bool:
+        return mark in self.accepted_marks
 
     def delete_forward_accept(self, mark: int) -> None:
         self.accepted_marks.discard(mark)
@@ -253,6 +263,9 @@ class FakeKernel:
         for end, peer in ((pair.out_end, pair.in_end), (pair.in_end, pair.out_end)):
             self.links[end] = Link("veth", LOOPBACK_ALIAS, peer=peer)
         return is_new
+
+    def has_loopback_pair(self, pair: LoopbackPair) -> bool:
+        return pair.out_end in self.links
 
     def delete_loopback_pair(self, pair: LoopbackPair) -> None:
         link = self.links.get(pair.out_end)
@@ -274,6 +287,9 @@ class FakeKernel:
 
     def release_ports(self, places: Iterable[HostPort]) -> None:
         self.reserved -= set(places)
+
+    def list_reserved(self) -> frozenset[HostPort]:
+        return frozenset(self.reserved)
 
     def find_port_owner(self, place: HostPort) -> str:
         owners = [owner for taken, owner in self.taken.items() if _collide(place, taken)]
@@ -351,6 +367,9 @@ class FakeKernel:
 
     def unwatch_sandbox(self, sandbox: SandboxKey) -> bool:
         return self.watches.pop(sandbox, None) is not None
+
+    def watch_damage(self, then: Callable[[], None]) -> None:
+        self.on_damage = then
 
     def boot_id(self) -> str:
         return self.boot
@@ -457,3 +476,14 @@ def counted_kernel(kernel: FakeKernel, calls: Calls) -> Kernel:
 def counted_store(store: Store, calls: Calls) -> Store:
     """Return the store with every call counted, and failed before it acts."""
     return cast("Store", _CountedStore(store, calls))
+
+
+def _lines(tables: Mapping[str, Table], names: Iterable[str]) -> frozenset[str]:
+    """Return what the tables hold, in lines of our own."""
+    held = {name: tables[name] for name in names if name in tables}
+    elements = {
+        f"{name} {key}: {value}"
+        for name, each in held.items()
+        for key, value in each.elements.items()
+    }
+    return frozenset({f"{name}: {each.text}" for name, each in held.items()} | elements)

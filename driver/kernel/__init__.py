@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Sysctl,
         Veth,
     )
+    from driver.reality import Link
 
 
 class Kernel(Protocol):
@@ -53,23 +54,23 @@ class Kernel(Protocol):
     def release_links(self, names: Iterable[str]) -> None:
         """Have these links of ours deleted soon, without waiting: it costs 15 to 30 ms each."""
 
-    def list_links(self) -> Mapping[str, str]:
-        """Return name and alias of every link of ours, half-made ones of a crash included."""
+    def observe_links(self) -> Mapping[str, Link]:
+        """Return every interface of the host, by name, but for those that we are deleting."""
 
     def apply_rules(self, text: str) -> None:
         """Give nft text to the kernel, as one transaction."""
 
-    def list_uplinks(self) -> frozenset[str]:
-        """Return the bridges, other than ours, that have a port which is no veth.
+    def list_rules(self, tables: Sequence[str]) -> frozenset[str]:
+        """Return what these tables hold, a line a chain, rule, set and element."""
 
-        They lead out of the host, or to virtual machines; the others are containers' bridges.
-        """
-
-    def list_bridges_with_ports(self) -> frozenset[str]:
-        """Return the bridges, ours and others', that an interface is on."""
+    def preview_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
+        """Return what they would hold if nothing but this nft text had been given to them."""
 
     def ensure_forward_accept(self, mark: int) -> None:
         """Have packets that carry the mark pass the iptables FORWARD chain, IPv4 and IPv6."""
+
+    def has_forward_accept(self, mark: int) -> bool:
+        """Tell whether they do, as far as we have seen to it."""
 
     def delete_forward_accept(self, mark: int) -> None:
         """Remove what `ensure_forward_accept` added, wherever it is."""
@@ -79,6 +80,9 @@ class Kernel(Protocol):
 
     def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
         """Make the way on which the host's ::1 reaches published ports; tell whether it is new."""
+
+    def has_loopback_pair(self, pair: LoopbackPair) -> bool:
+        """Tell whether all of it is there."""
 
     def delete_loopback_pair(self, pair: LoopbackPair) -> None:
         """Remove it; absence is success."""
@@ -91,6 +95,9 @@ class Kernel(Protocol):
 
     def release_ports(self, places: Iterable[HostPort]) -> None:
         """Let go of host ports; absence is success."""
+
+    def list_reserved(self) -> frozenset[HostPort]:
+        """Return the host ports that are kept."""
 
     def find_port_owner(self, place: HostPort) -> str:
         """Return who has a host port, in words for an error message."""
@@ -145,6 +152,9 @@ class Kernel(Protocol):
 
     def unwatch_sandbox(self, sandbox: SandboxKey) -> bool:
         """Forget the watch, if there is one; returns whether the sandbox was still awaited."""
+
+    def watch_damage(self, then: Callable[[], None]) -> None:
+        """Call `then` whenever others may have damaged links or rules; it must return at once."""
 
     def boot_id(self) -> str:
         """Return what the kernel calls this boot: another value means that links are gone."""

@@ -37,6 +37,14 @@ def ensure_forward_accept(nft: Nft, mark: int) -> None:
             nft.run(f"insert rule {table} {chain} {rule}\n")
 
 
+def has_forward_accept(nft: Nft, mark: int) -> bool:
+    """Tell whether the rule is in one of the chains, for both families."""
+    return all(
+        any(True for chain in CHAINS for _ in _handles(nft, table, chain, mark))
+        for table in _tables()
+    )
+
+
 def delete_forward_accept(nft: Nft, mark: int) -> None:
     """Delete the rule, however often it is there, from every chain that may hold it."""
     for table in _tables():

@@ -36,6 +36,14 @@ def ensure_forward_accept(mark: int) -> None:
             _run(command, "-I", chain, *_rule(mark))
 
 
+def has_forward_accept(mark: int) -> bool:
+    """Tell whether the rule is in one of the chains, for both families."""
+    return all(
+        any(_succeeds(command, "-C", chain, *_rule(mark)) for chain in CHAINS)
+        for command in _usable()
+    )
+
+
 def delete_forward_accept(mark: int) -> None:
     """Delete the rule, however often it is there, from every chain that may hold it."""
     for command in _usable():

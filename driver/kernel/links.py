@@ -24,7 +24,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from driver.errors import Conflict, KernelError, NotFound
 from driver.kernel import netns, sysctl
-from driver.model import is_our_alias, is_plain_ifname
+from driver.model import is_our_alias
+from driver.reality import Link
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -205,41 +206,28 @@ def _doom(route: IPRoute, index: int) -> bool:
     return True
 
 
-def list_links() -> dict[str, str]:
-    """Return name and alias of every link of ours; one that was only begun has no alias."""
+def observe_links() -> dict[str, Link]:
+    """Return every interface of the host, by name, in two dumps."""
     with _route("list the interfaces") as route:
-        return {
-            link.get_attr("IFLA_IFNAME"): link.get_attr("IFLA_IFALIAS") or ""
-            for link in route.get_links()
-            if _is_ours(link)
-        }
-
-
-def list_uplinks() -> frozenset[str]:
-    """Return the bridges, other than ours, that have a port which is no veth."""
-    with _route("list the interfaces") as route:
-        links = {link["index"]: link for link in route.get_links()}
-    masters = {link.get_attr("IFLA_MASTER") for link in links.values() if _kind_of(link) != "veth"}
-    bridges = [
-        links[index] for index in masters if index in links and _kind_of(links[index]) == "bridge"
-    ]
-    return frozenset(
-        name
-        for bridge in bridges
-        if not is_our_alias(bridge.get_attr("IFLA_IFALIAS") or "")
-        # An interface name may hold quotes; one that does is not worth the risk in nft text.
-        and is_plain_ifname(name := bridge.get_attr("IFLA_IFNAME"))
-    )
-
-
-def list_bridges_with_ports() -> frozenset[str]:
-    """Return the names of the bridges that an interface is on."""
-    with _route("list the interfaces") as route:
-        links = {link["index"]: link for link in route.get_links()}
-    masters = {link.get_attr("IFLA_MASTER") for link in links.values()}
-    return frozenset(
-        link.get_attr("IFLA_IFNAME") for index, link in links.items() if index in masters
-    )
+        found = route.get_links()
+        addresses = route.get_addr()
+    names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in found}
+    of_link: dict[int, set[IPInterface]] = {}
+    for entry in addresses:
+        of_link.setdefault(entry["index"], set()).add(_address_of(entry))
+    return {
+        names[link["index"]]: Link(
+            kind=_kind_of(link),
+            alias=link.get_attr("IFLA_IFALIAS") or "",
+            mac=link.get_attr("IFLA_ADDRESS") or "",
+            mtu=link.get_attr("IFLA_MTU"),
+            up=bool(link["flags"] & _IFF_UP),
+            bridge=names.get(link.get_attr("IFLA_MASTER")),
+            addresses=frozenset(of_link.get(link["index"], ())),
+            half_made=is_half_made(link),
+        )
+        for link in found
+    }
 
 
 def _kind_of(link: Any) -> str | None:
@@ -371,13 +359,22 @@ def _complete_bridge(route: IPRoute, link: Any, bridge: Bridge) -> tuple[IPInter
         for address in missing:
             _change_address(route, "add", link["index"], address)
             done.append(address)
-        if not link["flags"] & _IFF_UP:
-            route.link("set", index=link["index"], state="up")
+        wrong = {} if link["flags"] & _IFF_UP else {"state": "up"}
+        if _is_bridge_of(link, bridge):
+            wrong |= _changed(link, bridge)
+        if wrong:
+            route.link("set", index=link["index"], **wrong)
     except (NetlinkError, KernelError):
         for address in done:
             _change_address(route, "del", link["index"], address)
         raise
     return missing
+
+
+def _changed(link: Any, bridge: Bridge) -> dict[str, Any]:
+    """Return what others have changed of a bridge that is ours, as it should be."""
+    wanted = {"mtu": ("IFLA_MTU", bridge.mtu), "address": ("IFLA_ADDRESS", bridge.mac)}
+    return {name: value for name, (key, value) in wanted.items() if link.get_attr(key) != value}
 
 
 def _check_usable(link: Any, bridge: Bridge) -> None:
@@ -452,10 +449,11 @@ def _delete(route: IPRoute, index: int) -> None:
 
 
 def _addresses(route: IPRoute, index: int) -> frozenset[IPInterface]:
-    return frozenset(
-        ip_interface(f"{entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}")
-        for entry in route.get_addr(index=index)
-    )
+    return frozenset(map(_address_of, route.get_addr(index=index)))
+
+
+def _address_of(entry: Any) -> IPInterface:
+    return ip_interface(f"{entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}")
 
 
 def _change_address(route: IPRoute, verb: str, index: int, address: IPInterface) -> None:

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import KernelError
-from driver.kernel import conntrack, forward, iptables, links, loopback, netns, ports, sysctl
+from driver.kernel import (
+    conntrack,
+    forward,
+    iptables,
+    links,
+    loopback,
+    netns,
+    ports,
+    ruleset,
+    sysctl,
+)
+from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
 
@@ -29,6 +40,7 @@ if TYPE_CHECKING:
         Trace,
         Veth,
     )
+    from driver.reality import Link
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # As Docker: for IPv6 also what interfaces that come later start with.
@@ -36,6 +48,7 @@ FORWARDING = {
     4: ("net.ipv4.ip_forward",),
     6: ("net.ipv6.conf.default.forwarding", "net.ipv6.conf.all.forwarding"),
 }
+REMEMBERED = 4096  # names of deleted links; the kernel tells of them within moments
 INTERFACE_TIMEOUT = 30.0  # seconds from the sandbox's birth to its interface being up
 
 log = logging.getLogger(__name__)
@@ -50,6 +63,7 @@ class LinuxKernel:
         self._watch = SandboxWatch()
         self._reaper = LinkReaper()
         self._reservations = ports.Reservations()
+        self._monitor = Monitor(self._reaper.is_expected, self._nft.port)
 
     def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
         """See `Kernel`."""
@@ -61,10 +75,12 @@ class LinuxKernel:
 
     def create_veth(self, veth: Veth) -> None:
         """See `Kernel`."""
+        self._reaper.expect_no_more(veth.host_end)
         links.create_veth(veth)
 
     def create_veth_in(self, veth: Veth, sandbox: SandboxKey, interface: DirectInterface) -> None:
         """See `Kernel`."""
+        self._reaper.expect_no_more(veth.host_end)
         with netns.open_namespace(sandbox) as namespace:
             links.create_veth_in(veth, namespace, interface)
 
@@ -74,27 +90,28 @@ class LinuxKernel:
 
     def delete_links(self, names: Iterable[str]) -> None:
         """See `Kernel`."""
-        links.delete_links(names)
+        self._reaper.delete(names)
 
     def release_links(self, names: Iterable[str]) -> None:
         """See `Kernel`."""
         self._reaper.release(names)
 
-    def list_links(self) -> Mapping[str, str]:
+    def observe_links(self) -> Mapping[str, Link]:
         """See `Kernel`."""
-        return links.list_links()
+        found = links.observe_links()
+        return {name: each for name, each in found.items() if not self._reaper.is_expected(name)}
 
     def apply_rules(self, text: str) -> None:
         """See `Kernel`."""
         self._nft.run(text)
 
-    def list_uplinks(self) -> frozenset[str]:
+    def list_rules(self, tables: Sequence[str]) -> frozenset[str]:
         """See `Kernel`."""
-        return links.list_uplinks()
+        return ruleset.list_rules(self._nft, tables)
 
-    def list_bridges_with_ports(self) -> frozenset[str]:
+    def preview_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
         """See `Kernel`."""
-        return links.list_bridges_with_ports()
+        return ruleset.preview_rules(text, tables)
 
     def ensure_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""
@@ -102,6 +119,12 @@ class LinuxKernel:
             iptables.ensure_forward_accept(mark)
         else:
             forward.ensure_forward_accept(self._nft, mark)
+
+    def has_forward_accept(self, mark: int) -> bool:
+        """See `Kernel`."""
+        if iptables.is_installed():
+            return iptables.has_forward_accept(mark)
+        return forward.has_forward_accept(self._nft, mark)
 
     def delete_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""
@@ -120,6 +143,10 @@ class LinuxKernel:
         """See `Kernel`."""
         return loopback.ensure_loopback_pair(pair)
 
+    def has_loopback_pair(self, pair: LoopbackPair) -> bool:
+        """See `Kernel`."""
+        return loopback.has_loopback_pair(pair)
+
     def delete_loopback_pair(self, pair: LoopbackPair) -> None:
         """See `Kernel`."""
         loopback.delete_loopback_pair(pair)
@@ -135,6 +162,10 @@ class LinuxKernel:
     def release_ports(self, places: Iterable[HostPort]) -> None:
         """See `Kernel`."""
         self._reservations.release(places)
+
+    def list_reserved(self) -> frozenset[HostPort]:
+        """See `Kernel`."""
+        return self._reservations.places()
 
     def find_port_owner(self, place: HostPort) -> str:
         """See `Kernel`."""
@@ -204,12 +235,20 @@ class LinuxKernel:
         """See `Kernel`."""
         return self._watch.remove(sandbox)
 
+    def watch_damage(self, then: Callable[[], None]) -> None:
+        """See `Kernel`."""
+        try:
+            self._monitor.start(then)
+        except OSError as error:
+            raise KernelError(f"watch links and rules: {error.strerror}") from error
+
     def boot_id(self) -> str:
         """See `Kernel`."""
         return BOOT_ID.read_text().strip()
 
     def close(self) -> None:
         """See `Kernel`."""
+        self._monitor.close()
         self._watch.close()
         self._reaper.close()
         self._nft.close()
@@ -234,7 +273,7 @@ def _write_interface(
 
 
 class LinkReaper:
-    """Delete links in the background, so that no request waits for the kernel's grace periods.
+    """Delete links, if need be in the background, so that no request waits for grace periods.
 
     What a crash leaves undone is found again by its alias, at the next start.
     """
@@ -242,6 +281,7 @@ class LinkReaper:
     def __init__(self) -> None:
         self._released: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._expected: dict[str, None] = {}
 
     def release(self, names: Iterable[str]) -> None:
         """Hand over links; returns at once."""
@@ -249,7 +289,28 @@ class LinkReaper:
             self._thread = threading.Thread(target=self._run, name="link-reaper", daemon=True)
             self._thread.start()
         for name in names:
+            self._expect(name)
             self._released.put(name)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete links now."""
+        names = tuple(names)
+        for name in names:
+            self._expect(name)
+        try:
+            links.delete_links(names)
+        except KernelError:
+            for name in names:
+                self.expect_no_more(name)
+            raise
+
+    def is_expected(self, name: str) -> bool:
+        """Tell whether a link is going, or has lately gone, because we wanted it to."""
+        return name in self._expected
+
+    def expect_no_more(self, name: str) -> None:
+        """Take it that a link of this name, made anew, is to stay."""
+        self._expected.pop(name, None)
 
     def close(self) -> None:
         """Delete what was handed over, then end the thread."""
@@ -257,13 +318,21 @@ class LinkReaper:
             self._released.put(None)
             self._thread.join()
 
+    def _expect(self, name: str) -> None:
+        """Remember the name for as long as the kernel may yet tell of it."""
+        self._expected[name] = None
+        if len(self._expected) > REMEMBERED:
+            self._expected.pop(next(iter(self._expected)), None)
+
     def _run(self) -> None:
         while (name := self._released.get()) is not None:
             names = [name, *self._drain()]
             try:
                 links.delete_links(names)
             except Exception:
-                log.exception("%s: they stay until the next start", ", ".join(names))
+                for each in names:
+                    self.expect_no_more(each)
+                log.exception("%s: they stay until somebody repairs that", ", ".join(names))
 
     def _drain(self) -> Iterator[str]:
         """Yield what else has been handed over by now; leave the end of the thread for last."""

@@ -28,6 +28,7 @@ RULE_PRIORITY = 7064
 _METRIC = 4096  # behind the kernel's own route to ::1
 _OUT_MAC, _IN_MAC = "02:70:6e:6c:6f:00", "02:70:6e:6c:6f:01"
 _NUD_PERMANENT = 0x80  # include/uapi/linux/neighbour.h
+_IFF_UP, _IFF_LOWER_UP = 1, 1 << 16  # include/uapi/linux/if.h
 _RTN_LOCAL = 2  # include/uapi/linux/rtnetlink.h
 _LOCAL_TABLE = 255
 _NEXT_HOP = "fe80::7064"  # any link-local address: the neighbour entry says where it is
@@ -36,17 +37,17 @@ _NEXT_HOP = "fe80::7064"  # any link-local address: the neighbour entry says whe
 def ensure_loopback_pair(pair: LoopbackPair) -> bool:
     """Make the pair, its neighbours, its routes and its rule; False if they are there already.
 
-    The alias comes last, so a pair that has it is complete; but for the rule, which others may
-    have removed since (systemd-networkd does, with every rule that it does not know).
+    The alias comes last, so a pair that has it was complete. Others may have taken it down since,
+    or removed the rule (systemd-networkd does, with every rule that it does not know).
     """
     attempt = f"create {pair.out_end} and {pair.in_end}"
     try:
         with IPRoute(groups=0) as route:
             link = _find(route, pair.out_end)
-            if link is not None and link.get_attr("IFLA_IFALIAS") == ALIAS:
+            if link is not None and _is_complete(link):
                 _ensure_rule(route, pair)
                 return False
-            if link is not None and not is_half_made(link):
+            if link is not None and not _is_ours(link):
                 raise Conflict(f"{attempt}: somebody else has an interface of that name")
             _delete_pair(route, pair)
             _create(route, pair)
@@ -54,6 +55,16 @@ def ensure_loopback_pair(pair: LoopbackPair) -> bool:
     except NetlinkError as error:
         delete_loopback_pair(pair)
         raise KernelError(f"{attempt}: {os.strerror(error.code)}") from error
+
+
+def has_loopback_pair(pair: LoopbackPair) -> bool:
+    """Tell whether the pair is there, complete, up and with its rule."""
+    with IPRoute(groups=0) as route:
+        link = _find(route, pair.out_end)
+        if link is None or not _is_complete(link):
+            return False
+        rules = route.get_rules(family=socket.AF_INET6, table=pair.table)
+        return any(rule.get_attr("FRA_FWMARK") == pair.mark for rule in rules)
 
 
 def delete_loopback_pair(pair: LoopbackPair) -> None:
@@ -67,10 +78,22 @@ def delete_loopback_pair(pair: LoopbackPair) -> None:
 
 def _delete_pair(route: IPRoute, pair: LoopbackPair) -> None:
     link = _find(route, pair.out_end)
-    is_ours = link is not None and (link.get_attr("IFLA_IFALIAS") == ALIAS or is_half_made(link))
-    if link is not None and is_ours:
+    if link is not None and _is_ours(link):
         route.link("del", index=link["index"])
     _delete_rule(route, pair)
+
+
+def _is_complete(link: Any) -> bool:
+    """Tell whether the pair, by the look of one end, is as `_create` leaves it.
+
+    An end that was down has lost its routes, and one whose other end is down has no carrier.
+    """
+    is_up = link["flags"] & _IFF_UP and link["flags"] & _IFF_LOWER_UP
+    return bool(is_up and link.get_attr("IFLA_IFALIAS") == ALIAS)
+
+
+def _is_ours(link: Any) -> bool:
+    return bool(link.get_attr("IFLA_IFALIAS") == ALIAS or is_half_made(link))
 
 
 def _create(route: IPRoute, pair: LoopbackPair) -> None:

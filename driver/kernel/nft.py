@@ -8,6 +8,9 @@ running `nft` costs 6 ms.
 from __future__ import annotations
 
 import ctypes
+import os
+import socket
+from pathlib import Path
 from threading import Lock
 
 from driver.errors import KernelError
@@ -16,6 +19,9 @@ LIBRARY = "libnftables.so.1"
 # nftables/libnftables.h
 _DEFAULT_CONTEXT = 0  # NFT_CTX_DEFAULT
 _HANDLES = 1 << 3  # NFT_CTX_OUTPUT_HANDLE
+_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
+_NUMERIC = 0b1111 << 7  # NFT_CTX_OUTPUT_NUMERIC_ALL
+_NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 _ABSENT = "No such file or directory"
 
 
@@ -28,7 +34,9 @@ class Nft:
     def __init__(self) -> None:
         self._library = _load_library()
         self._lock = Lock()
+        before = _descriptors()
         self._context = self._library.nft_ctx_new(_DEFAULT_CONTEXT)
+        self._descriptors = _descriptors() - before
         if not self._context:
             raise KernelError("open nftables: libnftables gave no context")
         self._library.nft_ctx_buffer_error(self._context)
@@ -48,17 +56,38 @@ class Nft:
 
         Raises KernelError for any other failure.
         """
+        shown = self._show(f"list chain {table} {chain}", _HANDLES)
+        return None if shown is None else shown.decode(errors="replace")
+
+    def show_table(self, table: str) -> bytes | None:
+        """Return a table as JSON, numbers as numbers; None if there is no such table.
+
+        Raises KernelError for any other failure.
+        """
+        return self._show(f"list table {table}", _JSON | _NUMERIC)
+
+    def _show(self, text: str, flags: int) -> bytes | None:
         with self._lock:
-            self._library.nft_ctx_output_set_flags(self._context, _HANDLES)
-            text = f"list chain {table} {chain}"
+            self._library.nft_ctx_output_set_flags(self._context, flags)
             code = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
             said = self._library.nft_ctx_get_error_buffer(self._context).decode(errors="replace")
-            shown = self._library.nft_ctx_get_output_buffer(self._context).decode(errors="replace")
+            shown: bytes = self._library.nft_ctx_get_output_buffer(self._context)
         if code == 0:
-            return str(shown)
+            return shown
         if _ABSENT in said:
             return None
         raise KernelError(f"{text}: {said.strip()}")
+
+    def port(self) -> int | None:
+        """Return the netlink port by which the kernel knows this context's changes.
+
+        libnftables keeps its socket to itself, and the kernel names it when it first sends.
+        """
+        for descriptor in self._descriptors:
+            port = _netfilter_port(descriptor)
+            if port:
+                return port
+        return None
 
     def close(self) -> None:
         """Free the context; safe to call twice."""
@@ -66,6 +95,22 @@ class Nft:
             if self._context:
                 self._library.nft_ctx_free(self._context)
                 self._context = None
+
+
+def _descriptors() -> set[int]:
+    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
+
+
+def _netfilter_port(descriptor: int) -> int | None:
+    """Return the port of a socket of nfnetlink, None if the descriptor is something else."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as probe:
+            if probe.family != socket.AF_NETLINK or probe.proto != _NETLINK_NETFILTER:
+                return None
+            port: int = probe.getsockname()[0]
+            return port
+    except OSError:
+        return None
 
 
 def _load_library() -> ctypes.CDLL:

@@ -54,6 +54,10 @@ class Reservations:
             self.release(done)
             raise
 
+    def places(self) -> frozenset[HostPort]:
+        """Return the places that are reserved."""
+        return frozenset(self._sockets)
+
     def _take(self, place: HostPort) -> None:
         if place in self._sockets:
             raise PortInUse(f"publish {place}: port is in use", place)

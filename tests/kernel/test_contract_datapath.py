@@ -11,6 +11,7 @@ from driver import firewall
 from driver.errors import Conflict, DriverError, KernelError, NotFound
 from driver.firewall import LOOPBACK_PAIR
 from driver.model import DirectInterface, PortInUse, veth_of
+from driver.reality import find_uplinks
 from tests.kernel.host import parse
 from tests.samples import binding, endpoint, network, place, pool, sandbox_key
 
@@ -46,7 +47,7 @@ def test_a_port_that_comes_back_reflects_again(host: Host) -> None:
 
 
 def test_uplinks_are_bridges_of_others_that_lead_out(host: Host) -> None:
-    assert with_bridge(host).kernel.list_uplinks() == frozenset()
+    assert find_uplinks(with_bridge(host).kernel.observe_links()) == frozenset()
     for bridge in ("br-lan", "br-containers", "br-empty", "br$(x)"):
         host.add_foreign(bridge)
     for port, kind, bridge in (
@@ -57,7 +58,7 @@ def test_uplinks_are_bridges_of_others_that_lead_out(host: Host) -> None:
     ):
         host.add_foreign(port, kind)
         host.enslave(port, bridge)
-    assert host.kernel.list_uplinks() == {"br-lan"}
+    assert find_uplinks(host.kernel.observe_links()) == {"br-lan"}
 
 
 def test_forwarding_is_turned_on_by_family(host: Host) -> None:
@@ -75,7 +76,8 @@ def test_the_loopback_pair_comes_once_and_goes(host: Host) -> None:
     assert all(each.up for each in made.values())
     assert not host.kernel.ensure_loopback_pair(LOOPBACK_PAIR)
     assert host.links() == made
-    assert host.kernel.list_links() == {}, "it is not an endpoint's, so it is no orphan"
+    observed = host.kernel.observe_links()
+    assert not observed[LOOPBACK_PAIR.out_end].is_ours, "no endpoint's, so no leftover"
     for _ in range(2):
         host.kernel.delete_loopback_pair(LOOPBACK_PAIR)
         assert host.links() == {}

@@ -47,8 +47,12 @@ TABLES = ("network", "pool", "endpoint", "binding", "trace", "boot")
 # the process, and those that only look.
 VERBS = {name for name in vars(Kernel) if not name.startswith("_")} - {
     "ensure_port",
-    "list_links",
-    "list_bridges_with_ports",
+    "list_rules",
+    "preview_rules",
+    "has_forward_accept",
+    "has_loopback_pair",
+    "list_reserved",
+    "watch_damage",
     "boot_id",
     "await_interface_sysctls",
     "close",

@@ -1,0 +1,138 @@
+"""Compare what is stored with what the kernel has, and say what differs; performs no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from driver.model import host_end_name, short
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+
+    from driver.model import Bridge, Endpoint, HostPort, Network, NetworkId
+    from driver.reality import Link
+
+
+class Kind(StrEnum):
+    """What sort of thing differs; each has one way of being mended."""
+
+    BRIDGE = "bridge"
+    HOST_END = "host end"
+    SEVERED = "severed"  # a host end that is gone while its container runs: nobody can mend it
+    DEAD = "dead endpoint"
+    LEFTOVER = "leftover"
+    RULES = "rules"
+    ACCEPT = "forward accept"
+    LOOPBACK = "loopback pair"
+    RESERVATION = "reservation"
+    PARAMETER = "parameter"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not as it should be: what it is, which, and what is wrong with it."""
+
+    kind: Kind
+    subject: str
+    text: str
+
+    def __str__(self) -> str:
+        """Return it as a sentence for people."""
+        return f"{self.kind} {self.subject}: {self.text}"
+
+
+def compare_bridges(networks: Iterable[Network], links: Mapping[str, Link]) -> Iterator[Difference]:
+    """Yield what is wrong with the networks' bridges."""
+    for network in networks:
+        bridge = network.bridge
+        link = links.get(bridge.name)
+        faults = ["is gone"] if link is None else _bridge_faults(bridge, link)
+        for fault in faults:
+            yield Difference(Kind.BRIDGE, bridge.name, f"{fault} (network {short(network.id)})")
+
+
+def _bridge_faults(bridge: Bridge, link: Link) -> Iterator[str]:
+    if link.kind != "bridge":
+        yield "is an interface of another kind by now"
+        return
+    if not link.up:
+        yield "is down"
+    for address in bridge.addresses:
+        if address not in link.addresses:
+            yield f"has lost its address {address}"
+    if link.alias != bridge.alias:
+        if bridge.must_be_ours:
+            yield "is somebody else's by now"
+        return
+    if link.mtu != bridge.mtu:
+        yield f"has an MTU of {link.mtu} instead of {bridge.mtu}"
+    if link.mac != bridge.mac:
+        yield f"has the MAC address {link.mac} instead of {bridge.mac}"
+
+
+def compare_endpoints(
+    endpoints: Iterable[Endpoint],
+    networks: Mapping[NetworkId, Network],
+    links: Mapping[str, Link],
+    sandboxes: Collection[str],
+) -> Iterator[Difference]:
+    """Yield what is wrong with the joined endpoints; `sandboxes` are those that exist."""
+    for endpoint in endpoints:
+        if endpoint.attachment is None:
+            continue
+        name = host_end_name(endpoint.id)
+        link = links.get(name)
+        if link is not None:
+            bridge = networks[endpoint.network_id].bridge_name
+            for fault in _host_end_faults(link, bridge):
+                yield Difference(Kind.HOST_END, name, fault)
+        elif endpoint.attachment.sandbox in sandboxes:
+            yield Difference(
+                Kind.SEVERED,
+                name,
+                f"is gone while its container runs, endpoint {short(endpoint.id)}; connect the "
+                "container to the network anew, or restart it",
+            )
+        else:
+            yield Difference(Kind.DEAD, endpoint.id, "its sandbox and its interface are gone")
+
+
+def _host_end_faults(link: Link, bridge: str) -> Iterator[str]:
+    if link.bridge != bridge:
+        yield f"is not on bridge {bridge}" + (f" but on {link.bridge}" if link.bridge else "")
+    if not link.up:
+        yield "is down"
+
+
+def find_leftovers(
+    networks: Iterable[Network], endpoints: Iterable[Endpoint], links: Mapping[str, Link]
+) -> Iterator[Difference]:
+    """Yield the links of ours that belong to no network and to no endpoint."""
+    known = {network.bridge_name for network in networks}
+    known |= {host_end_name(endpoint.id) for endpoint in endpoints}
+    for name, link in sorted(links.items()):
+        if link.is_ours and name not in known:
+            yield Difference(Kind.LEFTOVER, name, "belongs to no network or endpoint")
+
+
+def compare_rules(wanted: frozenset[str], found: frozenset[str]) -> Iterator[Difference]:
+    """Yield every line of our tables that is missing, and every one that should not be there."""
+    for text, lines in (("is missing", wanted - found), ("is not ours", found - wanted)):
+        for line in sorted(lines):
+            yield Difference(Kind.RULES, line[:200], text)
+
+
+def compare_reservations(
+    endpoints: Iterable[Endpoint], reserved: Collection[HostPort]
+) -> Iterator[Difference]:
+    """Yield the published host ports that nothing keeps from others."""
+    for endpoint in endpoints:
+        for binding in endpoint.bindings:
+            if binding.host is not None and binding.host not in reserved:
+                yield Difference(
+                    Kind.RESERVATION,
+                    str(binding.host),
+                    f"is not reserved for endpoint {short(endpoint.id)}",
+                )

@@ -1,0 +1,219 @@
+"""Notice when somebody else damages our links or rules, as the kernel tells it; mends nothing.
+
+Two netlink sockets that the kernel writes to, one thread that sleeps until it does: nothing is
+polled. A message is looked at just far enough to tell whether it can be damage, since a start of a
+container comes with a dozen that are not. What we did is told apart from what others did: rules by
+the port of the netlink socket that changed them, links by their names.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+ENDPOINT_ALIAS = b"pynet endpoint "
+BUFFER_BYTES = 4 * 1024 * 1024  # a flushed ruleset of 5,000 elements is some 1 MB of messages
+
+# include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_DELADDR, _RTM_DELRULE = 16, 17, 21, 33
+_GROUPS = (1, 5, 9, 19)  # RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_RULE
+_IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_IFALIAS = 3, 10, 18, 20
+_IFLA_INFO_KIND = 1
+_IFA_ADDRESS = 1
+_IFF_UP = 1
+_AF_BRIDGE = 7  # a bridge's word about one of its ports
+# include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h, netfilter.h
+_NETLINK_NETFILTER = 12
+_NFNLGRP_NFTABLES = 7
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
+_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+_DELTABLE, _DELCHAIN, _DELRULE, _NEWGEN = 2, 5, 8, 15  # NFT_MSG_*
+_INET, _IPV4, _BRIDGE, _IPV6 = 1, 2, 7, 10  # NFPROTO_*
+_CHAIN_ATTRIBUTE = {_DELCHAIN: 3, _DELRULE: 2}  # NFTA_CHAIN_NAME, NFTA_RULE_CHAIN
+
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+_IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
+
+log = logging.getLogger(__name__)
+
+
+class Monitor:
+    """The two sockets and the thread that waits on them."""
+
+    def __init__(
+        self, is_expected: Callable[[str], bool], own_port: Callable[[], int | None]
+    ) -> None:
+        """`is_expected` tells whether a host end of that name is going because we want it to.
+
+        `own_port` returns the netlink port by which we change rules.
+        """
+        self._is_expected = is_expected
+        self._own_port = own_port
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread: threading.Thread | None = None
+
+    def start(self, then: Callable[[], None]) -> None:
+        """Call `then`, in the monitor's thread, whenever something may have been damaged.
+
+        Raises OSError. `then` must be quick: what the kernel tells meanwhile has to wait.
+        """
+        sockets = {_open_route(): self._is_link_damage, _open_rules(): self._is_rule_damage}
+        self._thread = threading.Thread(
+            target=self._run, args=(sockets, then), name="monitor", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread and close the sockets."""
+        if self._thread is not None:
+            os.eventfd_write(self._wake, 1)
+            self._thread.join()
+        os.close(self._wake)
+
+    def _run(
+        self, sockets: Mapping[socket.socket, Callable[[bytes], bool]], then: Callable[[], None]
+    ) -> None:
+        poll = select.poll()
+        by_descriptor = {each.fileno(): each for each in sockets}
+        for descriptor in (*by_descriptor, self._wake):
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            ready = [descriptor for descriptor, _ in poll.poll()]
+            if self._wake in ready:
+                break
+            found = [_drain(by_descriptor[each], sockets[by_descriptor[each]]) for each in ready]
+            if any(found):
+                then()
+        for each in sockets:
+            each.close()
+
+    def _is_link_damage(self, datagram: bytes) -> bool:
+        return any(is_link_damage(*each, self._is_expected) for each in _messages(datagram))
+
+    def _is_rule_damage(self, datagram: bytes) -> bool:
+        return any(
+            is_rule_damage(kind, payload)
+            for kind, port, payload in _messages(datagram)
+            if port != self._own_port()
+        )
+
+
+def is_link_damage(
+    kind: int, _port: int, payload: bytes, is_expected: Callable[[str], bool]
+) -> bool:
+    """Tell whether a message of rtnetlink says that something of ours may be broken.
+
+    A bridge, of whomever (a network may use somebody's): gone, down, without an address, or with
+    another port that is no veth, by which it may lead out of the host from now on. A host end:
+    gone, down or off its bridge. A rule for IPv6 routes: the loopback pair has one.
+    """
+    if kind == _RTM_DELRULE:
+        return True
+    if kind == _RTM_DELADDR:
+        return _is_worth_keeping(dict(_attributes(payload, 8)).get(_IFA_ADDRESS, b""))
+    if kind not in {_RTM_NEWLINK, _RTM_DELLINK}:
+        return False
+    family, _, _, flags, _ = _IFINFO.unpack_from(payload)
+    attributes = dict(_attributes(payload, _IFINFO.size))
+    name = _text(attributes.get(_IFLA_IFNAME, b""))
+    if family == _AF_BRIDGE:
+        return not name.startswith(("pnh", "veth"))
+    is_off = kind == _RTM_DELLINK or not flags & _IFF_UP
+    if attributes.get(_IFLA_IFALIAS, b"").startswith(ENDPOINT_ALIAS):
+        return (is_off or _IFLA_MASTER not in attributes) and not is_expected(name)
+    info = dict(_attributes(attributes.get(_IFLA_LINKINFO, b""), 0))
+    return is_off and (_text(info.get(_IFLA_INFO_KIND, b"")) == "bridge" or name.startswith("pnlo"))
+
+
+def is_rule_damage(kind: int, payload: bytes) -> bool:
+    """Tell whether a message of nftables, caused by others, is about our tables or our rule."""
+    subsystem, verb = kind >> 8, kind & 0xFF
+    if subsystem != _SUBSYSTEM or verb == _NEWGEN:
+        return False
+    family = payload[0]
+    attributes = dict(_attributes(payload, 4))
+    table = _text(attributes.get(1, b""))  # NFTA_*_TABLE is 1 for whatever is in a table
+    if family in {_INET, _BRIDGE}:
+        return table == "pynet"
+    if family not in {_IPV4, _IPV6} or table != "filter":
+        return False
+    if verb == _DELTABLE:
+        return True
+    chain = _text(attributes.get(_CHAIN_ATTRIBUTE.get(verb, 0), b""))
+    return chain in {"DOCKER-USER", "FORWARD"}
+
+
+def _is_worth_keeping(address: bytes) -> bool:
+    """Tell whether an address is one that somebody gave: every interface has its fe80::."""
+    return len(address) in {4, 16} and not ipaddress.ip_address(address).is_link_local
+
+
+def _drain(source: socket.socket, is_damage: Callable[[bytes], bool]) -> bool:
+    """Read all that is there; tell whether any of it is damage, or too much to tell."""
+    found = False
+    while True:
+        try:
+            datagram = source.recv(BUFFER_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return found
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            log.warning("the kernel told more than could be read; looking at everything")
+            found = True
+            continue
+        # Once it is damage the rest need not be looked at, only read.
+        found = found or is_damage(datagram)
+
+
+def _open_route() -> socket.socket:
+    route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    route.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+    route.bind((0, sum(1 << (group - 1) for group in _GROUPS)))
+    return route
+
+
+def _open_rules() -> socket.socket:
+    rules = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+    )
+    rules.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+    rules.bind((0, 0))
+    rules.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+    return rules
+
+
+def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield type, port and payload of each netlink message."""
+    offset = 0
+    while offset + _HEADER.size <= len(datagram):
+        length, kind, _, _, port = _HEADER.unpack_from(datagram, offset)
+        if length < _HEADER.size:
+            return
+        yield kind, port, datagram[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _attributes(payload: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Yield type and value of each attribute behind a fixed header of `offset` bytes."""
+    while offset + _ATTRIBUTE.size <= len(payload):
+        length, kind = _ATTRIBUTE.unpack_from(payload, offset)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & 0x3FFF, payload[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")

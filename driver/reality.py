@@ -1,0 +1,58 @@
+"""Say what the kernel has, as values, and what follows from them; performs no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from driver.model import is_our_alias, is_plain_ifname
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from driver.model import IPInterface
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface of the host, whoever made it.
+
+    `kind` is the kernel's word for it ("bridge", "veth"), None for a network card. `bridge` is the
+    name of the bridge that it is a port of. `half_made` marks one that this driver had only begun
+    to make.
+    """
+
+    kind: str | None
+    alias: str
+    mac: str
+    mtu: int
+    up: bool
+    bridge: str | None = None
+    addresses: frozenset[IPInterface] = frozenset()
+    half_made: bool = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this driver made it for a network or an endpoint."""
+        return self.half_made or is_our_alias(self.alias)
+
+
+def find_uplinks(links: Mapping[str, Link]) -> frozenset[str]:
+    """Return the bridges, other than ours, that have a port which is no veth.
+
+    They lead out of the host, or to virtual machines; the others are containers' bridges.
+    """
+    masters = {link.bridge for link in links.values() if link.bridge and link.kind != "veth"}
+    return frozenset(
+        name
+        for name in masters & links.keys()
+        if links[name].kind == "bridge"
+        and not is_our_alias(links[name].alias)
+        # An interface name may hold quotes; one that does is not worth the risk in nft text.
+        and is_plain_ifname(name)
+    )
+
+
+def find_bridges_with_ports(links: Mapping[str, Link]) -> frozenset[str]:
+    """Return the bridges, ours and others', that an interface is on."""
+    return frozenset(link.bridge for link in links.values() if link.bridge)

@@ -1,0 +1,278 @@
+"""Bring the kernel to what the state file says: at start, when asked, when others break it.
+
+What differs is found by `driver.check`. Every kind of difference has one remedy here, and a
+remedy that fails keeps no other from being tried. Opens transactions of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from driver import firewall
+from driver.check import (
+    Difference,
+    Kind,
+    compare_bridges,
+    compare_endpoints,
+    compare_reservations,
+    compare_rules,
+    find_leftovers,
+)
+from driver.model import short, veth_of
+from driver.reality import find_uplinks
+from driver.sandbox import sandbox_of
+from driver.undo import attempt_each
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from threading import RLock
+
+    from driver.kernel import Kernel
+    from driver.model import Endpoint, Network, NetworkId, SandboxKey
+    from driver.publish import Publisher
+    from driver.reality import Link
+    from driver.rules import Rules
+    from driver.sandbox import Sandboxes
+    from driver.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What the state file says that there should be."""
+
+    networks: Mapping[NetworkId, Network]
+    endpoints: tuple[Endpoint, ...]
+
+    @property
+    def joined(self) -> tuple[Endpoint, ...]:
+        """The endpoints that are in a sandbox, or on their way into one."""
+        return tuple(each for each in self.endpoints if each.attachment is not None)
+
+    @property
+    def sandboxes(self) -> tuple[SandboxKey, ...]:
+        """The sandboxes that any of them is in."""
+        return tuple(dict.fromkeys(sandbox_of(endpoint) for endpoint in self.joined))
+
+
+class Restorer:
+    """The kernel's state as a whole, for all networks and endpoints."""
+
+    def __init__(
+        self,
+        store: Store,
+        kernel: Kernel,
+        lock: RLock,
+        parts: tuple[Rules, Publisher, Sandboxes],
+        drop_endpoint: Callable[[Endpoint], None],
+    ) -> None:
+        self._store = store
+        self._kernel = kernel
+        self._lock = lock
+        self._rules, self._publisher, self._sandboxes = parts
+        self._drop_endpoint = drop_endpoint
+
+    def restore(self) -> None:
+        """Make all of it, after a restart, a crash or a reboot.
+
+        What cannot be restored is logged and does not keep the rest from being restored.
+        """
+        with self._lock:
+            self._forget_last_boot()
+            dead: list[Endpoint] = []
+            attempt_each([partial(self._forget_dead, dead)])
+            intent = self._intent()
+            bindings = [binding for endpoint in dead for binding in endpoint.bindings]
+            with self._store.transaction():
+                traced = self._store.sandboxes()
+            attempt_each(
+                [
+                    self._sandboxes.check_defaults,
+                    *(self._ensure_bridge(each) for each in intent.networks.values()),
+                    partial(self._raise_rules, intent),
+                    partial(self._kernel.forget_flows, bindings),
+                    self._sweep,
+                    *(partial(self._restore_endpoint, each, intent) for each in intent.joined),
+                    *(partial(self._sandboxes.settle, sandbox) for sandbox in traced),
+                ]
+            )
+
+    def check(self) -> tuple[Difference, ...]:
+        """Return all that differs between the state file and the kernel, and change nothing."""
+        with self._lock:
+            intent = self._intent()
+            return (*self._find_damage(intent), *self._find_missing_parameters(intent))
+
+    def repair(
+        self, choose: Callable[[tuple[Difference, ...]], tuple[Difference, ...]]
+    ) -> tuple[Difference, ...]:
+        """Mend what is chosen of the damage there is; return what was chosen.
+
+        Parameters are not looked at: nothing but a container itself changes them.
+        """
+        with self._lock:
+            intent = self._intent()
+            chosen = choose(self._find_damage(intent))
+            self._mend(chosen, intent)
+            return chosen
+
+    def repair_all(self) -> tuple[Difference, ...]:
+        """Mend everything that `check` finds; return what differs afterwards."""
+        with self._lock:
+            intent = self._intent()
+            self._mend(self.check(), intent)
+            return self.check()
+
+    def _intent(self) -> Intent:
+        with self._store.transaction():
+            networks = {network.id: network for network in self._store.networks()}
+            return Intent(networks, self._store.endpoints())
+
+    def _find_damage(self, intent: Intent) -> tuple[Difference, ...]:
+        links = self._kernel.observe_links()
+        alive = frozenset(filter(self._kernel.has_sandbox, intent.sandboxes))
+        networks = intent.networks.values()
+        return (
+            *compare_bridges(networks, links),
+            *compare_endpoints(intent.endpoints, intent.networks, links, alive),
+            *find_leftovers(networks, intent.endpoints, links),
+            *self._compare_rules(intent, links),
+            *compare_reservations(intent.endpoints, self._kernel.list_reserved()),
+        )
+
+    def _compare_rules(self, intent: Intent, links: Mapping[str, Link]) -> Iterator[Difference]:
+        networks = intent.networks.values()
+        text = ""
+        if networks:
+            uplinks = find_uplinks(links)
+            text = firewall.render_ruleset(networks, intent.endpoints, uplinks)
+        wanted = self._kernel.preview_rules(text, firewall.TABLES)
+        yield from compare_rules(wanted, self._kernel.list_rules(firewall.TABLES))
+        if networks and not self._kernel.has_forward_accept(firewall.ACCEPTED_MARK):
+            yield Difference(Kind.ACCEPT, "DOCKER-USER or FORWARD", "pynet's rule is missing")
+        if any(network.publishes(6) for network in networks) and not self._kernel.has_loopback_pair(
+            firewall.LOOPBACK_PAIR
+        ):
+            yield Difference(Kind.LOOPBACK, firewall.LOOPBACK_PAIR.out_end, "is not complete")
+
+    def _find_missing_parameters(self, intent: Intent) -> Iterator[Difference]:
+        for sandbox in intent.sandboxes:
+            with self._store.transaction():
+                missing = self._sandboxes.find_missing(sandbox)
+            for sysctl in missing:
+                yield Difference(
+                    Kind.PARAMETER, sandbox, f"{sysctl.key}={sysctl.value} was not written"
+                )
+
+    def _mend(self, found: Iterable[Difference], intent: Intent) -> None:
+        """Run the remedies of what was found, one a kind, in the order in which they build."""
+        by_kind: dict[Kind, list[str]] = {}
+        for difference in found:
+            log.warning("repairing: %s", difference)
+            by_kind.setdefault(difference.kind, []).append(difference.subject)
+        steps: list[Callable[[], object]] = []
+        for kind in Kind:  # bridges before their ports, endpoints before the rules
+            if kind in by_kind:
+                steps += self._remedies(kind, by_kind[kind], intent)
+        attempt_each(steps)
+
+    def _remedies(
+        self, kind: Kind, subjects: list[str], intent: Intent
+    ) -> Iterator[Callable[[], object]]:
+        match kind:
+            case Kind.BRIDGE:
+                networks = intent.networks.values()
+                damaged = [each for each in networks if each.bridge_name in subjects]
+                yield from map(self._ensure_bridge, damaged)
+                # A bridge that was made anew has lost its ports.
+                yield from self._ensure_ports(intent, [each.id for each in damaged])
+            case Kind.HOST_END:
+                yield from self._ensure_ports(intent, intent.networks.keys())
+            case Kind.DEAD:
+                dead = [each for each in intent.joined if each.id in subjects]
+                yield from (partial(self._drop_endpoint, each) for each in dead)
+            case Kind.LEFTOVER:
+                yield partial(self._kernel.delete_links, subjects)
+            case Kind.RULES | Kind.ACCEPT | Kind.LOOPBACK:
+                yield lambda: self._raise_rules(self._intent())
+            case Kind.RESERVATION:
+                yield from (
+                    partial(self._publisher.restore, each)
+                    for each in intent.endpoints
+                    if any(str(binding.host) in subjects for binding in each.bindings)
+                )
+            case Kind.PARAMETER:
+                yield from (
+                    partial(self._restore_parameters, each)
+                    for each in intent.sandboxes
+                    if each in subjects
+                )
+            case Kind.SEVERED:
+                pass
+
+    def _ensure_bridge(self, network: Network) -> Callable[[], object]:
+        return partial(self._kernel.ensure_bridge, network.bridge)
+
+    def _ensure_ports(
+        self, intent: Intent, networks: Iterable[NetworkId]
+    ) -> Iterator[Callable[[], object]]:
+        wanted = frozenset(networks)
+        for endpoint in intent.joined:
+            if endpoint.network_id in wanted:
+                yield partial(self._ensure_port, endpoint, intent)
+
+    def _ensure_port(self, endpoint: Endpoint, intent: Intent) -> bool:
+        network = intent.networks[endpoint.network_id]
+        return self._kernel.ensure_port(veth_of(endpoint, network, hairpin=bool(endpoint.bindings)))
+
+    def _raise_rules(self, intent: Intent) -> None:
+        self._rules.raise_for(intent.networks.values(), intent.endpoints)
+
+    def _restore_endpoint(self, endpoint: Endpoint, intent: Intent) -> None:
+        if self._ensure_port(endpoint, intent):
+            self._publisher.restore(endpoint)
+            self._restore_parameters(sandbox_of(endpoint))
+
+    def _restore_parameters(self, sandbox: SandboxKey) -> None:
+        with self._store.transaction():
+            self._sandboxes.restore(sandbox)
+
+    def _sweep(self) -> None:
+        """Delete links that carry our alias and belong to nothing."""
+        intent = self._intent()
+        links = self._kernel.observe_links()
+        leftovers = list(find_leftovers(intent.networks.values(), intent.endpoints, links))
+        for leftover in leftovers:
+            log.warning("deleting %s", leftover)
+        self._kernel.delete_links([leftover.subject for leftover in leftovers])
+
+    def _forget_last_boot(self) -> None:
+        """Drop endpoints from before a reboot: no sandbox outlives it, and no one else tells."""
+        boot_id = self._kernel.boot_id()
+        with self._store.transaction():
+            if self._store.boot_id() == boot_id:
+                return
+            for endpoint in self._store.endpoints():
+                self._store.delete_endpoint(endpoint.id)
+            self._store.set_boot_id(boot_id)
+
+    def _forget_dead(self, forgotten: list[Endpoint]) -> None:
+        """Drop endpoints whose sandbox ended while nobody watched, before rules are made for them.
+
+        Only rows: the rest goes when everything is made anew.
+        """
+        intent = self._intent()
+        links = self._kernel.observe_links()
+        alive = frozenset(filter(self._kernel.has_sandbox, intent.sandboxes))
+        found = compare_endpoints(intent.endpoints, intent.networks, links, alive)
+        dead = {difference.subject for difference in found if difference.kind is Kind.DEAD}
+        with self._store.transaction():
+            for endpoint in intent.endpoints:
+                if endpoint.id in dead:
+                    log.info("endpoint %s died with its sandbox", short(endpoint.id))
+                    self._store.delete_endpoint(endpoint.id)
+                    forgotten.append(endpoint)

@@ -1,0 +1,178 @@
+"""What others break is found by `check` and mended: when asked, or at once while watched."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver.check import Kind
+from driver.firewall import LOOPBACK_PAIR
+from driver.heal import REPAIRS
+from driver.model import host_end_name
+from tests.engine.wait import wait_until
+from tests.kernel.container import FAMILIES, arrives, sandbox_of, serving, start
+from tests.kernel.host import run, unmount_namespace
+from tests.kernel.test_published import DUAL, HOST_ADDRESSES, dual_endpoint
+from tests.samples import endpoint_id, network, new_endpoint, ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from driver.bridge import BridgeDriver
+    from driver.check import Difference
+    from driver.heal import Choice
+    from driver.model import Endpoint
+    from tests.kernel.host import RealHost
+
+CLOSED = network(2, icc=False)
+BRIDGE = DUAL.bridge_name
+HOST_END = host_end_name(endpoint_id(1))
+ACCEPT = "-m mark --mark 0x20000000/0x20000000 -m comment --comment pynet -j ACCEPT"
+SECONDS = 1.0  # in which everything is to be mended
+
+DAMAGES = {
+    "the whole ruleset flushed": (Kind.RULES, "nft flush ruleset"),
+    "our table deleted": (Kind.RULES, "nft delete table inet pynet"),
+    "the other table deleted": (Kind.RULES, "nft delete table bridge pynet"),
+    "our table's rules flushed": (Kind.RULES, "nft flush table inet pynet"),
+    "one chain flushed": (Kind.RULES, "nft flush chain inet pynet translate"),
+    "one rule added": (Kind.RULES, "nft insert rule inet pynet forward accept"),
+    "one set emptied": (Kind.RULES, "nft flush set inet pynet bridges"),
+    "one port taken out": (Kind.RULES, "nft delete element inet pynet everywhere4 { tcp . 80 }"),
+    "one port led astray": (
+        Kind.RULES,
+        "nft add element inet pynet everywhere4 { tcp . 81 : 10.1.0.9 . 81 }",
+    ),
+    "Docker's chain flushed": (Kind.ACCEPT, "iptables -w -F DOCKER-USER"),
+    "the IPv6 one, too": (Kind.ACCEPT, "ip6tables -w -F DOCKER-USER"),
+    "our rule there deleted": (Kind.ACCEPT, f"iptables -w -D DOCKER-USER {ACCEPT}"),
+    "all of iptables flushed": (Kind.ACCEPT, "iptables -w -F"),
+    "a bridge deleted": (Kind.BRIDGE, f"ip link delete {BRIDGE}"),
+    "a bridge taken down": (Kind.BRIDGE, f"ip link set {BRIDGE} down"),
+    "an address removed": (Kind.BRIDGE, f"ip address delete 10.1.0.1/24 dev {BRIDGE}"),
+    "an IPv6 address removed": (Kind.BRIDGE, f"ip address delete fd00:1::1/64 dev {BRIDGE}"),
+    "all addresses removed": (Kind.BRIDGE, f"ip address flush dev {BRIDGE}"),
+    "a host end off its bridge": (Kind.HOST_END, f"ip link set {HOST_END} nomaster"),
+    "a host end down": (Kind.HOST_END, f"ip link set {HOST_END} down"),
+    "the loopback pair deleted": (Kind.LOOPBACK, f"ip link delete {LOOPBACK_PAIR.out_end}"),
+    "the loopback pair down": (Kind.LOOPBACK, f"ip link set {LOOPBACK_PAIR.out_end} down"),
+    "its rule deleted": (Kind.LOOPBACK, f"ip -6 rule delete table {LOOPBACK_PAIR.table}"),
+}
+UNNOTICED = {
+    "a bridge's MTU changed": (Kind.BRIDGE, f"ip link set {BRIDGE} mtu 1300"),
+    "a bridge's MAC changed": (Kind.BRIDGE, f"ip link set {BRIDGE} address 02:00:00:00:00:07"),
+}
+each_damage = pytest.mark.parametrize(("kind", "command"), DAMAGES.values(), ids=DAMAGES)
+
+
+@pytest.fixture
+def server(driver: BridgeDriver, real: RealHost, as_docker_leaves_it: None) -> Endpoint:
+    """Lend a container that publishes port 80 beside others, on a host where nothing is wrong."""
+    for net in (DUAL, CLOSED):
+        driver.create_network(net)
+    server = start(driver, real, 1, dual_endpoint(1), has_ports=True)
+    driver.program_external_connectivity(DUAL.id, endpoint_id(1), ports("80:8080"))
+    start(driver, real, 2, dual_endpoint(2))
+    start(driver, real, 3, new_endpoint(3, 2))
+    assert driver.check() == ()
+    return server
+
+
+@pytest.fixture
+def watched(driver: BridgeDriver, server: Endpoint) -> Iterator[Endpoint]:
+    """Lend the same while damage is being mended."""
+    driver.keep_whole()
+    yield server
+    driver._stop_healing()
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"), [*DAMAGES.values(), *UNNOTICED.values()], ids=[*DAMAGES, *UNNOTICED]
+)
+def test_damage_is_found_and_mended_when_asked(
+    driver: BridgeDriver, server: Endpoint, kind: Kind, command: str
+) -> None:
+    run(*command.split())
+    assert kind in {difference.kind for difference in driver.check()}
+    assert driver.repair_all() == ()
+    assert driver.check() == ()
+    assert all(reached(server))
+
+
+@each_damage
+def test_damage_is_mended_at_once_while_watched(
+    driver: BridgeDriver, watched: Endpoint, kind: Kind, command: str
+) -> None:
+    run(*command.split())
+    wait_until(lambda: not driver.check(), SECONDS, "everything is as it was")
+    assert all(reached(watched))
+
+
+def reached(server: Endpoint) -> Iterator[bool]:
+    with serving(server, 6):  # both families
+        for version, address in HOST_ADDRESSES:
+            yield arrives(socket.socket(FAMILIES[version]), address, 80)
+
+
+def test_nothing_that_we_do_is_damage(
+    driver: BridgeDriver, real: RealHost, server: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repair, looks = driver._restorer.repair, []
+
+    def counting(choose: Choice) -> tuple[Difference, ...]:
+        looks.append(choose)
+        return repair(choose)
+
+    monkeypatch.setattr(driver._restorer, "repair", counting)
+    driver.keep_whole()
+    new = dual_endpoint(4)
+    start(driver, real, 4, new, has_ports=True)
+    driver.program_external_connectivity(DUAL.id, new.id, ports("90:9090"))
+    driver.revoke_external_connectivity(DUAL.id, new.id)
+    driver.leave(DUAL.id, new.id)
+    driver.delete_endpoint(DUAL.id, new.id)
+    wait_until(lambda: host_end_name(new.id) not in real.links(), 5, "the link is gone")
+    # What the kernel told of it comes before what it tells of this.
+    run("nft", "flush", "set", "inet", "pynet", "bridges")
+    wait_until(lambda: not driver.check(), SECONDS, "everything is as it was")
+    driver._stop_healing()
+    assert len(looks) <= 3, "one at first, one for the damage, one to see that it is mended"
+
+
+def test_a_container_that_died_without_a_word_leaves_nothing(
+    driver: BridgeDriver, real: RealHost, watched: Endpoint
+) -> None:
+    unmount_namespace(sandbox_of(watched))
+    wait_until(lambda: not driver.check(), SECONDS, "it is forgotten")
+    ids = {endpoint.id for _, endpoints in driver.describe() for endpoint in endpoints}
+    assert ids == {endpoint_id(2), endpoint_id(3)}
+    assert "tcp . 80" not in run("nft", "list", "map", "inet", "pynet", "everywhere4")
+    assert not real.kernel.list_reserved()
+
+
+def test_who_breaks_it_again_and_again_is_left_alone(
+    driver: BridgeDriver, watched: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert driver._healer is not None
+    for _ in range(REPAIRS):
+        run("ip", "link", "set", BRIDGE, "down")
+        wait_until(lambda: not driver.check(), SECONDS, "it is mended")
+    run("ip", "link", "set", BRIDGE, "down")
+    thing = f"{Kind.BRIDGE} {BRIDGE}"
+    (rest,) = wait_until(driver._healer.resting, SECONDS, "it is left alone").items()
+    assert rest[0] == thing
+    assert f"{thing} was repaired {REPAIRS} times" in caplog.text
+    assert {each.subject for each in driver.check()} == {BRIDGE}
+    # Another thing is none the worse for it.
+    run("nft", "flush", "ruleset")
+    wait_until(
+        lambda: {each.subject for each in driver.check()} == {BRIDGE}, SECONDS, "rules are back"
+    )
+
+
+def test_nothing_is_mended_any_more_at_the_end(driver: BridgeDriver, watched: Endpoint) -> None:
+    driver.stand_down()
+    run("nft", "flush", "ruleset")
+    assert Kind.RULES in {each.kind for each in driver.check()}

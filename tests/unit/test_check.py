@@ -1,0 +1,183 @@
+"""What differs between intent and kernel is named: what it is, which, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from driver.bridge import BridgeDriver
+from driver.check import Kind, compare_bridges, compare_endpoints, compare_rules, find_leftovers
+from driver.model import host_end_name
+from driver.reality import Link
+from tests.fakes import FakeKernel
+from tests.samples import (
+    KEEPALIVE,
+    endpoint,
+    endpoint_id,
+    network,
+    network_id,
+    new_endpoint,
+    new_join,
+    ports,
+    sandbox_key,
+)
+
+if TYPE_CHECKING:
+    from driver.store import Store
+
+NET = network(1)
+JOINED = endpoint(1).joined(sandbox_key(1))
+HOST_END = host_end_name(JOINED.id)
+BRIDGE = Link(
+    kind="bridge",
+    alias=NET.bridge.alias,
+    mac=NET.bridge.mac,
+    mtu=1500,
+    up=True,
+    addresses=frozenset(NET.bridge.addresses),
+)
+PORT = Link("veth", "pynet endpoint 1 network 1", "", 1500, up=True, bridge=NET.bridge_name)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({}, ""),
+        ({"up": False}, "is down"),
+        ({"addresses": frozenset()}, "has lost its address 10.1.0.1/24"),
+        ({"mtu": 1400}, "has an MTU of 1400 instead of 1500"),
+        ({"mac": "02:00:00:00:00:01"}, "has the MAC address 02:00:00:00:00:01 instead of"),
+        ({"kind": "dummy"}, "is an interface of another kind by now"),
+        ({"alias": ""}, "is somebody else's by now"),
+    ],
+)
+def test_what_is_wrong_with_a_bridge(change: dict[str, Any], text: str) -> None:
+    links = {NET.bridge_name: replace(BRIDGE, **change)}
+    found = list(compare_bridges([NET], links))
+    assert [each.kind for each in found] == [Kind.BRIDGE] * bool(text)
+    assert all(text in str(each) for each in found)
+
+
+def test_a_bridge_that_is_gone() -> None:
+    (found,) = compare_bridges([NET], {})
+    assert str(found) == "bridge pn-010101010101: is gone (network 010101010101)"
+
+
+def test_somebody_elses_bridge_need_only_work() -> None:
+    net = network(1, bridge_name="br-lan")
+    other = replace(BRIDGE, alias="", mtu=9000, mac="02:00:00:00:00:01")
+    assert not list(compare_bridges([net], {"br-lan": other}))
+
+
+@pytest.mark.parametrize(
+    ("link", "sandboxes", "kind", "text"),
+    [
+        (PORT, (), None, ""),
+        (replace(PORT, up=False), (), Kind.HOST_END, "is down"),
+        (replace(PORT, bridge=None), (), Kind.HOST_END, "is not on bridge pn-010101010101"),
+        (replace(PORT, bridge="br0"), (), Kind.HOST_END, "but on br0"),
+        (None, (sandbox_key(1),), Kind.SEVERED, "is gone while its container runs"),
+        (None, (), Kind.DEAD, "its sandbox and its interface are gone"),
+    ],
+)
+def test_what_is_wrong_with_an_endpoint(
+    link: Link | None, sandboxes: tuple[str, ...], kind: Kind | None, text: str
+) -> None:
+    links = {} if link is None else {HOST_END: link}
+    found = list(compare_endpoints([JOINED], {NET.id: NET}, links, sandboxes))
+    assert [each.kind for each in found] == ([kind] if kind else [])
+    assert all(text in each.text for each in found)
+
+
+def test_an_endpoint_that_has_not_joined_needs_nothing() -> None:
+    assert not list(compare_endpoints([endpoint(1)], {NET.id: NET}, {}, ()))
+
+
+def test_links_of_ours_that_belong_to_nothing() -> None:
+    links = {
+        NET.bridge_name: BRIDGE,
+        HOST_END: PORT,
+        "pnh999999999999": PORT,
+        "pn-999999999999": Link("bridge", "", "", 1500, up=False, half_made=True),
+        "docker0": replace(BRIDGE, alias=""),
+    }
+    found = find_leftovers([NET], [JOINED], links)
+    assert [each.subject for each in found] == ["pn-999999999999", "pnh999999999999"]
+
+
+def test_rules_are_compared_both_ways() -> None:
+    found = list(compare_rules(frozenset({"a", "b"}), frozenset({"b", "c"})))
+    assert [str(each) for each in found] == ["rules a: is missing", "rules c: is not ours"]
+
+
+@pytest.fixture
+def world(store: Store) -> tuple[BridgeDriver, FakeKernel]:
+    """Lend a driver with a container that publishes a port, and nothing wrong."""
+    kernel = FakeKernel()
+    driver = BridgeDriver(store, kernel)
+    driver.restore()
+    kernel.add_sandbox(sandbox_key(1))
+    driver.create_network(network(1, f"{KEEPALIVE}=600"))
+    driver.create_endpoint(new_endpoint())
+    driver.join(new_join())
+    driver.program_external_connectivity(network_id(1), endpoint_id(1), ports("8080:80"))
+    assert driver.check() == ()
+    return driver, kernel
+
+
+def test_a_parameter_that_was_never_written_is_missing_until_repaired(
+    world: tuple[BridgeDriver, FakeKernel], store: Store
+) -> None:
+    driver, kernel = world
+    kernel.sandboxes[sandbox_key(1)][KEEPALIVE] = "7200"
+    with store.transaction():
+        store.delete_traces(sandbox_key(1), [KEEPALIVE])
+    (found,) = driver.check()
+    assert (found.kind, found.subject) == (Kind.PARAMETER, sandbox_key(1))
+    assert found.text == f"{KEEPALIVE}=600 was not written"
+    assert driver.repair_all() == ()
+    assert kernel.sandboxes[sandbox_key(1)][KEEPALIVE] == "600"
+
+
+def test_a_parameter_that_the_container_set_is_its_own(
+    world: tuple[BridgeDriver, FakeKernel],
+) -> None:
+    driver, kernel = world
+    kernel.sandboxes[sandbox_key(1)][KEEPALIVE] = "42"
+    assert driver.check() == ()
+
+
+def test_a_port_that_nobody_keeps_is_reserved_when_asked(
+    world: tuple[BridgeDriver, FakeKernel],
+) -> None:
+    driver, kernel = world
+    before = set(kernel.reserved)
+    kernel.reserved.clear()
+    found = driver.check()
+    assert {each.kind for each in found} == {Kind.RESERVATION}
+    assert (
+        str(found[0]) == "reservation 0.0.0.0:8080/tcp: is not reserved for endpoint e1e1e1e1e1e1"
+    )
+    assert driver.repair_all() == ()
+    assert kernel.reserved == before
+
+
+def test_a_dead_endpoint_goes_with_its_ports(
+    world: tuple[BridgeDriver, FakeKernel], store: Store
+) -> None:
+    driver, kernel = world
+    kernel.die(sandbox_key(1))
+    del kernel.links[host_end_name(endpoint_id(1))]
+    assert [each.kind for each in driver.check()] == [Kind.DEAD]
+    assert driver.repair_all() == ()
+    assert not kernel.reserved
+    assert driver.describe()[0][1] == ()
+
+
+def test_what_nobody_can_mend_stays_said(world: tuple[BridgeDriver, FakeKernel]) -> None:
+    driver, kernel = world
+    del kernel.links[host_end_name(endpoint_id(1))]
+    (left,) = driver.repair_all()
+    assert left.kind is Kind.SEVERED
