@@ -20,6 +20,10 @@ class AskError(Exception):
     """What was asked for cannot be told; the text says why."""
 
 
+class DriverDown(AskError):  # noqa: N818 - the field calls it by what happened
+    """Nobody answers on the driver's socket, or somebody else does."""
+
+
 def ask_driver(path: Path, what: str) -> dict[str, Any]:
     """Return what the driver answers to a GET on its socket."""
     connection = _UnixConnection(path)
@@ -28,11 +32,11 @@ def ask_driver(path: Path, what: str) -> dict[str, Any]:
         response = connection.getresponse()
         answer = msgspec.json.decode(response.read(), type=dict[str, Any])
     except OSError as error:
-        raise AskError(
+        raise DriverDown(
             f"ask the driver on {path}: {error.strerror or error}; is it running?"
         ) from error
     except (HTTPException, msgspec.MsgspecError) as error:
-        raise AskError(f"ask the driver on {path}: that is no pynet: {error}") from error
+        raise DriverDown(f"ask the driver on {path}: that is no pynet: {error}") from error
     finally:
         connection.close()
     if response.status != HTTPStatus.OK:

@@ -15,11 +15,11 @@ from werkzeug.serving import make_server
 
 from driver.model import GatewayMode
 from plugin.app import create_app
-from plugin.cli import main
+from plugin.cli import COMMANDS, DRIVER_DOWN, FAILED, MISUSED, main
 from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, pool, ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from click.testing import Result
@@ -39,6 +39,7 @@ DUAL = network(
 )
 OTHER = network(2)
 VERSION = "1.45"
+WEB = "3b" + 62 * "c"
 
 
 @pytest.fixture
@@ -70,14 +71,24 @@ def docker_app(networks: Any, containers: Any) -> Flask:
     return app
 
 
-def container(name: str, *endpoints: str) -> dict[str, Any]:
-    settings = {str(number): {"EndpointID": each} for number, each in enumerate(endpoints)}
-    return {"Names": [f"/{name}"], "NetworkSettings": {"Networks": settings}}
+def container(name: str, identity: str, **endpoints: str) -> dict[str, Any]:
+    """Return a container as Docker lists it, with its endpoint, if it runs, on each network."""
+    ids = {"back": DUAL.id, "front": OTHER.id}
+    settings = {
+        name: {"EndpointID": each, "NetworkID": ids.get(name, "") if each else ""}
+        for name, each in endpoints.items()
+    }
+    return {"Id": identity, "Names": [f"/{name}"], "NetworkSettings": {"Networks": settings}}
 
 
 DOCKER = docker_app(
     [{"Id": DUAL.id, "Name": "back"}, {"Id": OTHER.id, "Name": "front"}, {"Id": "0", "Name": "x"}],
-    [container("web", endpoint_id(1), ""), container("none")],
+    [
+        container("web", WEB, back=endpoint_id(1), x=""),
+        container("stopped", 64 * "5", front=""),
+        container("elsewhere", 64 * "6", x=""),
+        container("none", 64 * "7"),
+    ],
 )
 
 
@@ -99,11 +110,13 @@ def with_networks(driver: BridgeDriver, kernel: FakeKernel) -> BridgeDriver:
 def runner(driver: Path, docker: Path) -> Run:
     environment = {"PYNET_SOCKET": str(driver), "DOCKER_HOST": f"unix://{docker}"}
 
-    def run(*words: str) -> Result:
+    def run(*words: str, env: Mapping[str, str] | None = None) -> Result:
         with warnings.catch_warnings():
             # docker-py leaves its sockets to the garbage collector when a connection fails.
             warnings.simplefilter("ignore", ResourceWarning)
-            result = CliRunner().invoke(main, words, env=environment, catch_exceptions=False)
+            result = CliRunner().invoke(
+                main, words, env={**environment, **(env or {})}, catch_exceptions=False
+            )
             gc.collect()
         return result
 
@@ -180,7 +193,7 @@ def test_a_network_is_inspected(run: Run, name: str) -> None:
     assert shown["pools"][1] == {"subnet": "fd00:1::/64", "gateway": "fd00:1::1"}
 
 
-@pytest.mark.parametrize("name", ["web", endpoint_id(1)[:12]])
+@pytest.mark.parametrize("name", ["web", WEB, "3b", endpoint_id(1), endpoint_id(1)[:12]])
 def test_a_container_is_inspected(run: Run, name: str) -> None:
     (shown,) = json.loads(run("inspect", name).stdout)
     assert (shown["container"], shown["network"]) == ("web", "back")
@@ -190,12 +203,21 @@ def test_a_container_is_inspected(run: Run, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("nothing", "no network and no container"), ("0", "ambiguous: 2 networks")]
+    ("name", "words"),
+    [
+        ("nothing", "no network and no container of pynet's is called nothing"),
+        ("elsewhere", "no network and no container of pynet's is called elsewhere"),
+        ("0", "0 is ambiguous: network back (010101010101), network front (020202020202)"),
+    ],
 )
 def test_what_cannot_be_told_apart_or_found_is_said(run: Run, name: str, words: str) -> None:
     result = run("inspect", name)
-    assert result.exit_code == 1
-    assert words in result.stderr
+    assert result.exit_code == FAILED
+    assert (result.stdout, result.stderr) == ("", f"Error: {words}\n")
+
+
+def test_a_container_that_does_not_run_has_no_endpoints(run: Run) -> None:
+    assert json.loads(run("inspect", "stopped").stdout) == []
 
 
 def test_ids_stand_in_for_names_while_docker_is_down(run_without_docker: Run) -> None:
@@ -218,26 +240,27 @@ def test_a_docker_that_answers_nonsense_is_as_good_as_down(
 def test_a_driver_that_is_down_is_said(tmp_path: Path, words: tuple[str, ...]) -> None:
     socket = tmp_path / "none.sock"
     result = runner(socket, socket)(*words)
-    assert result.exit_code == 1
-    assert f"ask the driver on {socket}: No such file or directory; is it running?" in result.stderr
+    assert result.exit_code == DRIVER_DOWN
+    said = f"ask the driver on {socket}: No such file or directory; is it running?"
+    assert result.stderr == f"Error: {said}\n"
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answer", "code", "words"),
     [
-        (({"Err": "405 Method Not Allowed"}, 405), "405 Method Not Allowed"),
-        ("<html>", "that is no pynet"),
-        ([], "that is no pynet"),
+        (({"Err": "405 Method Not Allowed"}, 405), FAILED, "405 Method Not Allowed"),
+        ("<html>", DRIVER_DOWN, "that is no pynet"),
+        ([], DRIVER_DOWN, "that is no pynet"),
     ],
 )
 def test_somebody_else_on_the_socket_is_told(
-    serve: Callable[[str, Flask], Path], answer: Any, words: str
+    serve: Callable[[str, Flask], Path], answer: Any, code: int, words: str
 ) -> None:
     app = Flask("somebody")
     app.add_url_rule("/networks", "networks", lambda: answer)
     socket = serve("pynet.sock", app)
     result = runner(socket, socket)("ls")
-    assert result.exit_code == 1
+    assert result.exit_code == code
     assert words in result.stderr
 
 
@@ -245,3 +268,71 @@ def test_a_wrong_setting_is_said() -> None:
     result = CliRunner().invoke(main, ["ls"], env={"PYNET_SOCKET": "relative"})
     assert result.exit_code == 1
     assert "expected an absolute path" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("lsx",), "No such command 'lsx'; see pynet --help"),
+        (("ls", "--jsn"), "No such option '--jsn'. Did you mean '--json'?; see pynet ls --help"),
+        (("inspect",), "Missing argument 'NETWORK|CONTAINER'; see pynet inspect --help"),
+        (("ls", "more"), "Got unexpected extra argument (more); see pynet ls --help"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words: tuple[str, ...], said: str) -> None:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == MISUSED
+    assert result.stderr == f"Error: {said}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_examples(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"Usage: pynet {name}" in result.stdout
+    assert "Examples:" in result.stdout
+    assert f"\n    pynet {name}" in result.stdout
+
+
+def test_the_exit_codes_are_told() -> None:
+    text = CliRunner().invoke(main, ["--help"]).stdout
+    assert CliRunner().invoke(main, []).stderr == text
+    assert [f"  {code}  " in text for code in (0, FAILED, MISUSED, DRIVER_DOWN)] == 4 * [True]
+
+
+def test_a_defect_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("plugin.cli.networks.print_table")
+    result = run("ls")
+    assert result.exit_code == FAILED
+    assert result.stderr.startswith("Error: this is a defect of pynet: NameError")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(shell: str) -> None:
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert result.exit_code == 0
+    assert "_PYNET_COMPLETE" in result.stdout
+    assert "complet" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("pynet ins", "inspect"),
+        ("pynet inspect b", "back"),
+        ("pynet inspect w", "web"),
+        ("pynet inspect st", "stopped"),
+        ("pynet inspect elsew", ""),
+        ("pynet ls --j", "--json"),
+    ],
+)
+def test_words_and_names_are_completed(run: Run, typed: str, expected: str) -> None:
+    words = typed.split()
+    state = {
+        "_PYNET_COMPLETE": "bash_complete",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    result = run(env=state)
+    assert [line.partition(",")[2] for line in result.stdout.split()] == expected.split()

@@ -1,0 +1,122 @@
+"""Be `pynet ls`, `pynet ports` and `pynet inspect`: what there is."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from plugin.ask import find_interface
+from plugin.cli.terminal import json_option, print_json, print_table
+from plugin.cli.who import complete_names, look_around, socket_path
+
+if TYPE_CHECKING:
+    from plugin.inventory import Inventory
+
+
+@click.command
+@json_option
+def list_networks(*, as_json: bool) -> None:
+    """List the networks.
+
+    \b
+    Examples:
+      pynet ls
+      pynet ls --json
+    """
+    inventory = look_around()
+    if as_json:
+        print_json([_named_network(inventory, network) for network in inventory.networks])
+        return
+    rows = [
+        (
+            inventory.network_name(network),
+            network["id"][:12],
+            network["bridge"],
+            " ".join(pool["subnet"] for pool in network["pools"]),
+            str(len(network["endpoints"])),
+            str(len(network["sysctls"])),
+        )
+        for network in inventory.networks
+    ]
+    print_table(("NETWORK", "ID", "BRIDGE", "POOLS", "ENDPOINTS", "SYSCTLS"), rows)
+
+
+@click.command
+@json_option
+def list_ports(*, as_json: bool) -> None:
+    """List the published ports, which `docker ps` cannot show for a remote driver.
+
+    \b
+    Examples:
+      pynet ports
+      pynet ports --json
+    """
+    inventory = look_around()
+    ports = [
+        {
+            "network": inventory.network_name(network),
+            "container": inventory.container_name(endpoint),
+            **port,
+        }
+        for network in inventory.networks
+        for endpoint in network["endpoints"]
+        for port in endpoint["ports"]
+    ]
+    if as_json:
+        print_json(ports)
+        return
+    rows = [
+        (
+            port["network"],
+            port["container"],
+            _place(port["host_ip"], port["host_port"]) if port["host_ip"] else "-",
+            _place(port["container_ip"], port["container_port"]),
+            port["protocol"],
+        )
+        for port in ports
+    ]
+    print_table(("NETWORK", "CONTAINER", "HOST", "CONTAINER PORT", "PROTOCOL"), rows)
+
+
+@click.command
+@click.argument("name", metavar="NETWORK|CONTAINER", shell_complete=complete_names)
+def inspect(name: str) -> None:
+    """Print all that the driver knows of a network or of a container's endpoints, as JSON.
+
+    \b
+    Examples:
+      pynet inspect back
+      pynet inspect 7b1bea1d16bc
+    """
+    inventory = look_around()
+    found = inventory.find(name)
+    if isinstance(found, dict):
+        print_json(_named_network(inventory, found))
+        return
+    driver = socket_path()
+    print_json(
+        [
+            {
+                "container": inventory.container_name(endpoint),
+                "network": inventory.network_name(network),
+                "bridge": network["bridge"],
+                "sandbox_end": find_interface(driver, endpoint),
+                **endpoint,
+            }
+            for network, endpoint in inventory.endpoints_of(found)
+        ]
+    )
+
+
+def _named_network(inventory: Inventory, network: dict[str, Any]) -> dict[str, Any]:
+    endpoints = [
+        {"container": inventory.container_name(endpoint), **endpoint}
+        for endpoint in network["endpoints"]
+    ]
+    return {"name": inventory.network_name(network), **network, "endpoints": endpoints}
+
+
+def _place(ip: str, port: int) -> str:
+    return f"{ip}:{port}" if ip_address(ip).version == 4 else f"[{ip}]:{port}"  # noqa: PLR2004

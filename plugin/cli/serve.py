@@ -1,0 +1,35 @@
+"""Be `pynet serve`: open the sockets, then run the server."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from plugin.listen import Names
+from plugin.settings import parse_settings
+
+
+@click.command
+def serve() -> None:
+    """Serve the driver in the foreground.
+
+    Settings come from the environment; docs/options.md lists them. Listens on the sockets that
+    systemd hands over, else on PYNET_SOCKET.
+
+    \b
+    Examples:
+      pynet serve
+      PYNET_LOG_LEVEL=DEBUG PYNET_STATE_DIR=/srv/pynet pynet serve
+    """
+    names = Names()
+    try:
+        settings = parse_settings(os.environ)
+        if not names.inherit():
+            names.open(settings.socket)
+        # Only now: what it imports takes longer than Docker should wait for a socket.
+        from plugin.server import serve as run  # noqa: PLC0415
+
+        run(settings, names)
+    finally:
+        names.remove()

@@ -1,0 +1,59 @@
+"""Find what a person means by NETWORK or CONTAINER, for every command that takes one."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from plugin.ask import AskError
+from plugin.inventory import take_inventory
+from plugin.settings import parse_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from plugin.inventory import Inventory
+
+    Completion = Callable[[click.Context, click.Parameter, str], list[str]]
+
+
+def socket_path() -> Path:
+    """Return where the driver is to be asked; raises InvalidRequest for a wrong setting."""
+    return parse_settings(os.environ).socket
+
+
+def look_around() -> Inventory:
+    """Ask driver and Docker; says on standard error when ids have to stand in for names.
+
+    Raises AskError if the driver does not answer.
+    """
+    inventory = take_inventory(socket_path())
+    if inventory.docker_failure is not None:
+        click.echo(f"ids instead of names: {inventory.docker_failure}", err=True)
+    return inventory
+
+
+def complete_networks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of networks that begin so, for a shell."""
+    del ctx, param
+    return [name for name in _names(containers=False) if name.startswith(incomplete)]
+
+
+def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of networks and containers that begin so, for a shell."""
+    del ctx, param
+    return [name for name in _names(containers=True) if name.startswith(incomplete)]
+
+
+def _names(*, containers: bool) -> list[str]:
+    try:
+        inventory = take_inventory(socket_path())
+    except AskError:
+        return []  # a shell that completes has no place for an error
+    names = {inventory.network_name(network) for network in inventory.networks}
+    if containers:
+        names |= {container.name for container in inventory.our_containers()}
+    return sorted(names)
