@@ -14,7 +14,9 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING
 
+from driver.counts import Counts
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
+from driver.health import Health
 from driver.model import (
     Attach,
     DirectInterface,
@@ -84,11 +86,20 @@ class BridgeDriver:
     what is not there succeed. Failures are DriverError with words for who typed `docker …`.
     """
 
-    def __init__(self, store: Store, kernel: Kernel, policy: SysctlPolicy = NO_POLICY) -> None:
+    def __init__(
+        self,
+        store: Store,
+        kernel: Kernel,
+        policy: SysctlPolicy = NO_POLICY,
+        counts: Counts | None = None,
+        health: Health | None = None,
+    ) -> None:
         self._store = store
         self._kernel = kernel
+        self.counts = counts or Counts()
+        self.health = health or Health()
         self._lock = RLock()
-        self._sandboxes = Sandboxes(store, kernel, self._lock, policy)
+        self._sandboxes = Sandboxes(store, kernel, self._lock, policy, self.counts)
         self._rules = Rules(kernel)
         self._publisher = Publisher(store, kernel)
 
@@ -140,6 +151,7 @@ class BridgeDriver:
                         "endpoint %s is given the address of %s", short(new.id), short(stale.id)
                     )
                     self._store.delete_endpoint(stale.id)
+                    self.counts.evicted("endpoint")
                 self._store.put_endpoint(endpoint)
             _attempt_each(self._clean_up(evicted, network))
             return endpoint
@@ -386,6 +398,7 @@ class BridgeDriver:
         for network_id in stale:
             log.warning("network %s is given the pool of %s", short(network.id), short(network_id))
             self.delete_network(network_id)
+            self.counts.evicted("network")
 
     def _drop_endpoint(self, endpoint: Endpoint) -> None:
         with self._store.transaction():
@@ -429,6 +442,7 @@ class BridgeDriver:
         for name in orphans:
             log.warning("deleting %s: it belongs to no network or endpoint", name)
         self._kernel.delete_links(orphans)
+        self.counts.left_over("link", len(orphans))
 
     def _forget_last_boot(self) -> None:
         """Drop endpoints from before a reboot: no sandbox outlives it, and no one else tells."""
