@@ -14,8 +14,10 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING
 
+from driver.counts import Counts
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
 from driver.heal import Healer
+from driver.health import Health
 from driver.model import (
     Attach,
     DirectInterface,
@@ -31,7 +33,7 @@ from driver.model import (
 from driver.ports import is_satisfied
 from driver.publish import Publisher
 from driver.reality import find_bridges_with_ports
-from driver.restore import Restorer
+from driver.restore import Parts, Restorer
 from driver.rules import Rules
 from driver.sandbox import NO_POLICY, Sandboxes, sandbox_of
 from driver.undo import Rollback, attempt_all, attempt_each
@@ -88,14 +90,23 @@ class BridgeDriver:
     what is not there succeed. Failures are DriverError with words for who typed `docker …`.
     """
 
-    def __init__(self, store: Store, kernel: Kernel, policy: SysctlPolicy = NO_POLICY) -> None:
+    def __init__(
+        self,
+        store: Store,
+        kernel: Kernel,
+        policy: SysctlPolicy = NO_POLICY,
+        counts: Counts | None = None,
+        health: Health | None = None,
+    ) -> None:
         self._store = store
         self._kernel = kernel
+        self.counts = counts or Counts()
+        self.health = health or Health()
         self._lock = RLock()
-        self._sandboxes = Sandboxes(store, kernel, self._lock, policy)
+        self._sandboxes = Sandboxes(store, kernel, self._lock, policy, self.counts)
         self._rules = Rules(kernel)
         self._publisher = Publisher(store, kernel)
-        parts = (self._rules, self._publisher, self._sandboxes)
+        parts = Parts(self._rules, self._publisher, self._sandboxes, self.counts)
         self._restorer = Restorer(store, kernel, self._lock, parts, self._drop_endpoint)
         self._healer: Healer | None = None
 
@@ -147,6 +158,7 @@ class BridgeDriver:
                         "endpoint %s is given the address of %s", short(new.id), short(stale.id)
                     )
                     self._store.delete_endpoint(stale.id)
+                    self.counts.evicted("endpoint")
                 self._store.put_endpoint(endpoint)
             attempt_each(self._clean_up(evicted, network))
             return endpoint
@@ -284,7 +296,7 @@ class BridgeDriver:
 
     def keep_whole(self) -> None:
         """Have whatever others damage repaired from now on, until `stand_down` or `close`."""
-        self._healer = Healer(self._restorer)
+        self._healer = Healer(self._restorer, self.counts, self.health)
         self._kernel.watch_damage(self._healer.damaged)
         self._healer.damaged()  # what was damaged just before anybody watched
 
@@ -395,6 +407,7 @@ class BridgeDriver:
         for network_id in stale:
             log.warning("network %s is given the pool of %s", short(network.id), short(network_id))
             self.delete_network(network_id)
+            self.counts.evicted("network")
 
     def _drop_endpoint(self, endpoint: Endpoint) -> None:
         with self._store.transaction():

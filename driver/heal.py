@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from driver.check import Difference
+    from driver.counts import Counts
+    from driver.health import Health
 
     # Takes all the damage there is, gives what is to be mended of it.
     Choice = Callable[[tuple[Difference, ...]], tuple[Difference, ...]]
 
 REPAIRS, WINDOW_SECONDS = 3, 60.0
 FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 60.0, 960.0
+LOOKING = "looking for damage"
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +83,13 @@ class Healer:
     def __init__(
         self,
         patient: Patient,
-        told: Callable[[tuple[Difference, ...]], None] = lambda _: None,
+        counts: Counts,
+        health: Health,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`told` hears of every repair."""
         self._patient = patient
-        self._told = told
+        self._counts = counts
+        self._health = health
         self._clock = clock
         self._backoff = Backoff()
         self._condition = threading.Condition()
@@ -115,11 +119,14 @@ class Healer:
         while self._await_damage():
             try:
                 mended = self._patient.repair(self._choose)
-            except Exception:
+            except Exception as error:
                 log.exception("could not look for damage; it is looked for again after the next")
+                self._health.report(LOOKING, f"damage is not repaired: {error}")
                 continue
+            self._health.clear(LOOKING)
+            for kind in {difference.kind: None for difference in mended}:
+                self._counts.repaired(kind)
             if mended:
-                self._told(mended)
                 self.damaged()  # look once more: a remedy can fail
 
     def _await_damage(self) -> bool:
@@ -142,17 +149,17 @@ class Healer:
         now = self._clock()
         was_resting = thing in self._backoff.resting(now)
         if self._backoff.allows(thing, now):
+            self._health.clear(thing)
             return True
         if not was_resting:
-            log.error(
-                "%s was repaired %d times within %.0f s and is broken again, so somebody keeps "
-                "changing it; it is left alone for %.0f s: %s",
-                thing,
-                REPAIRS,
-                WINDOW_SECONDS,
-                self._backoff.resting(now)[thing],
-                example,
+            seconds = self._backoff.resting(now)[thing]
+            problem = (
+                f"{thing} was repaired {REPAIRS} times within {WINDOW_SECONDS:.0f} s and is broken "
+                f"again, so somebody keeps changing it; it is left alone for {seconds:.0f} s: "
+                f"{example}"
             )
+            log.error("%s", problem)
+            self._health.report(thing, problem)
         return False
 
 

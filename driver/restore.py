@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from threading import RLock
 
+    from driver.counts import Counts
     from driver.kernel import Kernel
     from driver.model import Endpoint, Network, NetworkId, SandboxKey
     from driver.publish import Publisher
@@ -59,6 +60,16 @@ class Intent:
         return tuple(dict.fromkeys(sandbox_of(endpoint) for endpoint in self.joined))
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of the driver by which things are made whole again."""
+
+    rules: Rules
+    publisher: Publisher
+    sandboxes: Sandboxes
+    counts: Counts
+
+
 class Restorer:
     """The kernel's state as a whole, for all networks and endpoints."""
 
@@ -67,13 +78,16 @@ class Restorer:
         store: Store,
         kernel: Kernel,
         lock: RLock,
-        parts: tuple[Rules, Publisher, Sandboxes],
+        parts: Parts,
         drop_endpoint: Callable[[Endpoint], None],
     ) -> None:
         self._store = store
         self._kernel = kernel
         self._lock = lock
-        self._rules, self._publisher, self._sandboxes = parts
+        self._rules = parts.rules
+        self._publisher = parts.publisher
+        self._sandboxes = parts.sandboxes
+        self._counts = parts.counts
         self._drop_endpoint = drop_endpoint
 
     def restore(self) -> None:
@@ -249,6 +263,7 @@ class Restorer:
         for leftover in leftovers:
             log.warning("deleting %s", leftover)
         self._kernel.delete_links([leftover.subject for leftover in leftovers])
+        self._counts.left_over("link", len(leftovers))
 
     def _forget_last_boot(self) -> None:
         """Drop endpoints from before a reboot: no sandbox outlives it, and no one else tells."""

@@ -14,7 +14,8 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
-from driver.errors import InvalidRequest, NotFound
+from driver.counts import Counts
+from driver.errors import DriverError, InvalidRequest, NotFound
 from driver.model import host_end_name, short
 from driver.sysctls import SysctlPolicy, is_per_interface, merge, plan_restores, plan_writes
 
@@ -36,12 +37,18 @@ class Sandboxes:
     """The sandboxes of all endpoints, as far as their kernel parameters go."""
 
     def __init__(
-        self, store: Store, kernel: Kernel, lock: RLock, policy: SysctlPolicy = NO_POLICY
+        self,
+        store: Store,
+        kernel: Kernel,
+        lock: RLock,
+        policy: SysctlPolicy = NO_POLICY,
+        counts: Counts | None = None,
     ) -> None:
         self._store = store
         self._kernel = kernel
         self._lock = lock
         self._policy = policy
+        self._counts = counts or Counts()
         self._untried = policy.defaults
         self._pristine: dict[str, str] = {}
 
@@ -99,6 +106,7 @@ class Sandboxes:
             action = partial(self._on_arrival, sandbox, wanted, interfaces)
             self._kernel.watch_sandbox(sandbox, action)
         elif self._kernel.unwatch_sandbox(sandbox):
+            self._counts.missed_watch()
             log.warning(
                 "sandbox %s never came into sight: if its container ran, it ran without the "
                 "network's parameters, and this driver does not see Docker's mounts",
@@ -113,9 +121,12 @@ class Sandboxes:
         sysctls = self._per_interface(endpoint)
         if not sysctls:
             return True
-        return self._kernel.set_interface_sysctls(
+        done = self._kernel.set_interface_sysctls(
             sandbox_of(endpoint), host_end_name(endpoint.id), sysctls
         )
+        if done:
+            self._counts.wrote_sysctls(len(sysctls))
+        return done
 
     def settle(self, sandbox: SandboxKey) -> None:
         """Put back what nobody in the sandbox asks for any more, as far as the sandbox lives on.
@@ -189,13 +200,23 @@ class Sandboxes:
         try:
             for endpoint, sysctls in interfaces.items():
                 host_end = host_end_name(endpoint.id)
-                self._kernel.await_interface_sysctls(sandbox, host_end, sysctls)
+                self._await_interface(sandbox, host_end, sysctls)
         finally:
             with self._lock, self._store.transaction():
                 if self._store.endpoints_in(sandbox):
                     self._store.put_traces(sandbox, written)
         for endpoint in interfaces:
             self._mark_configured(endpoint)
+
+    def _await_interface(
+        self, sandbox: SandboxKey, host_end: str, sysctls: tuple[Sysctl, ...]
+    ) -> None:
+        try:
+            self._kernel.await_interface_sysctls(sandbox, host_end, sysctls)
+        except DriverError:
+            self._counts.missed_watch()
+            raise
+        self._counts.wrote_sysctls(len(sysctls))
 
     def _renew_watch(self, sandbox: SandboxKey) -> None:
         with self._store.transaction():
@@ -242,10 +263,12 @@ class Sandboxes:
         if not keys:
             return ()
         try:
-            return self._kernel.change_sysctls(sandbox, keys, decide)
+            written = self._kernel.change_sysctls(sandbox, keys, decide)
         except NotFound:
             log.info("sandbox %s is gone; nothing to configure", sandbox)
             return ()
+        self._counts.wrote_sysctls(len(written))
+        return written
 
     def _put_back(self, sandbox: SandboxKey, traces: tuple[Trace, ...]) -> None:
         before = {trace.key: trace.before for trace in traces}

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from driver.check import Difference, Kind
+from driver.counts import Counts
 from driver.errors import KernelError
 from driver.heal import (
     FIRST_REST_SECONDS,
@@ -15,6 +16,7 @@ from driver.heal import (
     Backoff,
     Healer,
 )
+from driver.health import Health
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
@@ -74,31 +76,34 @@ class Patient:
         self.stubborn = stubborn
         self.broken = broken
         self.looks = 0
+        self.mended: list[Difference] = []
+        self.counts = Counts()
 
     def repair(self, choose: Choice) -> tuple[Difference, ...]:
         self.looks += 1
         if self.broken:
             raise KernelError("list the interfaces: no buffer space")
         chosen = choose(self.damage)
+        self.mended += chosen
         if not self.stubborn:
             self.damage = tuple(each for each in self.damage if each not in chosen)
         return chosen
 
 
 def heal(patient: Patient) -> list[Difference]:
-    """Tell a healer of damage and let it come to rest; return what it mended."""
-    mended: list[Difference] = []
-    healer = Healer(patient, mended.extend, lambda: 0.0)
+    """Tell a healer of damage and let it come to rest; return what it was to mend."""
+    healer = Healer(patient, patient.counts, Health(), lambda: 0.0)
     healer.damaged()
     wait_until(lambda: patient.looks and not healer._damaged, 5, "it has looked")
     healer.close()
-    return mended
+    return patient.mended
 
 
 def test_all_that_is_damaged_is_mended_and_looked_at_once_more() -> None:
     patient = Patient(BRIDGE, *RULES)
     assert heal(patient) == [BRIDGE, *RULES]
     assert patient.looks == 2
+    assert patient.counts.repairs == {Kind.BRIDGE: 1, Kind.RULES: 1}
 
 
 def test_what_nobody_can_mend_is_not_tried() -> None:
@@ -117,22 +122,28 @@ def test_a_remedy_that_does_not_help_is_tried_a_few_times(
 
 def test_a_look_that_fails_does_not_end_the_healing(caplog: pytest.LogCaptureFixture) -> None:
     patient = Patient(BRIDGE, broken=True)
-    healer = Healer(patient)
+    health = Health()
+    healer = Healer(patient, Counts(), health)
     healer.damaged()
     wait_until(lambda: "no buffer space" in caplog.text, 5, "the failure is in the log")
+    assert health.problems() == ("damage is not repaired: list the interfaces: no buffer space",)
     patient.broken = False
     healer.damaged()
     wait_until(lambda: not patient.damage, 5, "it is mended")
     healer.close()
+    assert not health.problems()
     assert not [thread for thread in threading.enumerate() if thread.name == "healer"]
 
 
 def test_the_end_of_a_rest_is_a_reason_to_look() -> None:
     now = 0.0
     patient = Patient(BRIDGE, stubborn=True)
-    healer = Healer(patient, clock=lambda: now)
+    health = Health()
+    healer = Healer(patient, Counts(), health, lambda: now)
     healer.damaged()
     wait_until(healer.resting, 5, "it rests")
+    (problem,) = health.problems()
+    assert problem.startswith("bridge pn-1 was repaired 3 times within 60 s and is broken again")
     patient.stubborn = False
     now = FIRST_REST_SECONDS
     with healer._condition:  # the thread waits by another clock than the test's

@@ -1,0 +1,31 @@
+"""Keep what is wrong with the driver at the moment, for whoever asks; mends and logs nothing."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+
+class Health:
+    """The problems there are: each under a key of whoever reports it, until that one clears it.
+
+    Thread-safe. A problem is a sentence for the operator: what is wrong, and what to do about it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._problems: dict[str, str] = {}
+
+    def report(self, key: str, problem: str) -> None:
+        """Have a problem known; another of the same key takes its place."""
+        with self._lock:
+            self._problems[key] = problem
+
+    def clear(self, key: str) -> None:
+        """Have the problem of this key forgotten; none is success."""
+        with self._lock:
+            self._problems.pop(key, None)
+
+    def problems(self) -> tuple[str, ...]:
+        """Return the problems, the oldest first; none means that all is well."""
+        with self._lock:
+            return tuple(self._problems.values())
