@@ -13,6 +13,7 @@ from driver.model import host_end_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from driver.check import Difference
     from driver.model import Endpoint, Network, NetworkOptions, PortBinding
 
 
@@ -24,6 +25,16 @@ def report_networks(state: Iterable[tuple[Network, tuple[Endpoint, ...]]]) -> di
 def report_interface(name: str | None) -> dict[str, Any]:
     """Return the answer to GET /endpoints/ID/interface: the sandbox end's name in its sandbox."""
     return {"sandbox_end": name}
+
+
+def report_differences(differences: Iterable[Difference]) -> dict[str, Any]:
+    """Return the answer to GET /differences and POST /repair: what is not as it should be."""
+    return {
+        "differences": [
+            {"kind": str(each.kind), "subject": each.subject, "text": each.text}
+            for each in differences
+        ]
+    }
 
 
 def _report_network(network: Network, endpoints: tuple[Endpoint, ...]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class LinuxKernel:
     def __init__(self) -> None:
         sysctl.ensure_writable()
         self._nft = Nft()
+        self._preview = ruleset.Preview()
         self._watch = SandboxWatch()
         self._reaper = LinkReaper()
         self._reservations = ports.Reservations()
@@ -111,7 +112,7 @@ class LinuxKernel:
 
     def preview_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
         """See `Kernel`."""
-        return ruleset.preview_rules(text, tables)
+        return self._preview.list_rules(text, tables)
 
     def ensure_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""
@@ -251,6 +252,7 @@ class LinuxKernel:
         self._monitor.close()
         self._watch.close()
         self._reaper.close()
+        self._preview.close()
         self._nft.close()
         self._reservations.close()
 

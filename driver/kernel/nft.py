@@ -28,15 +28,17 @@ _ABSENT = "No such file or directory"
 class Nft:
     """A libnftables context: a netlink socket in the namespace of the thread that made it.
 
-    Calls are serialised, since a context is not thread-safe.
+    Calls are serialised, since a context is not thread-safe. To be made while the process has few
+    descriptors: the library waits for its own with select(2) and aborts if that is above 1,023
+    (mnl_nft_socket_sendmsg() in nftables/src/mnl.c).
     """
 
     def __init__(self) -> None:
         self._library = _load_library()
         self._lock = Lock()
-        before = _descriptors()
+        before = _netlink_sockets()
         self._context = self._library.nft_ctx_new(_DEFAULT_CONTEXT)
-        self._descriptors = _descriptors() - before
+        self._sockets = _netlink_sockets() - before
         if not self._context:
             raise KernelError("open nftables: libnftables gave no context")
         self._library.nft_ctx_buffer_error(self._context)
@@ -83,11 +85,8 @@ class Nft:
 
         libnftables keeps its socket to itself, and the kernel names it when it first sends.
         """
-        for descriptor in self._descriptors:
-            port = _netfilter_port(descriptor)
-            if port:
-                return port
-        return None
+        ports = (_netfilter_port(descriptor) for descriptor in self._sockets)
+        return next(filter(None, ports), None)
 
     def close(self) -> None:
         """Free the context; safe to call twice."""
@@ -97,20 +96,31 @@ class Nft:
                 self._context = None
 
 
-def _descriptors() -> set[int]:
-    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
+def _netlink_sockets() -> set[int]:
+    """Return the descriptors of this process that are sockets of nfnetlink."""
+    listed = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    return {descriptor for descriptor in listed if _netfilter_port(descriptor) is not None}
 
 
 def _netfilter_port(descriptor: int) -> int | None:
-    """Return the port of a socket of nfnetlink, None if the descriptor is something else."""
+    """Return the port of a socket of nfnetlink, 0 until the kernel has given it one.
+
+    None if the descriptor is something else.
+    """
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as probe:
-            if probe.family != socket.AF_NETLINK or probe.proto != _NETLINK_NETFILTER:
-                return None
-            port: int = probe.getsockname()[0]
-            return port
+        copy = os.dup(descriptor)
     except OSError:
         return None
+    try:
+        probe = socket.socket(fileno=copy)
+    except OSError:  # no socket at all
+        os.close(copy)
+        return None
+    with probe:
+        if probe.family != socket.AF_NETLINK or probe.proto != _NETLINK_NETFILTER:
+            return None
+        port: int = probe.getsockname()[0]
+        return port
 
 
 def _load_library() -> ctypes.CDLL:

@@ -1,7 +1,7 @@
 """Read nftables tables as lines that can be compared; changes nothing.
 
-Two rulesets are compared in the kernel's own words: one is what is there, the other what a
-throw-away namespace shows after the text was given to it. So nobody here needs to know how nft
+Two rulesets are compared in the kernel's own words: one is what is there, the other what an
+empty namespace shows after the text was given to it. So nobody here needs to know how nft
 writes what it was told, in whatever version.
 """
 
@@ -15,7 +15,7 @@ from driver.kernel import netns
 from driver.kernel.nft import Nft
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 def list_rules(nft: Nft, tables: Iterable[str]) -> frozenset[str]:
@@ -23,18 +23,26 @@ def list_rules(nft: Nft, tables: Iterable[str]) -> frozenset[str]:
     return frozenset(line for table in tables for line in _lines(nft.show_table(table)))
 
 
-def preview_rules(text: str, tables: Iterable[str]) -> frozenset[str]:
-    """Return what the tables would hold if nothing but this text had been given to them."""
+class Preview:
+    """A network namespace without anything, in which to see what nft text comes to.
 
-    def attempt() -> frozenset[str]:
-        nft = Nft()
+    Made once: see `Nft` for why not whenever it is needed.
+    """
+
+    def __init__(self) -> None:
+        self._nft = netns.run_in_new(Nft)
+
+    def list_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
+        """Return what the tables would hold if nothing but this text had been given to them."""
+        self._nft.run(text)
         try:
-            nft.run(text)
-            return list_rules(nft, tables)
+            return list_rules(self._nft, tables)
         finally:
-            nft.close()
+            self._nft.run("flush ruleset\n")
 
-    return netns.run_in_new(attempt)
+    def close(self) -> None:
+        """Free the context, and the namespace with it."""
+        self._nft.close()
 
 
 def _lines(shown: bytes | None) -> Iterator[str]:

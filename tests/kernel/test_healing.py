@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -139,6 +140,18 @@ def test_nothing_that_we_do_is_damage(
     wait_until(lambda: not driver.check(), SECONDS, "everything is as it was")
     driver._stop_healing()
     assert len(looks) <= 3, "one at first, one for the damage, one to see that it is mended"
+
+
+def test_rules_are_compared_however_many_ports_are_published(
+    driver: BridgeDriver, server: Endpoint
+) -> None:
+    # select(2), by which libnftables waits, aborts the process beyond 1,023.
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    run("nft", "flush", "ruleset")
+    assert Kind.RULES in {difference.kind for difference in driver.check()}
+    assert driver.repair_all() == ()
+    for descriptor in taken:
+        os.close(descriptor)
 
 
 def test_a_container_that_died_without_a_word_leaves_nothing(
