@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
 from driver.model import parse_endpoint_id, short
 from plugin import protocol
-from plugin.report import report_interface, report_networks
+from plugin.report import report_differences, report_interface, report_networks
 from plugin.version import find_revision, find_version
 
 if TYPE_CHECKING:
@@ -57,18 +57,19 @@ def create_app(driver: Callable[[], BridgeDriver]) -> Flask:
 
     @app.get("/networks")
     def networks() -> Response:
-        try:
-            return _reply(report_networks(driver().describe()), 200)
-        except DriverError as error:
-            return _reply({"Err": _words(error)}, _status_of(error))
+        return _tell(lambda: report_networks(driver().describe()))
 
     @app.get("/endpoints/<identity>/interface")
     def interface(identity: str) -> Response:
-        try:
-            name = driver().find_interface(parse_endpoint_id(identity))
-        except DriverError as error:
-            return _reply({"Err": _words(error)}, _status_of(error))
-        return _reply(report_interface(name), 200)
+        return _tell(lambda: report_interface(driver().find_interface(parse_endpoint_id(identity))))
+
+    @app.get("/differences")
+    def differences() -> Response:
+        return _tell(lambda: report_differences(driver().check()))
+
+    @app.post("/repair")
+    def repair() -> Response:
+        return _tell(lambda: report_differences(driver().repair_all()))
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Response:
@@ -76,6 +77,14 @@ def create_app(driver: Callable[[], BridgeDriver]) -> Flask:
         return _reply({"Err": f"{error.code} {error.name}"}, error.code or 500)
 
     return app
+
+
+def _tell(look: Callable[[], dict[str, Any]]) -> Response:
+    """Answer a person's question, which is none of the protocol's."""
+    try:
+        return _reply(look(), 200)
+    except DriverError as error:
+        return _reply({"Err": _words(error)}, _status_of(error))
 
 
 def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operation]:

@@ -26,9 +26,18 @@ class DriverDown(AskError):  # noqa: N818 - the field calls it by what happened
 
 def ask_driver(path: Path, what: str) -> dict[str, Any]:
     """Return what the driver answers to a GET on its socket."""
+    return _request(path, "GET", what, None)
+
+
+def tell_driver(path: Path, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the driver answers to a POST on its socket."""
+    return _request(path, "POST", what, body)
+
+
+def _request(path: Path, verb: str, what: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
     connection = _UnixConnection(path)
     try:
-        connection.request("GET", what)
+        connection.request(verb, what, None if body is None else msgspec.json.encode(body))
         response = connection.getresponse()
         answer = msgspec.json.decode(response.read(), type=dict[str, Any])
     except OSError as error:

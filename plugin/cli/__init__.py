@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 # Name: the module that has it, and what it is called there.
 COMMANDS = {
+    "check": ("plugin.cli.check", "check"),
     "completion": ("plugin.cli.completion", "print_completion"),
+    "gc": ("plugin.cli.gc", "collect_garbage"),
     "inspect": ("plugin.cli.networks", "inspect"),
     "ls": ("plugin.cli.networks", "list_networks"),
     "ports": ("plugin.cli.networks", "list_ports"),

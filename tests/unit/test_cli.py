@@ -15,7 +15,7 @@ from werkzeug.serving import make_server
 
 from driver.model import GatewayMode
 from plugin.app import create_app
-from plugin.cli import COMMANDS, DRIVER_DOWN, FAILED, MISUSED, main
+from plugin.cli import COMMANDS, DIFFERS, DRIVER_DOWN, FAILED, MISUSED, main
 from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, pool, ports
 
 if TYPE_CHECKING:
@@ -62,12 +62,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[[str, Flask], Path]]:
         server.server_close()
 
 
-def docker_app(networks: Any, containers: Any) -> Flask:
+def docker_app(networks: Any, containers: Any, starting: Any = None) -> Flask:
     """Return as much of Docker's API as the command asks."""
     app = Flask("docker")
     app.add_url_rule("/version", "version", lambda: {"ApiVersion": VERSION})
     app.add_url_rule(f"/v{VERSION}/networks", "networks", lambda: networks)
     app.add_url_rule(f"/v{VERSION}/containers/json", "containers", lambda: containers)
+    app.add_url_rule(f"/v{VERSION}/networks/<_>", "network", lambda _: {"Containers": starting})
     return app
 
 
@@ -82,7 +83,11 @@ def container(name: str, identity: str, **endpoints: str) -> dict[str, Any]:
 
 
 DOCKER = docker_app(
-    [{"Id": DUAL.id, "Name": "back"}, {"Id": OTHER.id, "Name": "front"}, {"Id": "0", "Name": "x"}],
+    [
+        {"Id": DUAL.id, "Name": "back", "Driver": "pynet"},
+        {"Id": OTHER.id, "Name": "front", "Driver": "pynet"},
+        {"Id": "0", "Name": "x", "Driver": "bridge"},
+    ],
     [
         container("web", WEB, back=endpoint_id(1), x=""),
         container("stopped", 64 * "5", front=""),
@@ -336,3 +341,78 @@ def test_words_and_names_are_completed(run: Run, typed: str, expected: str) -> N
     }
     result = run(env=state)
     assert [line.partition(",")[2] for line in result.stdout.split()] == expected.split()
+
+
+def test_check_says_that_nothing_differs(run: Run) -> None:
+    result = run("check")
+    assert (result.exit_code, result.stdout) == (0, "nothing differs\n")
+    assert json.loads(run("check", "--json").stdout) == []
+
+
+def test_check_prints_what_differs_and_repairs_it(run: Run, kernel: FakeKernel) -> None:
+    kernel.links[DUAL.bridge_name].up = False
+    result = run("check")
+    assert result.exit_code == DIFFERS
+    assert result.stdout.splitlines() == [
+        "WHAT    WHICH            DIFFERENCE",
+        "bridge  pn-010101010101  is down (network 010101010101)",
+    ]
+    (difference,) = json.loads(run("check", "--json").stdout)
+    assert (difference["kind"], difference["subject"]) == ("bridge", DUAL.bridge_name)
+    assert run("check", "--repair").stdout == "nothing differs\n"
+    assert kernel.links[DUAL.bridge_name].up
+
+
+def garbage(run: Run, *words: str) -> Any:
+    return json.loads(run("gc", "--json", *words).stdout)
+
+
+def test_gc_finds_nothing_where_both_know_the_same(run: Run) -> None:
+    result = run("gc")
+    assert (result.exit_code, result.stdout) == (0, "nothing is left over\n")
+
+
+def test_gc_leaves_what_is_just_being_started(
+    with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]
+) -> None:
+    known = [{"Id": each.id, "Name": "x", "Driver": "pynet"} for each in (DUAL, OTHER)]
+    docker = docker_app(known, [], {"ep-1": {"EndpointID": endpoint_id(1)}})
+    app = create_app(lambda: with_networks)
+    run = runner(serve("pynet.sock", app), serve("docker.sock", docker))
+    assert run("gc").stdout == "nothing is left over\n"
+
+
+def test_gc_shows_what_docker_has_forgotten_and_removes_it_when_told(
+    with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]
+) -> None:
+    lost = {"Id": 64 * "9", "Name": "lost", "Driver": "org/pynet:1"}
+    known = [{"Id": OTHER.id, "Name": "front", "Driver": "pynet"}, lost]
+    app = create_app(lambda: with_networks)
+    run = runner(serve("pynet.sock", app), serve("docker.sock", docker_app(known, [])))
+    shown = run("gc", "--dry-run")
+    assert shown.exit_code == DIFFERS
+    assert [line.split()[:2] for line in shown.stdout.splitlines()[1:]] == [
+        ["endpoint", endpoint_id(1)[:12]],
+        ["network", DUAL.id[:12]],
+        ["network", 12 * "9"],
+    ]
+    assert "10.1.0.2/24, fd00:1::2/64, port 53/udp, port 8080/tcp" in shown.stdout
+    assert "docker network rm 999999999999" in shown.stdout
+    assert [each["kind"] for each in garbage(run)["garbage"]] == ["endpoint", "network"]
+    assert len(with_networks.describe()) == 2, "nothing was removed yet"
+    done = garbage(run, "--yes")
+    assert [len(done["removed"]), len(done["garbage"])] == [2, 0]
+    assert [network.id for network, _ in with_networks.describe()] == [OTHER.id]
+
+
+def test_gc_does_nothing_while_docker_is_down(
+    run_without_docker: Run, with_networks: BridgeDriver
+) -> None:
+    result = run_without_docker("gc", "--yes")
+    assert result.exit_code == FAILED
+    assert "ask Docker, without which nothing can be told" in result.stderr
+    assert len(with_networks.describe()) == 2
+
+
+def test_gc_cannot_both_remove_and_not(run: Run) -> None:
+    assert run("gc", "--yes", "--dry-run").exit_code == MISUSED

@@ -1,0 +1,40 @@
+"""Be `pynet check`: what differs between the driver's state file and the kernel."""
+
+from __future__ import annotations
+
+import click
+
+from plugin.ask import ask_driver, tell_driver
+from plugin.cli import DIFFERS
+from plugin.cli.terminal import json_option, print_json, print_table
+from plugin.cli.who import socket_path
+
+
+@click.command
+@click.option("--repair", is_flag=True, help="Mend what differs; print what still does.")
+@json_option
+def check(*, repair: bool, as_json: bool) -> None:
+    """Compare what the driver's networks and endpoints need with what the kernel has.
+
+    Looks at bridges, addresses, host ends, firewall rules, reserved ports and kernel parameters.
+    While the driver runs it mends most damage by itself, within a second of it.
+
+    \b
+    Examples:
+      pynet check
+      pynet check --repair
+
+    Exits with 4 if anything differs.
+    """
+    path = socket_path()
+    answer = tell_driver(path, "/repair", {}) if repair else ask_driver(path, "/differences")
+    differences = answer["differences"]
+    if as_json:
+        print_json(differences)
+    elif differences:
+        rows = [(each["kind"], each["subject"], each["text"]) for each in differences]
+        print_table(("WHAT", "WHICH", "DIFFERENCE"), rows)
+    else:
+        click.echo("nothing differs")
+    if differences:
+        raise click.exceptions.Exit(DIFFERS)

@@ -1,0 +1,70 @@
+"""Be `pynet gc`: what Docker no longer knows, shown first, removed when asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from plugin.cli import DIFFERS
+from plugin.cli.terminal import json_option, print_json, print_table
+from plugin.cli.who import socket_path
+from plugin.garbage import compare_with_docker, remove
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from plugin.garbage import Garbage
+
+
+@click.command
+@click.option("--dry-run", is_flag=True, help="Remove nothing; this is what happens without --yes.")
+@click.option("--yes", is_flag=True, help="Remove what is listed.")
+@json_option
+def collect_garbage(*, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """List networks and endpoints that Docker no longer knows, and remove them with --yes.
+
+    They are left when Docker removes a network while the driver is down, or dies while a container
+    runs. What Docker knows and the driver does not is listed, too; that is for Docker to remove.
+
+    \b
+    Examples:
+      pynet gc
+      pynet gc --yes
+
+    Exits with 4 if anything was found and is still there.
+    """
+    if dry_run and yes:
+        raise click.UsageError("--dry-run and --yes exclude each other")
+    path = socket_path()
+    found = compare_with_docker(path)
+    if yes:
+        for garbage in found.garbage:
+            remove(path, garbage)
+    if as_json:
+        print_json(
+            {
+                "removed": _json(found.garbage if yes else ()),
+                "garbage": _json(() if yes else found.garbage),
+                "unknown_to_the_driver": _json(found.lost),
+            }
+        )
+    elif found.garbage or found.lost:
+        verb = "removed" if yes else "unknown to Docker"
+        rows = [*_rows(found.garbage, verb), *_rows(found.lost, "unknown to pynet")]
+        print_table(("WHAT", "ID", "STATE", "DETAILS"), rows)
+    else:
+        click.echo("nothing is left over")
+    if found.lost or (found.garbage and not yes):
+        raise click.exceptions.Exit(DIFFERS)
+
+
+def _rows(garbage: Iterable[Garbage], state: str) -> list[tuple[str, str, str, str]]:
+    return [(each.kind, each.id[:12], state, each.text) for each in garbage]
+
+
+def _json(garbage: Iterable[Garbage]) -> list[dict[str, str | None]]:
+    return [
+        {"kind": each.kind, "id": each.id, "network": each.network_id, "details": each.text}
+        for each in garbage
+    ]

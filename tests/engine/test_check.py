@@ -1,0 +1,134 @@
+"""`pynet check` and `pynet gc` on a real engine, and healing while containers talk."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.engine.site import HOST, HOST_ADDRESS, LAN, LAN_ADDRESS, LOOPBACK, Question, Site, check
+from tests.engine.steps import create_network, pynet, revive_driver, run
+from tests.engine.unixhttp import request
+from tests.engine.wait import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.engine.driver import Driver
+    from tests.engine.engine import Engine
+
+SECONDS = 1.0  # in which what others break is to be mended
+BRIDGE = "br-heal"
+DAMAGES = {
+    "rules flushed": "nft flush ruleset",
+    "Docker's chain flushed": "iptables -w -F DOCKER-USER",
+    "bridge deleted": f"ip link delete {BRIDGE}",
+    "bridge down": f"ip link set {BRIDGE} down",
+    "address removed": f"ip address flush dev {BRIDGE}",
+}
+
+POOL = {"AddressSpace": "", "Pool": "10.99.0.0/24", "Gateway": "10.99.0.1/24"}
+FORGOTTEN = {"NetworkID": 64 * "f", "Options": {}, "IPv4Data": [POOL], "IPv6Data": []}
+
+
+@pytest.fixture
+def site(engine: Engine) -> Iterator[Site]:
+    """Lend a network with a server, a client and a published port, all of which works."""
+    with Site(engine) as site:
+        name = ("-o", f"com.docker.network.bridge.name={BRIDGE}")
+        site.network("pynet", "back", 61, *name)
+        site.containers({"web": ("back", "-p", "8080:80"), "other": ("back",)})
+        site.serve("web", "tcp", 80)
+        works(site)
+        yield site
+
+
+def works(site: Site) -> None:
+    check(
+        site,
+        [
+            Question("other", site.address("web", "back", 4), 80, "*"),
+            Question("other", site.address("web", "back", 6), 80, "*"),
+            Question(HOST, LOOPBACK[4], 8080, "*"),
+            Question(LAN, HOST_ADDRESS[4], 8080, LAN_ADDRESS[4]),
+            Question(LAN, HOST_ADDRESS[6], 8080, LAN_ADDRESS[6]),
+        ],
+    )
+
+
+def differences(engine: Engine) -> list[dict[str, Any]]:
+    """Return what `pynet check` finds."""
+    found: list[dict[str, Any]] = json.loads(pynet(engine, "check", "--json", check=False).stdout)
+    return found
+
+
+def garbage(engine: Engine, *words: str) -> dict[str, list[dict[str, Any]]]:
+    """Return what `pynet gc` finds."""
+    done = pynet(engine, "gc", "--json", *words, check=False)
+    found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
+    return found
+
+
+def seconds_until_mended(engine: Engine, driver: Driver) -> float:
+    """Return how long it takes from now until nothing differs."""
+    began = time.monotonic()
+    wait_until(
+        lambda: request(driver.socket, "GET", "/differences") == (200, b'{"differences":[]}'),
+        SECONDS,
+        "everything is as it was",
+    )
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("command", DAMAGES.values(), ids=DAMAGES)
+def test_what_others_break_is_mended_within_a_second(site: Site, command: str) -> None:
+    engine, driver = site.engine, site.engine.driver
+    assert driver is not None
+    assert not differences(engine)
+    engine.run(*command.split())
+    print(f"{command}: mended after {seconds_until_mended(engine, driver):.2f} s")
+    works(site)
+    if "ruleset" in command:
+        engine.stop_dockerd()  # whose own rules only a restart brings back
+
+
+def test_check_finds_what_was_broken_while_the_driver_was_away(site: Site) -> None:
+    engine = site.engine
+    assert engine.driver is not None
+    engine.driver.kill()
+    engine.run("nft", "delete", "table", "inet", "pynet")
+    engine.run("ip", "link", "delete", BRIDGE)
+    revive_driver(engine)
+    assert not differences(engine)
+    works(site)
+
+
+def test_gc_removes_what_docker_forgot_and_nothing_else(site: Site) -> None:
+    engine, driver = site.engine, site.engine.driver
+    assert driver is not None
+    assert not any(garbage(engine).values())
+    lost = create_network(engine, "lost")
+    # As it is when Docker's calls did not arrive, or an old state file was put back.
+    driver.call("NetworkDriver.DeleteNetwork", {"NetworkID": lost})
+    driver.call("NetworkDriver.CreateNetwork", FORGOTTEN)
+    found = garbage(engine)
+    assert [each["id"] for each in found["garbage"]] == [FORGOTTEN["NetworkID"]]
+    assert [each["id"] for each in found["unknown_to_the_driver"]] == [lost]
+    removed = garbage(engine, "--yes")["removed"]
+    assert [each["id"] for each in removed] == [FORGOTTEN["NetworkID"]]
+    engine.docker("network", "rm", "lost")
+    assert not any(garbage(engine).values())
+    works(site)
+
+
+def test_a_port_is_free_when_its_container_died_with_dockerd(site: Site) -> None:
+    engine, driver = site.engine, site.engine.driver
+    assert driver is not None
+    engine.kill_dockerd()
+    engine.start_dockerd()  # without live-restore: it ends the containers, and tells no v1 driver
+    seconds_until_mended(engine, driver)
+    run(engine, "next", "back", "-p", "8080:80", "--ip", "10.61.0.77")
+    assert not any(garbage(engine).values())
+    assert not differences(engine)
