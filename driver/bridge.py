@@ -24,6 +24,7 @@ from driver.model import (
     Endpoint,
     JoinInfo,
     MacAddress,
+    PortInUse,
     derive_mac,
     host_end_name,
     short,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from driver.kernel import Kernel
     from driver.model import (
         EndpointId,
+        HostPort,
         Network,
         NetworkId,
         PortRequest,
@@ -183,6 +185,8 @@ class BridgeDriver:
                 undo.push(self._kernel.delete_links, [veth.host_end])
                 self._attach(joined, network, veth)
                 self._rules.join(joined, network, undo)
+                if self._sandboxes.is_complete(joined):
+                    joined = joined.configured()
                 self._store.put_endpoint(joined)
                 self._sandboxes.join(joined, undo)
             return _join_info(joined, network, veth)
@@ -267,7 +271,8 @@ class BridgeDriver:
     ) -> None:
         """Publish the endpoint's ports: it has become its container's way out.
 
-        The same again changes nothing; another set of ports takes the place of the first.
+        The same again changes nothing; another set of ports takes the place of the first. A port
+        that only a dead container has is taken from it.
         """
         with self._lock:
             endpoint = self._find_endpoint(network_id, endpoint_id)
@@ -275,10 +280,36 @@ class BridgeDriver:
                 if is_satisfied(requests, endpoint.bindings):
                     return
                 self.revoke_external_connectivity(network_id, endpoint_id)
-            with self._change() as undo:
-                network = self._network(network_id)
-                endpoint = self._endpoint(network_id, endpoint_id)
-                self._publisher.publish(endpoint, network, requests, undo)
+            while True:
+                try:
+                    self._publish(network_id, endpoint_id, requests)
+                except PortInUse as refusal:
+                    if not self._evict_dead_publisher(refusal.place):
+                        raise
+                else:
+                    return
+
+    def _publish(
+        self, network_id: NetworkId, endpoint_id: EndpointId, requests: tuple[PortRequest, ...]
+    ) -> None:
+        with self._change() as undo:
+            network = self._network(network_id)
+            endpoint = self._endpoint(network_id, endpoint_id)
+            self._publisher.publish(endpoint, network, requests, undo)
+
+    def _evict_dead_publisher(self, place: HostPort) -> bool:
+        """Drop the endpoint that has a host port, if its container is dead; tell whether it was.
+
+        After a crash of dockerd nobody tells a v1 driver that a container is no more.
+        """
+        with self._store.transaction():
+            owner = self._store.find_publisher(place)
+        if owner is None or not self._restorer.is_dead(owner):
+            return False
+        log.warning("endpoint %s is dead and had %s", short(owner.id), place)
+        self._drop_endpoint(owner)
+        self.counts.evicted("endpoint")
+        return True
 
     def revoke_external_connectivity(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Withdraw the endpoint's ports; none and not known are success."""

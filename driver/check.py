@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING
 
-from driver.model import host_end_name, short
+from driver.model import host_end_name, sandbox_end_name, short
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from driver.model import Bridge, Endpoint, HostPort, Network, NetworkId
+    from driver.model import Bridge, Endpoint, HostPort, Network, NetworkId, SandboxKey
     from driver.reality import Link
 
 
@@ -28,6 +28,14 @@ class Kind(StrEnum):
     LOOPBACK = "loopback pair"
     RESERVATION = "reservation"
     PARAMETER = "parameter"
+
+
+class Existence(Enum):
+    """Whether a sandbox is there, as far as this process can tell."""
+
+    IS = auto()
+    WAS = auto()  # seen before, and gone
+    UNSEEN = auto()  # yet to come (engines up to 27), or where this process cannot see it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +84,43 @@ def compare_endpoints(
     endpoints: Iterable[Endpoint],
     networks: Mapping[NetworkId, Network],
     links: Mapping[str, Link],
-    sandboxes: Collection[str],
+    sandboxes: Mapping[SandboxKey, Existence],
 ) -> Iterator[Difference]:
-    """Yield what is wrong with the joined endpoints; `sandboxes` are those that exist."""
+    """Yield what is wrong with the joined endpoints."""
     for endpoint in endpoints:
         if endpoint.attachment is None:
             continue
         name = host_end_name(endpoint.id)
         link = links.get(name)
-        if link is not None:
+        if is_dead(endpoint, links, sandboxes):
+            yield Difference(Kind.DEAD, endpoint.id, "its sandbox has ended")
+        elif link is not None:
             bridge = networks[endpoint.network_id].bridge_name
             for fault in _host_end_faults(link, bridge):
                 yield Difference(Kind.HOST_END, name, fault)
-        elif endpoint.attachment.sandbox in sandboxes:
+        else:
             yield Difference(
                 Kind.SEVERED,
                 name,
                 f"is gone while its container runs, endpoint {short(endpoint.id)}; connect the "
                 "container to the network anew, or restart it",
             )
-        else:
-            yield Difference(Kind.DEAD, endpoint.id, "its sandbox and its interface are gone")
+
+
+def is_dead(
+    endpoint: Endpoint, links: Mapping[str, Link], sandboxes: Mapping[SandboxKey, Existence]
+) -> bool:
+    """Tell whether a joined endpoint's sandbox has ended.
+
+    That its path is gone is not enough: see `Existence`. A sandbox that ended takes the pair with
+    it in the end, or libnetwork brings the other end back; while it lives the other end is there.
+    """
+    attachment = endpoint.attachment
+    if attachment is None or sandboxes[attachment.sandbox] is Existence.IS:
+        return False
+    has_come_back = attachment.configured and sandbox_end_name(endpoint.id) in links
+    has_ended = sandboxes[attachment.sandbox] is Existence.WAS
+    return has_ended or has_come_back or host_end_name(endpoint.id) not in links
 
 
 def _host_end_faults(link: Link, bridge: str) -> Iterator[str]:

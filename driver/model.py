@@ -408,7 +408,10 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """That an endpoint has joined a sandbox, and whether its interface has its parameters."""
+    """That an endpoint has joined a sandbox, and whether its interface has its parameters.
+
+    `configured` also tells that the sandbox has been seen: on engines up to 27 it comes after Join.
+    """
 
     sandbox: SandboxKey
     configured: bool = False
@@ -484,7 +487,7 @@ def veth_of(endpoint: Endpoint, network: Network, *, hairpin: bool = False) -> V
     """Return the veth pair that joins the endpoint to the network's bridge."""
     return Veth(
         host_end=host_end_name(endpoint.id),
-        sandbox_end=f"pnc{short(endpoint.id)}",
+        sandbox_end=sandbox_end_name(endpoint.id),
         alias=endpoint_alias(endpoint.network_id, endpoint.id),
         bridge=network.bridge_name,
         mac=endpoint.mac,
@@ -508,6 +511,11 @@ def takes_name_of(direct: Endpoint, theirs: Network, ours: Network) -> bool:
 def host_end_name(endpoint_id: EndpointId) -> str:
     """Return the interface name of the endpoint's host end."""
     return f"pnh{short(endpoint_id)}"
+
+
+def sandbox_end_name(endpoint_id: EndpointId) -> str:
+    """Return the name that the endpoint's sandbox end has while it is in the host's namespace."""
+    return f"pnc{short(endpoint_id)}"
 
 
 def network_alias(network_id: NetworkId) -> str:

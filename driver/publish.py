@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from driver import firewall
-from driver.errors import Conflict, DriverError
+from driver.errors import DriverError
 from driver.model import PortInUse, short
 from driver.ports import order_requests, plan_candidates
 from driver.undo import attempt_all
@@ -44,7 +44,7 @@ class Publisher:
     ) -> None:
         """Publish the requested ports of an endpoint that has none; runs in a transaction.
 
-        Raises Conflict that names the port and its owner, before any rule is changed.
+        Raises PortInUse that names the port and its owner, before any rule is changed.
         """
         ordered = order_requests(requests)
         if not ordered:
@@ -108,7 +108,7 @@ class Publisher:
                 self._next_port = places[0].port + 1
             return candidate
         if refusal is not None:
-            raise Conflict(self._explain(request, refusal)) from refusal
+            raise PortInUse(self._explain(request, refusal), refusal.place) from refusal
         return ()
 
     def _explain(self, request: PortRequest, refusal: PortInUse) -> str:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from driver import firewall
 from driver.check import (
     Difference,
+    Existence,
     Kind,
     compare_bridges,
     compare_endpoints,
     compare_reservations,
     compare_rules,
     find_leftovers,
+    is_dead,
 )
 from driver.model import short, veth_of
 from driver.reality import find_uplinks
@@ -141,6 +143,21 @@ class Restorer:
             self._mend(self.check(), intent)
             return self.check()
 
+    def is_dead(self, endpoint: Endpoint) -> bool:
+        """Tell whether an endpoint's sandbox has ended without a word from Docker."""
+        if endpoint.attachment is None:
+            return False
+        sandboxes = self._look_at([sandbox_of(endpoint)])
+        return is_dead(endpoint, self._kernel.observe_links(), sandboxes)
+
+    def _look_at(self, sandboxes: Iterable[SandboxKey]) -> dict[SandboxKey, Existence]:
+        return {each: self._existence(each) for each in sandboxes}
+
+    def _existence(self, sandbox: SandboxKey) -> Existence:
+        if self._sandboxes.exists(sandbox):
+            return Existence.IS
+        return Existence.WAS if self._sandboxes.has_ended(sandbox) else Existence.UNSEEN
+
     def _intent(self) -> Intent:
         with self._store.transaction():
             networks = {network.id: network for network in self._store.networks()}
@@ -148,11 +165,11 @@ class Restorer:
 
     def _find_damage(self, intent: Intent) -> tuple[Difference, ...]:
         links = self._kernel.observe_links()
-        alive = frozenset(filter(self._kernel.has_sandbox, intent.sandboxes))
+        sandboxes = self._look_at(intent.sandboxes)
         networks = intent.networks.values()
         return (
             *compare_bridges(networks, links),
-            *compare_endpoints(intent.endpoints, intent.networks, links, alive),
+            *compare_endpoints(intent.endpoints, intent.networks, links, sandboxes),
             *find_leftovers(networks, intent.endpoints, links),
             *self._compare_rules(intent, links),
             *compare_reservations(intent.endpoints, self._kernel.list_reserved()),
@@ -282,12 +299,10 @@ class Restorer:
         """
         intent = self._intent()
         links = self._kernel.observe_links()
-        alive = frozenset(filter(self._kernel.has_sandbox, intent.sandboxes))
-        found = compare_endpoints(intent.endpoints, intent.networks, links, alive)
-        dead = {difference.subject for difference in found if difference.kind is Kind.DEAD}
+        sandboxes = self._look_at(intent.sandboxes)
         with self._store.transaction():
-            for endpoint in intent.endpoints:
-                if endpoint.id in dead:
+            for endpoint in intent.joined:
+                if is_dead(endpoint, links, sandboxes):
                     log.info("endpoint %s died with its sandbox", short(endpoint.id))
                     self._store.delete_endpoint(endpoint.id)
                     forgotten.append(endpoint)

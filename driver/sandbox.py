@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from driver.counts import Counts
 from driver.errors import DriverError, InvalidRequest, NotFound
 from driver.model import host_end_name, short
+from driver.recent import Recent
 from driver.sysctls import SysctlPolicy, is_per_interface, merge, plan_restores, plan_writes
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Sandboxes:
         self._counts = counts or Counts()
         self._untried = policy.defaults
         self._pristine: dict[str, str] = {}
+        self._seen: Recent[SandboxKey] = Recent()
 
     def check(self, sysctls: tuple[Sysctl, ...]) -> None:
         """Try the parameters where they do no harm; takes no lock.
@@ -70,6 +72,25 @@ class Sandboxes:
         except InvalidRequest as error:
             raise InvalidRequest(f"default for all networks of this host: {error}") from error
         self._untried = ()
+
+    def is_complete(self, endpoint: Endpoint) -> bool:
+        """Tell whether a joined endpoint's sandbox exists and its interface needs no parameters."""
+        return self.exists(sandbox_of(endpoint)) and not self._per_interface(endpoint)
+
+    def exists(self, sandbox: SandboxKey) -> bool:
+        """Tell whether a sandbox is there, and remember it if it is."""
+        is_there = self._kernel.has_sandbox(sandbox)
+        if is_there:
+            self._seen.add(sandbox)
+        return is_there
+
+    def has_ended(self, sandbox: SandboxKey) -> bool:
+        """Tell whether this process has seen a sandbox that is no more.
+
+        One that it has never seen may be yet to come (engines up to 27), or where this process
+        cannot see it.
+        """
+        return sandbox in self._seen and not self._kernel.has_sandbox(sandbox)
 
     def join(self, endpoint: Endpoint, undo: Rollback) -> None:
         """Write what a joined endpoint asks for, now or as soon as its sandbox exists.
@@ -97,19 +118,17 @@ class Sandboxes:
         """
         endpoints = self._store.endpoints_in(sandbox)
         wanted = self._wanted_by(endpoints)
-        interfaces = {
-            endpoint: sysctls
-            for endpoint in endpoints
-            if (sysctls := self._per_interface(endpoint))
-        }
-        if wanted or interfaces:
+        interfaces = {endpoint: self._per_interface(endpoint) for endpoint in endpoints}
+        if endpoints:
+            # Also when there is nothing to write: only then can the sandbox's end be told from its
+            # not having begun.
             action = partial(self._on_arrival, sandbox, wanted, interfaces)
             self._kernel.watch_sandbox(sandbox, action)
         elif self._kernel.unwatch_sandbox(sandbox):
             self._counts.missed_watch()
             log.warning(
-                "sandbox %s never came into sight: if its container ran, it ran without the "
-                "network's parameters, and this driver does not see Docker's mounts",
+                "sandbox %s never came into sight: its container did not start, or it ran without "
+                "the network's parameters, and this driver does not see Docker's mounts",
                 sandbox,
             )
 
@@ -151,7 +170,7 @@ class Sandboxes:
         A watch of a sandbox that exists is called at once, and awaits what is yet to come into it.
         Runs in a transaction.
         """
-        if not self._kernel.has_sandbox(sandbox):
+        if not self.exists(sandbox):
             self.renew_watch(sandbox)
             return
         endpoints = self._store.endpoints_in(sandbox)
@@ -196,17 +215,17 @@ class Sandboxes:
         The container's process is held for a few tens of milliseconds only, and somebody else may
         be making links under the lock.
         """
+        self._seen.add(sandbox)
         written = self._write(sandbox, wanted, {})
         try:
             for endpoint, sysctls in interfaces.items():
-                host_end = host_end_name(endpoint.id)
-                self._await_interface(sandbox, host_end, sysctls)
+                if sysctls:
+                    self._await_interface(sandbox, host_end_name(endpoint.id), sysctls)
         finally:
             with self._lock, self._store.transaction():
                 if self._store.endpoints_in(sandbox):
                     self._store.put_traces(sandbox, written)
-        for endpoint in interfaces:
-            self._mark_configured(endpoint)
+        self._mark_configured(interfaces)
 
     def _await_interface(
         self, sandbox: SandboxKey, host_end: str, sysctls: tuple[Sysctl, ...]
@@ -224,14 +243,14 @@ class Sandboxes:
 
     def _is_unfinished(self, endpoint: Endpoint) -> bool:
         attachment = endpoint.attachment
-        is_configured = attachment is not None and attachment.configured
-        return not is_configured and bool(self._per_interface(endpoint))
+        return attachment is not None and not attachment.configured
 
-    def _mark_configured(self, endpoint: Endpoint) -> None:
+    def _mark_configured(self, endpoints: Iterable[Endpoint]) -> None:
         with self._lock, self._store.transaction():
-            known = self._store.find_endpoint(endpoint.id)
-            if known is not None and known.attachment == endpoint.attachment:
-                self._store.put_endpoint(known.configured())
+            for endpoint in endpoints:
+                known = self._store.find_endpoint(endpoint.id)
+                if known is not None and known.attachment == endpoint.attachment:
+                    self._store.put_endpoint(known.configured())
 
     def _write(
         self, sandbox: SandboxKey, wanted: Iterable[Sysctl], traces: Mapping[str, Trace]

@@ -24,6 +24,7 @@ from driver.kernel import (
 from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
+from driver.recent import Recent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,7 +49,6 @@ FORWARDING = {
     4: ("net.ipv4.ip_forward",),
     6: ("net.ipv6.conf.default.forwarding", "net.ipv6.conf.all.forwarding"),
 }
-REMEMBERED = 4096  # names of deleted links; the kernel tells of them within moments
 INTERFACE_TIMEOUT = 30.0  # seconds from the sandbox's birth to its interface being up
 
 log = logging.getLogger(__name__)
@@ -283,7 +283,7 @@ class LinkReaper:
     def __init__(self) -> None:
         self._released: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._expected: dict[str, None] = {}
+        self._expected: Recent[str] = Recent()  # the kernel tells of them within moments
 
     def release(self, names: Iterable[str]) -> None:
         """Hand over links; returns at once."""
@@ -291,14 +291,14 @@ class LinkReaper:
             self._thread = threading.Thread(target=self._run, name="link-reaper", daemon=True)
             self._thread.start()
         for name in names:
-            self._expect(name)
+            self._expected.add(name)
             self._released.put(name)
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete links now."""
         names = tuple(names)
         for name in names:
-            self._expect(name)
+            self._expected.add(name)
         try:
             links.delete_links(names)
         except KernelError:
@@ -312,19 +312,13 @@ class LinkReaper:
 
     def expect_no_more(self, name: str) -> None:
         """Take it that a link of this name, made anew, is to stay."""
-        self._expected.pop(name, None)
+        self._expected.discard(name)
 
     def close(self) -> None:
         """Delete what was handed over, then end the thread."""
         if self._thread is not None:
             self._released.put(None)
             self._thread.join()
-
-    def _expect(self, name: str) -> None:
-        """Remember the name for as long as the kernel may yet tell of it."""
-        self._expected[name] = None
-        if len(self._expected) > REMEMBERED:
-            self._expected.pop(next(iter(self._expected)), None)
 
     def _run(self) -> None:
         while (name := self._released.get()) is not None:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from driver.bridge import BridgeDriver
-from driver.check import Kind, compare_bridges, compare_endpoints, compare_rules, find_leftovers
+from driver.check import (
+    Existence,
+    Kind,
+    compare_bridges,
+    compare_endpoints,
+    compare_rules,
+    find_leftovers,
+)
+from driver.errors import Conflict
 from driver.model import host_end_name
 from driver.reality import Link
 from tests.fakes import FakeKernel
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
     from driver.store import Store
 
 NET = network(1)
+IS, WAS, UNSEEN = Existence
 JOINED = endpoint(1).joined(sandbox_key(1))
 HOST_END = host_end_name(JOINED.id)
 BRIDGE = Link(
@@ -72,27 +81,43 @@ def test_somebody_elses_bridge_need_only_work() -> None:
 
 
 @pytest.mark.parametrize(
-    ("link", "sandboxes", "kind", "text"),
+    ("link", "existence", "kind", "text"),
     [
-        (PORT, (), None, ""),
-        (replace(PORT, up=False), (), Kind.HOST_END, "is down"),
-        (replace(PORT, bridge=None), (), Kind.HOST_END, "is not on bridge pn-010101010101"),
-        (replace(PORT, bridge="br0"), (), Kind.HOST_END, "but on br0"),
-        (None, (sandbox_key(1),), Kind.SEVERED, "is gone while its container runs"),
-        (None, (), Kind.DEAD, "its sandbox and its interface are gone"),
+        (PORT, IS, None, ""),
+        (PORT, UNSEEN, None, ""),
+        (PORT, WAS, Kind.DEAD, "its sandbox has ended"),
+        (replace(PORT, up=False), IS, Kind.HOST_END, "is down"),
+        (replace(PORT, bridge=None), IS, Kind.HOST_END, "is not on bridge pn-010101010101"),
+        (replace(PORT, bridge="br0"), IS, Kind.HOST_END, "but on br0"),
+        (None, IS, Kind.SEVERED, "is gone while its container runs"),
+        (None, UNSEEN, Kind.DEAD, "its sandbox has ended"),
     ],
 )
 def test_what_is_wrong_with_an_endpoint(
-    link: Link | None, sandboxes: tuple[str, ...], kind: Kind | None, text: str
+    link: Link | None, existence: Existence, kind: Kind | None, text: str
 ) -> None:
     links = {} if link is None else {HOST_END: link}
+    sandboxes = {sandbox_key(1): existence}
     found = list(compare_endpoints([JOINED], {NET.id: NET}, links, sandboxes))
     assert [each.kind for each in found] == ([kind] if kind else [])
     assert all(text in each.text for each in found)
 
 
+@pytest.mark.parametrize(
+    ("was_seen", "is_back", "is_dead"),
+    [(False, True, False), (True, True, True), (True, False, False)],
+    ids=["not yet come", "ended, and libnetwork cleaned up", "out of our sight"],
+)
+def test_a_sandbox_without_a_path(was_seen: bool, is_back: bool, is_dead: bool) -> None:  # noqa: FBT001
+    joined = JOINED.configured() if was_seen else JOINED
+    links = {HOST_END: PORT} | ({HOST_END.replace("pnh", "pnc"): PORT} if is_back else {})
+    sandboxes = {sandbox_key(1): UNSEEN}
+    found = [each.kind for each in compare_endpoints([joined], {NET.id: NET}, links, sandboxes)]
+    assert found == [Kind.DEAD] * is_dead
+
+
 def test_an_endpoint_that_has_not_joined_needs_nothing() -> None:
-    assert not list(compare_endpoints([endpoint(1)], {NET.id: NET}, {}, ()))
+    assert not list(compare_endpoints([endpoint(1)], {NET.id: NET}, {}, {}))
 
 
 def test_links_of_ours_that_belong_to_nothing() -> None:
@@ -181,3 +206,25 @@ def test_what_nobody_can_mend_stays_said(world: tuple[BridgeDriver, FakeKernel])
     del kernel.links[host_end_name(endpoint_id(1))]
     (left,) = driver.repair_all()
     assert left.kind is Kind.SEVERED
+
+
+def test_a_port_of_a_dead_container_is_given_to_the_next(
+    world: tuple[BridgeDriver, FakeKernel],
+) -> None:
+    driver, kernel = world
+    del kernel.sandboxes[sandbox_key(1)]  # and libnetwork has brought the interface back
+    kernel.add_sandbox(sandbox_key(2))
+    driver.create_endpoint(new_endpoint(2))
+    driver.join(new_join(2, 1, sandbox_key(2)))
+    driver.program_external_connectivity(network_id(1), endpoint_id(2), ports("8080:80"))
+    assert [each.id for each in driver.describe()[0][1]] == [endpoint_id(2)]
+    assert driver.check() == ()
+
+
+def test_a_port_of_a_living_container_is_not(world: tuple[BridgeDriver, FakeKernel]) -> None:
+    driver, kernel = world
+    kernel.add_sandbox(sandbox_key(2))
+    driver.create_endpoint(new_endpoint(2))
+    driver.join(new_join(2, 1, sandbox_key(2)))
+    with pytest.raises(Conflict, match="port is in use by endpoint e1e1e1e1e1e1"):
+        driver.program_external_connectivity(network_id(1), endpoint_id(2), ports("8080:80"))
