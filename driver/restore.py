@@ -28,10 +28,10 @@ from driver.undo import attempt_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from threading import RLock
 
     from driver.counts import Counts
     from driver.kernel import Kernel
+    from driver.lock import Lock
     from driver.model import Endpoint, Network, NetworkId, SandboxKey
     from driver.publish import Publisher
     from driver.reality import Link
@@ -77,7 +77,7 @@ class Restorer:
         self,
         store: Store,
         kernel: Kernel,
-        lock: RLock,
+        lock: Lock,
         parts: Parts,
         drop_endpoint: Callable[[Endpoint], None],
     ) -> None:
@@ -148,7 +148,7 @@ class Restorer:
 
     def _find_damage(self, intent: Intent) -> tuple[Difference, ...]:
         links = self._kernel.observe_links()
-        alive = frozenset(filter(self._kernel.has_sandbox, intent.sandboxes))
+        alive = frozenset(filter(self._sandboxes.lives, intent.sandboxes))
         networks = intent.networks.values()
         return (
             *compare_bridges(networks, links),
@@ -282,7 +282,7 @@ class Restorer:
         """
         intent = self._intent()
         links = self._kernel.observe_links()
-        alive = frozenset(filter(self._kernel.has_sandbox, intent.sandboxes))
+        alive = frozenset(filter(self._sandboxes.lives, intent.sandboxes))
         found = compare_endpoints(intent.endpoints, intent.networks, links, alive)
         dead = {difference.subject for difference in found if difference.kind is Kind.DEAD}
         with self._store.transaction():

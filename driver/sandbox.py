@@ -21,9 +21,9 @@ from driver.sysctls import SysctlPolicy, is_per_interface, merge, plan_restores,
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
-    from threading import RLock
 
     from driver.kernel import Kernel
+    from driver.lock import Lock
     from driver.model import Endpoint, SandboxKey, Sysctl, Trace
     from driver.store import Store
     from driver.undo import Rollback
@@ -40,7 +40,7 @@ class Sandboxes:
         self,
         store: Store,
         kernel: Kernel,
-        lock: RLock,
+        lock: Lock,
         policy: SysctlPolicy = NO_POLICY,
         counts: Counts | None = None,
     ) -> None:
@@ -70,6 +70,14 @@ class Sandboxes:
         except InvalidRequest as error:
             raise InvalidRequest(f"default for all networks of this host: {error}") from error
         self._untried = ()
+
+    def lives(self, sandbox: SandboxKey) -> bool:
+        """Tell whether a sandbox exists; one that cannot be looked at is taken to."""
+        try:
+            return self._kernel.has_sandbox(sandbox)
+        except DriverError as error:
+            log.warning("taken to be alive: %s", error)
+            return True
 
     def join(self, endpoint: Endpoint, undo: Rollback) -> None:
         """Write what a joined endpoint asks for, now or as soon as its sandbox exists.
