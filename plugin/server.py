@@ -98,7 +98,7 @@ class Server(BaseApplication):
         for name, value in {
             "bind": [f"fd://{descriptor}" for descriptor in self._names.descriptors],
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": "plugin.worker.Worker",
             "threads": THREADS,
             "worker_connections": CONNECTIONS,
             "keepalive": 0,  # a kept connection that breaks is retried with an empty body
