@@ -39,7 +39,7 @@ from driver.sandbox import NO_POLICY, Sandboxes, sandbox_of
 from driver.undo import Rollback, attempt_all, attempt_each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from ipaddress import IPv4Interface, IPv6Interface
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         PortRequest,
         SandboxKey,
         Sysctl,
+        Traffic,
         Veth,
     )
     from driver.store import Store
@@ -321,6 +322,10 @@ class BridgeDriver:
             return tuple(
                 (network, self._store.endpoints(network.id)) for network in self._store.networks()
             )
+
+    def read_traffic(self) -> Mapping[str, Traffic]:
+        """Return what has passed each link of the host, by its name; takes no lock."""
+        return self._kernel.read_traffic()
 
     def find_interface(self, endpoint_id: EndpointId) -> str | None:
         """Return what the endpoint's interface is called in its sandbox, None if it is in none."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
+from driver.counts import Counts
 from driver.errors import Busy, Conflict, DriverError, InvalidRequest, NotFound
 from driver.health import Health
 from driver.lock import Request
@@ -20,6 +22,7 @@ from driver.model import parse_endpoint_id, short
 from plugin import protocol
 from plugin.crew import Crew
 from plugin.incoming import ARRIVED, CONTENT_TYPE, MAX_BODY
+from plugin.metrics import Calls, render_metrics
 from plugin.report import report_differences, report_interface, report_networks
 from plugin.version import find_revision, find_version
 
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from driver.bridge import BridgeDriver
-    from driver.model import EndpointId, NetworkId
+    from driver.model import EndpointId, NetworkId, Traffic
+    from plugin.metrics import State
 
     Operation = Callable[[bytes], dict[str, Any]]
 
@@ -62,7 +66,11 @@ STATUS = (
 log = logging.getLogger("pynet")
 
 
-def create_app(driver: Callable[[], BridgeDriver], health: Health | None = None) -> Flask:
+def create_app(
+    driver: Callable[[], BridgeDriver],
+    health: Health | None = None,
+    counts: Counts | None = None,
+) -> Flask:
     """Return the WSGI application that serves the driver, which `driver` waits for.
 
     Activate and GetCapabilities are answered while it is still starting.
@@ -70,11 +78,35 @@ def create_app(driver: Callable[[], BridgeDriver], health: Health | None = None)
     app = Flask("pynet", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     operations = build_operations(driver)
-    desk = Desk(driver, Crew(health or Health()))
+    health, counts, calls = health or Health(), counts or Counts(), Calls()
+    desk = Desk(driver, Crew(health))
 
     @app.post("/<method>")
     def call(method: str) -> Response:
-        return _answer(operations, desk, method)
+        return _answer(operations, desk, calls, method)
+
+    _add_questions(app, desk, driver)
+    _add_signs(app, desk, driver, Signs(calls, counts, health))
+
+    @app.errorhandler(HTTPException)
+    def refuse(error: HTTPException) -> Response:
+        log.warning("%s %s refused: %s", request.method, request.path[:80], error.name)
+        return _reply({"Err": f"{error.code} {error.name}"}, error.code or 500)
+
+    return app
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What tells how the driver is doing."""
+
+    calls: Calls
+    counts: Counts
+    health: Health
+
+
+def _add_questions(app: Flask, desk: Desk, driver: Callable[[], BridgeDriver]) -> None:
+    """Add what the command line asks."""
 
     @app.get("/version")
     def show_version() -> Response:
@@ -99,12 +131,31 @@ def create_app(driver: Callable[[], BridgeDriver], health: Health | None = None)
     def repair() -> Response:
         return _tell(desk, lambda: report_differences(driver().repair_all()))
 
-    @app.errorhandler(HTTPException)
-    def refuse(error: HTTPException) -> Response:
-        log.warning("%s %s refused: %s", request.method, request.path[:80], error.name)
-        return _reply({"Err": f"{error.code} {error.name}"}, error.code or 500)
 
-    return app
+def _add_signs(app: Flask, desk: Desk, driver: Callable[[], BridgeDriver], signs: Signs) -> None:
+    """Add what monitoring asks."""
+
+    @app.get("/health")
+    def show_health() -> Response:
+        # Without the driver, which may be what is wrong.
+        problems = signs.health.problems()
+        status = "unhealthy" if problems else "ok"
+        return _reply({"status": status, "problems": problems}, 503 if problems else 200)
+
+    @app.get("/metrics")
+    def show_metrics() -> Response:
+        def look() -> tuple[State, Mapping[str, Traffic]]:
+            return driver().describe(), driver().read_traffic()
+
+        try:
+            state, traffic = desk.run("GET /metrics", look, _arrival(), ANSWER_SECONDS)
+        except DriverError as error:
+            log.warning("metrics without networks: %s", error)
+            state, traffic = None, {}
+        text, kind = render_metrics(
+            signs.calls, signs.counts, len(signs.health.problems()), state, traffic
+        )
+        return Response(text, content_type=kind)
 
 
 class Desk:
@@ -207,7 +258,7 @@ def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operati
     }
 
 
-def _answer(operations: Mapping[str, Operation], desk: Desk, method: str) -> Response:
+def _answer(operations: Mapping[str, Operation], desk: Desk, calls: Calls, method: str) -> Response:
     operation = operations.get(method)
     if operation is None:
         log.warning("%s is not a method of this driver", method[:80])
@@ -230,7 +281,9 @@ def _answer(operations: Mapping[str, Operation], desk: Desk, method: str) -> Res
     except Exception as error:
         log.exception("%s failed in a way that pynet does not expect", method)
         answer, status = {"Err": f"pynet has a defect: {error!r}"}, 500
-    _log(words, answer.get("Err"), time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    calls.add(method.rpartition(".")[2], status, seconds)
+    _log(words, answer.get("Err"), seconds)
     return _reply(answer, status)
 
 

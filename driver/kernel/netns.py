@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from driver.errors import InvalidRequest, KernelError, NotFound
-from driver.kernel.paths import PathOpener
+from driver.kernel.paths import PathOpener, device_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,12 +75,8 @@ def _open_place(path: str, place: int) -> int:
 
 
 def _is_namespace(place: int) -> bool:
-    """Tell whether a descriptor is of a network namespace, by what the kernel calls it.
-
-    A file's name begins with a slash; a namespace's is `net:[4026531840]` (ns_dname(), fs/nsfs.c).
-    Its file system is not asked, for it might not answer.
-    """
-    return str(Path(f"/proc/self/fd/{place}").readlink()).startswith("net:[")
+    """Tell whether a descriptor is of a namespace: all are files of one device, nsfs."""
+    return device_of(place) == Path(OWN_NAMESPACE).stat().st_dev
 
 
 def run_in(descriptor: int, work: Callable[[], T]) -> T:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from concurrent.futures import Future
 from threading import Lock, Thread
 
@@ -18,6 +19,8 @@ MOST_STUCK = 16  # threads that may hang; further paths that are not in the cach
 _OPENAT2 = 437  # on every architecture, include/uapi/asm-generic/unistd.h
 _AT_FDCWD = -100
 _RESOLVE_CACHED = 0x20  # include/uapi/linux/openat2.h, since 5.12
+_AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x1000, 0x4000  # include/uapi/linux/fcntl.h
+_STATX = struct.Struct("=136xII112x")  # struct statx, of which the device
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,6 +36,17 @@ class _OpenHow(ctypes.Structure):
 
 
 _HOW = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+
+
+def device_of(place: int) -> int:
+    """Return the device of what a descriptor is of, as st_dev; never asks its file system.
+
+    fstat(2) would: a server of NFS or FUSE, about the size. Raises KernelError.
+    """
+    answer = ctypes.create_string_buffer(_STATX.size)
+    if _libc.statx(place, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, answer) != 0:
+        raise KernelError(f"look at a sandbox: {os.strerror(ctypes.get_errno())}")
+    return os.makedev(*_STATX.unpack(answer.raw))
 
 
 class PathOpener:

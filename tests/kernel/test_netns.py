@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.errors import InvalidRequest, NotFound
+from driver.errors import InvalidRequest, KernelError, NotFound
 from driver.kernel import netns
 from tests.kernel.host import descriptors
 
@@ -41,10 +41,22 @@ def test_what_is_no_namespace_is_not_found(tmp_path: Path) -> None:
             pytest.fail("it was entered")
 
 
-def test_a_namespace_of_another_kind_is_not_found() -> None:
-    assert not netns.is_namespace("/proc/self/ns/mnt")
-    with pytest.raises(NotFound), netns.open_namespace("/proc/self/ns/mnt"):
-        pytest.fail("it was entered")
+def test_a_namespace_of_another_kind_is_refused() -> None:
+    with (
+        netns.open_namespace("/proc/self/ns/mnt") as mounts,
+        pytest.raises(KernelError, match="Invalid argument"),
+    ):
+        netns.run_in(mounts, pytest.fail)
+
+
+def test_a_sandbox_is_found_without_a_thread(
+    real: RealHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = real.add_sandbox(1)
+    monkeypatch.setattr("driver.kernel.paths.Thread", pytest.fail)
+    assert netns.is_namespace(sandbox)
+    with netns.open_namespace(sandbox):
+        pass
 
 
 def test_work_runs_inside_and_the_caller_stays_outside(real: RealHost) -> None:

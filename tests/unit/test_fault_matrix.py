@@ -53,6 +53,7 @@ VERBS = {name for name in vars(Kernel) if not name.startswith("_")} - {
     "has_loopback_pair",
     "list_reserved",
     "watch_damage",
+    "read_traffic",
     "boot_id",
     "await_interface_sysctls",
     "close",
