@@ -11,13 +11,13 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from threading import RLock
 from typing import TYPE_CHECKING
 
 from driver.counts import Counts
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
 from driver.heal import Healer
 from driver.health import Health
+from driver.lock import Lock
 from driver.model import (
     Attach,
     DirectInterface,
@@ -40,11 +40,13 @@ from driver.sandbox import NO_POLICY, Sandboxes, sandbox_of
 from driver.undo import Rollback, attempt_all, attempt_each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from ipaddress import IPv4Interface, IPv6Interface
 
     from driver.check import Difference
     from driver.kernel import Kernel
+    from driver.lock import Request
     from driver.model import (
         EndpointId,
         HostPort,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         PortRequest,
         SandboxKey,
         Sysctl,
+        Traffic,
         Veth,
     )
     from driver.store import Store
@@ -104,13 +107,17 @@ class BridgeDriver:
         self._kernel = kernel
         self.counts = counts or Counts()
         self.health = health or Health()
-        self._lock = RLock()
+        self._lock = Lock()
         self._sandboxes = Sandboxes(store, kernel, self._lock, policy, self.counts)
         self._rules = Rules(kernel)
         self._publisher = Publisher(store, kernel)
         parts = Parts(self._rules, self._publisher, self._sandboxes, self.counts)
         self._restorer = Restorer(store, kernel, self._lock, parts, self._drop_endpoint)
         self._healer: Healer | None = None
+
+    def serving(self, request: Request) -> AbstractContextManager[None]:
+        """Have this thread be at work for a request inside the block; see `driver.lock`."""
+        return self._lock.serving(request)
 
     def create_network(self, network: Network) -> None:
         """Make the network's bridge and let its containers talk to each other."""
@@ -174,6 +181,7 @@ class BridgeDriver:
 
     def join(self, new: NewJoin) -> JoinInfo:
         """Make the veth pair and give the sandbox its kernel parameters."""
+        self._kernel.has_sandbox(new.sandbox)  # if its path hangs, let it hang without the lock
         with self._change() as undo:
             network = self._network(new.network_id)
             endpoint = self._endpoint(new.network_id, new.endpoint_id)
@@ -346,6 +354,10 @@ class BridgeDriver:
                 (network, self._store.endpoints(network.id)) for network in self._store.networks()
             )
 
+    def read_traffic(self) -> Mapping[str, Traffic]:
+        """Return what has passed each link of the host, by its name; takes no lock."""
+        return self._kernel.read_traffic()
+
     def find_interface(self, endpoint_id: EndpointId) -> str | None:
         """Return what the endpoint's interface is called in its sandbox, None if it is in none."""
         with self._lock, self._store.transaction():
@@ -403,11 +415,12 @@ class BridgeDriver:
         """Hold the lock; commit on the way out, or take back rows and kernel steps alike."""
         with self._lock, Rollback() as undo, self._store.transaction(durable=durable):
             yield undo
+            self._lock.check()
 
     def _lives(self, endpoint: Endpoint) -> bool:
         """Tell whether the endpoint's container runs."""
         attachment = endpoint.attachment
-        return attachment is not None and self._kernel.has_sandbox(attachment.sandbox)
+        return attachment is not None and self._sandboxes.lives(attachment.sandbox)
 
     def _is_known(self, network: Network) -> bool:
         known = self._store.find_network(network.id)

@@ -26,3 +26,7 @@ class KernelError(DriverError):
 
 class StoreError(DriverError):
     """The state file could not be read or written."""
+
+
+class Busy(DriverError):  # noqa: N818
+    """The driver could not begin, or did not finish, while Docker may be kept waiting."""

@@ -270,6 +270,16 @@ class Bridge:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """What has passed an endpoint's link since it was made, as its container counts it."""
+
+    received_bytes: int
+    received_packets: int
+    sent_bytes: int
+    sent_packets: int
+
+
+@dataclass(frozen=True, slots=True)
 class Veth:
     """The pair that joins an endpoint to its bridge: host end there, sandbox end for it.
 

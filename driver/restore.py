@@ -30,10 +30,10 @@ from driver.undo import attempt_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from threading import RLock
 
     from driver.counts import Counts
     from driver.kernel import Kernel
+    from driver.lock import Lock
     from driver.model import Endpoint, Network, NetworkId, SandboxKey
     from driver.publish import Publisher
     from driver.reality import Link
@@ -79,7 +79,7 @@ class Restorer:
         self,
         store: Store,
         kernel: Kernel,
-        lock: RLock,
+        lock: Lock,
         parts: Parts,
         drop_endpoint: Callable[[Endpoint], None],
     ) -> None:
@@ -154,7 +154,7 @@ class Restorer:
         return {each: self._existence(each) for each in sandboxes}
 
     def _existence(self, sandbox: SandboxKey) -> Existence:
-        if self._sandboxes.exists(sandbox):
+        if self._sandboxes.lives(sandbox):
             return Existence.IS
         return Existence.WAS if self._sandboxes.has_ended(sandbox) else Existence.UNSEEN
 

@@ -22,9 +22,9 @@ from driver.sysctls import SysctlPolicy, is_per_interface, merge, plan_restores,
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
-    from threading import RLock
 
     from driver.kernel import Kernel
+    from driver.lock import Lock
     from driver.model import Endpoint, SandboxKey, Sysctl, Trace
     from driver.store import Store
     from driver.undo import Rollback
@@ -41,7 +41,7 @@ class Sandboxes:
         self,
         store: Store,
         kernel: Kernel,
-        lock: RLock,
+        lock: Lock,
         policy: SysctlPolicy = NO_POLICY,
         counts: Counts | None = None,
     ) -> None:
@@ -83,6 +83,14 @@ class Sandboxes:
         if is_there:
             self._seen.add(sandbox)
         return is_there
+
+    def lives(self, sandbox: SandboxKey) -> bool:
+        """Tell whether a sandbox exists; one that cannot be looked at is taken to."""
+        try:
+            return self.exists(sandbox)
+        except DriverError as error:
+            log.warning("taken to be alive: %s", error)
+            return True
 
     def has_ended(self, sandbox: SandboxKey) -> bool:
         """Tell whether this process has seen a sandbox that is no more.

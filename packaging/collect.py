@@ -62,12 +62,13 @@ UNUSED = {
     "documentation": ("pydoc", "pydoc_data"),
     "a prompt": ("_pyrepl", "cmd", "code", "rlcompleter", "curses", "pty"),
     "debuggers and profilers": (
-        *("pdb", "bdb", "trace", "timeit", "tabnanny", "pyclbr", "modulefinder"),
+        # Not timeit: prometheus_client imports its clock.
+        *("pdb", "bdb", "trace", "tabnanny", "pyclbr", "modulefinder"),
         *("profile", "cProfile", "pstats", "profiling", "pickletools"),
     ),
+    # Not wsgiref: prometheus_client imports it.
     "mail, news and the web as a client": (
         *("imaplib", "poplib", "smtplib", "ftplib", "mailbox", "netrc", "webbrowser", "xmlrpc"),
-        *("wsgiref",),
     ),
     "media and old databases": ("wave", "colorsys", "dbm", "shelve"),
     "other systems": ("_aix_support", "_android_support", "_apple_support", "_ios_support"),
@@ -97,7 +98,7 @@ for package in (driver, plugin):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         if module.name != "plugin.inventory":
             importlib.import_module(module.name)
-import gunicorn.workers.gthread
+import gunicorn.workers.gthread, prometheus_client
 """
 
 # Of a package's description only these: the rest says how and from where it was installed.

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
+from driver.counts import Counts
+from driver.errors import Busy, Conflict, DriverError, InvalidRequest, NotFound
+from driver.health import Health
+from driver.lock import Request
 from driver.model import parse_endpoint_id, short
 from plugin import protocol
+from plugin.crew import Crew
+from plugin.incoming import ARRIVED, CONTENT_TYPE, MAX_BODY
+from plugin.metrics import Calls, render_metrics
 from plugin.report import report_differences, report_interface, report_networks
 from plugin.version import find_revision, find_version
 
@@ -23,22 +30,47 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from driver.bridge import BridgeDriver
-    from driver.model import EndpointId, NetworkId
+    from driver.model import EndpointId, NetworkId, Traffic
+    from plugin.metrics import State
 
     Operation = Callable[[bytes], dict[str, Any]]
 
-MAX_BODY = 16 * 1024 * 1024  # bytes; a CreateEndpoint with 65,535 port bindings has 6 MB
-CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
+T = TypeVar("T")
+
 BODILESS = frozenset({"Plugin.Activate", "NetworkDriver.GetCapabilities"})
+DRIVERLESS = BODILESS | {
+    "NetworkDriver.GwAllocCheck",
+    "NetworkDriver.DiscoverNew",
+    "NetworkDriver.DiscoverDelete",
+}
+
+# Docker holds the container's lock while it waits, and waits for ever: every request is answered.
+# One that cannot begin in time never does, so that nothing happens behind Docker's back.
+BEGIN_SECONDS = 3.0
+ANSWER_SECONDS = 4.5
+# A flood is worked off for longer, unless something hangs; what has waited gets a moment, still.
+QUEUE_SECONDS = 8.0
+PERSON_SECONDS = 9.0  # nobody holds a lock of Docker's for a person; `pynet` waits 10 s
+MOMENT_SECONDS = 1.0  # to begin, and half as much to end
 
 # 404 is not among them: to the engine it means "the driver does not have this method", and it
 # then goes on as if nothing had happened.
-STATUS = ((InvalidRequest, 400), (NotFound, 400), (Conflict, 409), (DriverError, 500))
+STATUS = (
+    (InvalidRequest, 400),
+    (NotFound, 400),
+    (Conflict, 409),
+    (Busy, 503),
+    (DriverError, 500),
+)
 
 log = logging.getLogger("pynet")
 
 
-def create_app(driver: Callable[[], BridgeDriver]) -> Flask:
+def create_app(
+    driver: Callable[[], BridgeDriver],
+    health: Health | None = None,
+    counts: Counts | None = None,
+) -> Flask:
     """Return the WSGI application that serves the driver, which `driver` waits for.
 
     Activate and GetCapabilities are answered while it is still starting.
@@ -46,30 +78,15 @@ def create_app(driver: Callable[[], BridgeDriver]) -> Flask:
     app = Flask("pynet", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     operations = build_operations(driver)
+    health, counts, calls = health or Health(), counts or Counts(), Calls()
+    desk = Desk(driver, Crew(health))
 
     @app.post("/<method>")
     def call(method: str) -> Response:
-        return _answer(operations, method)
+        return _answer(operations, desk, calls, method)
 
-    @app.get("/version")
-    def show_version() -> Response:
-        return _reply({"version": find_version(), "revision": find_revision()}, 200)
-
-    @app.get("/networks")
-    def networks() -> Response:
-        return _tell(lambda: report_networks(driver().describe()))
-
-    @app.get("/endpoints/<identity>/interface")
-    def interface(identity: str) -> Response:
-        return _tell(lambda: report_interface(driver().find_interface(parse_endpoint_id(identity))))
-
-    @app.get("/differences")
-    def differences() -> Response:
-        return _tell(lambda: report_differences(driver().check()))
-
-    @app.post("/repair")
-    def repair() -> Response:
-        return _tell(lambda: report_differences(driver().repair_all()))
+    _add_questions(app, desk, driver)
+    _add_signs(app, desk, driver, Signs(calls, counts, health))
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Response:
@@ -79,12 +96,101 @@ def create_app(driver: Callable[[], BridgeDriver]) -> Flask:
     return app
 
 
-def _tell(look: Callable[[], dict[str, Any]]) -> Response:
-    """Answer a person's question, which is none of the protocol's."""
-    try:
-        return _reply(look(), 200)
-    except DriverError as error:
-        return _reply({"Err": _words(error)}, _status_of(error))
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What tells how the driver is doing."""
+
+    calls: Calls
+    counts: Counts
+    health: Health
+
+
+def _add_questions(app: Flask, desk: Desk, driver: Callable[[], BridgeDriver]) -> None:
+    """Add what the command line asks."""
+
+    @app.get("/version")
+    def show_version() -> Response:
+        return _reply({"version": find_version(), "revision": find_revision()}, 200)
+
+    @app.get("/networks")
+    def networks() -> Response:
+        return _tell(desk, lambda: report_networks(driver().describe()))
+
+    @app.get("/endpoints/<identity>/interface")
+    def interface(identity: str) -> Response:
+        def look() -> dict[str, Any]:
+            return report_interface(driver().find_interface(parse_endpoint_id(identity)))
+
+        return _tell(desk, look)
+
+    @app.get("/differences")
+    def differences() -> Response:
+        return _tell(desk, lambda: report_differences(driver().check()))
+
+    @app.post("/repair")
+    def repair() -> Response:
+        return _tell(desk, lambda: report_differences(driver().repair_all()))
+
+
+def _add_signs(app: Flask, desk: Desk, driver: Callable[[], BridgeDriver], signs: Signs) -> None:
+    """Add what monitoring asks."""
+
+    @app.get("/health")
+    def show_health() -> Response:
+        # Without the driver, which may be what is wrong.
+        problems = signs.health.problems()
+        status = "unhealthy" if problems else "ok"
+        return _reply({"status": status, "problems": problems}, 503 if problems else 200)
+
+    @app.get("/metrics")
+    def show_metrics() -> Response:
+        def look() -> tuple[State, Mapping[str, Traffic]]:
+            return driver().describe(), driver().read_traffic()
+
+        try:
+            state, traffic = desk.run("GET /metrics", look, _arrival(), ANSWER_SECONDS)
+        except DriverError as error:
+            log.warning("metrics without networks: %s", error)
+            state, traffic = None, {}
+        text, kind = render_metrics(
+            signs.calls, signs.counts, len(signs.health.problems()), state, traffic
+        )
+        return Response(text, content_type=kind)
+
+
+class Desk:
+    """Has a request's work done by the driver, in the time that Docker may be kept waiting.
+
+    All time counts from the arrival of the request, also what it spent in a queue, except for what
+    it waits for a driver that is starting.
+    """
+
+    def __init__(self, driver: Callable[[], BridgeDriver], crew: Crew) -> None:
+        self._driver = driver
+        self._crew = crew
+
+    def run(
+        self,
+        words: str,
+        work: Callable[[], T],
+        arrived: float,
+        answer_seconds: float,
+    ) -> T:
+        """Return what `work` returns; raises Busy if it cannot begin or end in time."""
+        now = time.monotonic()
+        if now - arrived > (BEGIN_SECONDS if self._crew.is_stuck else QUEUE_SECONDS):
+            raise Busy("the driver has too much to do at once; try again")
+        ready = self._driver()
+        arrived += time.monotonic() - now
+        moment = time.monotonic() + MOMENT_SECONDS
+        serving = Request(words, begin_by=max(arrived + BEGIN_SECONDS, moment))
+        answer_by = max(arrived + answer_seconds, moment + MOMENT_SECONDS / 2)
+
+        def serve() -> T:
+            with ready.serving(serving):
+                return work()
+
+        return self._crew.run(serve, serving, answer_by)
 
 
 def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operation]:
@@ -152,23 +258,48 @@ def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operati
     }
 
 
-def _answer(operations: Mapping[str, Operation], method: str) -> Response:
+def _answer(operations: Mapping[str, Operation], desk: Desk, calls: Calls, method: str) -> Response:
     operation = operations.get(method)
     if operation is None:
         log.warning("%s is not a method of this driver", method[:80])
         return _reply({"Err": f"no such method: {method[:80]}"}, 404)
     began = time.perf_counter()
     body = request.get_data()
+    words = _name(method, body)
+
+    def work() -> dict[str, Any]:
+        return operation(body)
+
     try:
         _check_body(method, body)
-        answer, status = operation(body), 200
+        answer = (
+            work() if method in DRIVERLESS else desk.run(words, work, _arrival(), ANSWER_SECONDS)
+        )
+        status = 200
     except DriverError as error:
         answer, status = {"Err": _words(error)}, _status_of(error)
     except Exception as error:
         log.exception("%s failed in a way that pynet does not expect", method)
         answer, status = {"Err": f"pynet has a defect: {error!r}"}, 500
-    _log(method, body, answer.get("Err"), time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    calls.add(method.rpartition(".")[2], status, seconds)
+    _log(words, answer.get("Err"), seconds)
     return _reply(answer, status)
+
+
+def _tell(desk: Desk, work: Callable[[], dict[str, Any]]) -> Response:
+    """Answer a question of people's."""
+    try:
+        words = f"{request.method} {request.path[:80]}"
+        return _reply(desk.run(words, work, _arrival(), PERSON_SECONDS), 200)
+    except DriverError as error:
+        return _reply({"Err": _words(error)}, _status_of(error))
+
+
+def _arrival() -> float:
+    """Return when the request arrived, as time.monotonic() has it."""
+    arrived: float = request.environ.get(ARRIVED) or time.monotonic()
+    return arrived
 
 
 def _check_body(method: str, body: bytes) -> None:
@@ -187,16 +318,21 @@ def _status_of(error: DriverError) -> int:
     return next(status for kind, status in STATUS if isinstance(error, kind))
 
 
-def _log(method: str, body: bytes, failure: str | None, seconds: float) -> None:
+def _name(method: str, body: bytes) -> str:
+    """Return what the request is called in the log and in errors about it."""
     subject = protocol.decode_subject(body)
     words = [method.rpartition(".")[2]]
     if subject.network_id:
         words.append(f"network={_printable(subject.network_id)}")
     if subject.endpoint_id:
         words.append(f"endpoint={_printable(subject.endpoint_id)}")
+    return " ".join(words)
+
+
+def _log(words: str, failure: str | None, seconds: float) -> None:
     outcome = "ok" if failure is None else f"failed: {' '.join(failure.split())}"
     level = logging.INFO if failure is None else logging.WARNING
-    log.log(level, "%s %s %.1f ms", " ".join(words), outcome, seconds * 1000)
+    log.log(level, "%s %s %.1f ms", words, outcome, seconds * 1000)
 
 
 def _printable(identity: str) -> str:

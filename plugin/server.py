@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
-from driver.errors import Conflict, DriverError, KernelError, StoreError
+from driver.counts import Counts
+from driver.errors import Busy, Conflict, DriverError, KernelError, StoreError
+from driver.health import Health
+from driver.lock import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +39,11 @@ if TYPE_CHECKING:
     from plugin.settings import Settings
 
 THREADS = 32
+CONNECTIONS = 4096  # served or waiting for a thread; more wait in the socket
+STARTING_SECONDS = 5.0  # how long a request waits for a driver that is restoring
+STAND_DOWN_SECONDS = 2.0  # how long the end waits for what is still under way
 GRACE_SECONDS = 8  # a managed plugin is killed 10 s after SIGTERM
+STARTING = "starting"  # the key of that in what health tells
 LOCK_NAME = "lock"
 LOCK_SECONDS = 3.0
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
@@ -93,8 +100,9 @@ class Server(BaseApplication):
         for name, value in {
             "bind": [f"fd://{descriptor}" for descriptor in self._names.descriptors],
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": "plugin.worker.Worker",
             "threads": THREADS,
+            "worker_connections": CONNECTIONS,
             "keepalive": 0,  # a kept connection that breaks is retried with an empty body
             "graceful_timeout": GRACE_SECONDS,
             "timeout": 0,  # the worker owns the state: killing it for being busy helps nobody
@@ -110,11 +118,15 @@ class Server(BaseApplication):
         """Return the application at once; the driver starts beside it, and requests wait for it."""
         from plugin.app import create_app  # noqa: PLC0415 - imported when the socket is open
 
+        health, counts = Health(), Counts()
         if self._refusal is not None:
-            return create_app(partial(_refuse, self._refusal))
+            health.report("refusal", self._refusal)
+            return create_app(partial(_refuse, self._refusal), health)
+        health.report(STARTING, "the driver is starting and restores its networks")
         starting: Future[BridgeDriver] = Future()
-        Thread(target=_start_driver, args=(self._settings, starting), daemon=True).start()
-        app = create_app(starting.result)
+        start = partial(_start_driver, self._settings, starting, counts, health)
+        Thread(target=start, daemon=True).start()
+        app = create_app(partial(_await, starting), health, counts)
         app.extensions["pynet"] = starting
         return app
 
@@ -137,7 +149,17 @@ def _refuse(reason: str) -> BridgeDriver:
     raise Conflict(reason)
 
 
-def _start_driver(settings: Settings, starting: Future[BridgeDriver]) -> None:
+def _await(starting: Future[BridgeDriver]) -> BridgeDriver:
+    """Return the driver as soon as it has restored the networks; raises Busy if that takes long."""
+    try:
+        return starting.result(STARTING_SECONDS)
+    except TimeoutError:
+        raise Busy("the driver is starting and restores its networks; try again") from None
+
+
+def _start_driver(
+    settings: Settings, starting: Future[BridgeDriver], counts: Counts, health: Health
+) -> None:
     """Build the driver and restore the networks; what makes that impossible ends the process."""
     from driver.bridge import BridgeDriver  # noqa: PLC0415 - heavy, and not needed to answer
     from driver.kernel.linux import LinuxKernel  # noqa: PLC0415
@@ -146,7 +168,7 @@ def _start_driver(settings: Settings, starting: Future[BridgeDriver]) -> None:
 
     try:
         policy = SysctlPolicy(settings.default_sysctls, settings.sysctl_allow)
-        driver = BridgeDriver(Store(settings.state_dir), LinuxKernel(), policy)
+        driver = BridgeDriver(Store(settings.state_dir), LinuxKernel(), policy, counts, health)
         driver.restore()
         driver.keep_whole()
     except Exception as error:
@@ -156,6 +178,7 @@ def _start_driver(settings: Settings, starting: Future[BridgeDriver]) -> None:
             log.exception("cannot start, in a way that pynet does not expect")
         logging.shutdown()
         os._exit(Arbiter.WORKER_BOOT_ERROR)
+    health.clear(STARTING)
     starting.set_result(driver)
 
 
@@ -198,7 +221,9 @@ def _end(_: Arbiter, worker: Worker) -> None:
     if app is None or "pynet" not in app.extensions:
         return
     driver = app.extensions["pynet"].result()
-    driver.stand_down()
+    end = Request("the end of the driver", begin_by=time.monotonic() + STAND_DOWN_SECONDS)
+    with driver.serving(end):
+        driver.stand_down()
     driver.close()
 
 

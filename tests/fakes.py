@@ -12,7 +12,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from driver.errors import Conflict, InvalidRequest, KernelError, NotFound
-from driver.model import HostPort, PortInUse, Protocol, Trace, is_our_alias
+from driver.model import HostPort, PortInUse, Protocol, Trace, Traffic, is_our_alias
 from driver.reality import Link as Observed
 from driver.sysctls import path_components
 from tests.fake_nft import Table, apply
@@ -242,6 +242,9 @@ class FakeKernel:
 
     def preview_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
         return _lines(apply(text, {}), tables)
+
+    def read_traffic(self) -> dict[str, Traffic]:
+        return {name: Traffic(0, 0, 0, 0) for name in self.links}
 
     def ensure_forward_accept(self, mark: int) -> None:
         self.accepted_marks.add(mark)

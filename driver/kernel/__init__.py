@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PortBinding,
         SandboxKey,
         Sysctl,
+        Traffic,
         Veth,
     )
     from driver.reality import Link
@@ -65,6 +66,9 @@ class Kernel(Protocol):
 
     def preview_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
         """Return what they would hold if nothing but this nft text had been given to them."""
+
+    def read_traffic(self) -> Mapping[str, Traffic]:
+        """Return what has passed the links of the host, by their names; cheap, for thousands."""
 
     def ensure_forward_accept(self, mark: int) -> None:
         """Have packets that carry the mark pass the iptables FORWARD chain, IPv4 and IPv6."""

@@ -20,6 +20,7 @@ from driver.kernel import (
     ports,
     ruleset,
     sysctl,
+    traffic,
 )
 from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         SandboxKey,
         Sysctl,
         Trace,
+        Traffic,
         Veth,
     )
     from driver.reality import Link
@@ -113,6 +115,10 @@ class LinuxKernel:
     def preview_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
         """See `Kernel`."""
         return self._preview.list_rules(text, tables)
+
+    def read_traffic(self) -> Mapping[str, Traffic]:
+        """See `Kernel`."""
+        return traffic.read_traffic()
 
     def ensure_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from driver.errors import InvalidRequest, KernelError, NotFound
+from driver.kernel.paths import PathOpener, device_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,18 +25,23 @@ CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 OWN_NAMESPACE = "/proc/self/ns/net"
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_opener = PathOpener()
 
 
 def is_namespace(path: str) -> bool:
     """Tell whether a network namespace is mounted at the path.
 
-    Docker creates an empty file first and mounts the namespace over it a moment later; all
-    namespaces are files of one device, nsfs.
+    Docker creates an empty file first and mounts the namespace over it a moment later. Raises
+    KernelError if the path lies where a file system does not answer.
     """
     try:
-        return Path(path).stat().st_dev == Path(OWN_NAMESPACE).stat().st_dev
+        place = _opener.open(path)
     except OSError:
         return False
+    try:
+        return _is_namespace(place)
+    finally:
+        os.close(place)
 
 
 @contextmanager
@@ -45,18 +51,32 @@ def open_namespace(path: str) -> Iterator[int]:
     Raises NotFound if there is none, InvalidRequest if it is the host's own: whatever the
     request says, the host is never treated as a container.
     """
-    if not is_namespace(path):
-        raise NotFound(f"enter sandbox {path}: there is no network namespace")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        place = _opener.open(path)
     except OSError as error:
         raise NotFound(f"enter sandbox {path}: {error.strerror}") from error
+    try:
+        descriptor = _open_place(path, place)
+    finally:
+        os.close(place)
     try:
         if os.fstat(descriptor).st_ino == Path(OWN_NAMESPACE).stat().st_ino:
             raise InvalidRequest(f"enter sandbox {path}: that is the host's own namespace")
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open_place(path: str, place: int) -> int:
+    """Open what has been looked up: the path may lead somewhere else by now."""
+    if not _is_namespace(place):
+        raise NotFound(f"enter sandbox {path}: there is no network namespace")
+    return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _is_namespace(place: int) -> bool:
+    """Tell whether a descriptor is of a namespace: all are files of one device, nsfs."""
+    return device_of(place) == Path(OWN_NAMESPACE).stat().st_dev
 
 
 def run_in(descriptor: int, work: Callable[[], T]) -> T:

@@ -14,6 +14,7 @@ import select
 import threading
 from typing import TYPE_CHECKING
 
+from driver.errors import KernelError
 from driver.kernel import netns
 
 if TYPE_CHECKING:
@@ -78,11 +79,28 @@ class SandboxWatch:
 
     def _look(self) -> None:
         with self._lock:
-            arrived = [key for key in self._awaited if netns.is_namespace(key)]
-            actions = [self._awaited.pop(key) for key in arrived]
-        for sandbox, action in zip(arrived, actions, strict=True):
+            awaited = dict(self._awaited)
+        # Without the lock: whoever adds a watch may hold the driver's.
+        arrived = {key: then for key, then in awaited.items() if _is_there(key)}
+        with self._lock:
+            actions = {
+                key: self._awaited.pop(key)
+                for key, then in arrived.items()
+                if self._awaited.get(key) is then
+            }
+        if actions.keys() != arrived.keys():
+            os.eventfd_write(self._wake, 1)  # a watch was renewed meanwhile: look again
+        for sandbox, action in actions.items():
             name = f"sandbox {sandbox.rpartition('/')[2]}"
             threading.Thread(target=_call, args=(sandbox, action), name=name, daemon=True).start()
+
+
+def _is_there(sandbox: SandboxKey) -> bool:
+    try:
+        return netns.is_namespace(sandbox)
+    except KernelError as error:
+        log.warning("%s", error)
+        return False
 
 
 def _call(sandbox: SandboxKey, action: Callable[[], None]) -> None:

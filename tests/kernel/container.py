@@ -50,10 +50,10 @@ def sandbox_of(endpoint: Endpoint) -> SandboxKey:
     return endpoint.attachment.sandbox
 
 
-def socket_in(endpoint: Endpoint, family: int) -> socket.socket:
+def socket_in(endpoint: Endpoint, family: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """Return a socket of the container; it stays there whoever uses it."""
     with netns.open_namespace(sandbox_of(endpoint)) as namespace:
-        return netns.run_in(namespace, lambda: socket.socket(family, socket.SOCK_STREAM))
+        return netns.run_in(namespace, lambda: socket.socket(family, kind))
 
 
 @contextmanager

@@ -49,6 +49,16 @@ def test_a_namespace_of_another_kind_is_refused() -> None:
         netns.run_in(mounts, pytest.fail)
 
 
+def test_a_sandbox_is_found_without_a_thread(
+    real: RealHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = real.add_sandbox(1)
+    monkeypatch.setattr("driver.kernel.paths.Thread", pytest.fail)
+    assert netns.is_namespace(sandbox)
+    with netns.open_namespace(sandbox):
+        pass
+
+
 def test_work_runs_inside_and_the_caller_stays_outside(real: RealHost) -> None:
     sandbox, outside = real.add_sandbox(1), inode()
     with netns.open_namespace(sandbox) as namespace:

@@ -1,0 +1,101 @@
+"""Let one thread at a time change networks, and have nobody wait for that without end.
+
+Docker holds a container's lock while it waits for an answer, so a kernel or a disk that hangs must
+not become a Docker that hangs. Who has waited long enough hears who is at work.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import RLock, current_thread, get_ident, local
+from typing import TYPE_CHECKING, Self
+
+from driver.errors import Busy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STALLED_SECONDS = 2.0  # whoever has had the lock for so long may have it for ever
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What a thread is at work for: its name in errors, and when it may begin at the latest.
+
+    Once `overdue`, whoever asked has been told that it failed: what it made is taken back.
+    """
+
+    words: str
+    begin_by: float  # time.monotonic()
+    overdue: bool = False
+
+
+class Lock:
+    """A re-entrant lock that serves a request in time or not at all, and knows who has it.
+
+    A thread that serves no request, such as a repair, waits for as long as it takes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._depth = 0
+        self._owner: int | None = None
+        self._holder = ""
+        self._since = 0.0
+        self._threads = local()
+
+    @contextmanager
+    def serving(self, request: Request) -> Iterator[None]:
+        """Have this thread be at work for a request inside the block."""
+        self._threads.request = request
+        try:
+            yield
+        finally:
+            self._threads.request = None
+
+    def check(self) -> None:
+        """Raise Busy if the request of this thread has been answered: its change must not stay."""
+        request = self._request()
+        if request is not None and request.overdue:
+            raise Busy(f"{request.words}: it took too long, and was answered with an error")
+
+    def __enter__(self) -> Self:
+        request = self._request()
+        is_mine = self._owner == get_ident()
+        if request is None or is_mine:
+            self._lock.acquire()
+        else:
+            self._acquire_for(request)
+        self._depth += 1
+        if not is_mine:
+            self._owner = get_ident()
+            self._holder = current_thread().name if request is None else request.words
+            self._since = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._owner = None
+        self._lock.release()
+
+    def _request(self) -> Request | None:
+        request: Request | None = getattr(self._threads, "request", None)
+        return request
+
+    def _acquire_for(self, request: Request) -> None:
+        """Take the lock, unless it is too late to begin: an answer of failure may be under way."""
+        now = time.monotonic()
+        is_stalled = self._owner is not None and now - self._since > STALLED_SECONDS
+        patience = 0 if is_stalled else request.begin_by - now
+        if patience > 0 and self._lock.acquire(timeout=patience):
+            return
+        if self._owner is None:
+            raise Busy("the driver has too much to do at once; try again")
+        seconds = time.monotonic() - self._since
+        raise Busy(
+            f"the driver is at work on something else: {self._holder}, for {seconds:.1f} s now; "
+            "try again, and if that does not help, look into the driver's log"
+        )

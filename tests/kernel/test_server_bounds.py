@@ -1,0 +1,189 @@
+"""No caller waits without end, whatever hangs: the kernel, a file system, another caller."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from tests.engine.wait import wait_until
+from tests.kernel.host import ip
+from tests.kernel.server import Server, dead_file_system, endpoint, ids, join, network, receive
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+SECONDS = 5.0  # within which every request is answered
+OVERLOAD_SECONDS = 10.0
+AT_ONCE = 200
+MIXED = 2000
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    """Lend the name of the pipe that has the kernel hang."""
+    return tmp_path / "stall"
+
+
+@pytest.fixture
+def server(tmp_path: Path, pipe: Path) -> Iterator[Server]:
+    with Server(tmp_path / "server", PYNET_STALL=str(pipe), PYNET_STALL_SYSCTL=f"{pipe}2") as lent:
+        yield lent
+
+
+def release(pipe: Path) -> None:
+    """Let what hangs go on."""
+    writer = os.open(pipe, os.O_WRONLY)
+    pipe.unlink()
+    os.close(writer)
+
+
+def prepare(server: Server, endpoints: int = 2) -> None:
+    assert server.call("CreateNetwork", network(1)) == (200, {})
+    for number in range(1, endpoints + 1):
+        assert server.call("CreateEndpoint", endpoint(number))[0] == 200
+
+
+def test_a_kernel_that_hangs_keeps_nobody_waiting(server: Server, pipe: Path) -> None:
+    prepare(server)
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(2) as callers:
+        stuck = callers.submit(server.timed, "Join", join(1, "/run/none"))
+        wait_until(lambda: "a verb hangs" in server.log(), 2, "a join that hangs")
+        took, status, answer = server.timed("DeleteEndpoint", ids(2))
+        assert status == 503
+        assert "Join network=000000000001 endpoint=000000000001, for " in answer["Err"]
+        assert took < SECONDS
+        took, status, answer = stuck.result()
+        assert (status, "kernel or a disk does not answer" in answer["Err"]) == (503, True)
+        assert took < SECONDS
+    assert server.call("GwAllocCheck", {"Options": {}})[0] == 200  # needs no lock
+    release(pipe)
+    # What had been answered with an error has not happened.
+    wait_until(lambda: "which was answered with an error, ended" in server.log(), 5, "the end")
+    assert "pnh" not in ip("link")
+    assert "create_veth" in server.log()  # where it hung
+    assert server.call("Join", join(1, "/run/none"))[0] == 200
+    assert "pnh" in ip("link")
+
+
+def test_nothing_is_begun_after_its_answer(server: Server, pipe: Path) -> None:
+    prepare(server, endpoints=5)
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(5) as callers:
+        calls = [
+            callers.submit(server.call, "Join", join(number, "/run/none")) for number in range(1, 6)
+        ]
+        assert [call.result()[0] for call in calls] == [503] * 5
+    release(pipe)
+    wait_until(lambda: server.call("DeleteEndpoint", ids(9))[0] == 200, 5, "the lock")
+    assert "pnh" not in ip("link")
+
+
+def test_two_hundred_at_once_on_a_kernel_that_hangs(server: Server, pipe: Path) -> None:
+    prepare(server)
+    os.mkfifo(pipe)
+    os.mkfifo(f"{pipe}2")
+    with_sysctl = network(2)
+    with_sysctl["Options"] = {"com.docker.network.generic": {"net.ipv4.tcp_keepalive_time": "600"}}
+    with ThreadPoolExecutor(AT_ONCE) as callers:
+        calls = [
+            callers.submit(
+                server.timed,
+                *(("Join", join(1, "/run/none")) if turn % 2 else ("CreateNetwork", with_sysctl)),
+            )
+            for turn in range(AT_ONCE)
+        ]
+        answers = [call.result() for call in calls]
+    slowest = max(took for took, _, _ in answers)
+    print(f"\nslowest of {AT_ONCE} on a kernel that hangs: {slowest:.2f} s")
+    assert slowest < SECONDS
+    assert all(status == 503 and answer["Err"] for _, status, answer in answers)
+    release(Path(f"{pipe}2"))
+    release(pipe)
+    wait_until(lambda: server.call("DeleteEndpoint", ids(9))[0] == 200, 5, "the lock")
+    assert [server.call("Join", join(1, "/run/none"))[0]] == [200]
+
+
+@pytest.mark.parametrize("place", ["", "/deep/er"])
+def test_a_sandbox_on_a_dead_file_system(server: Server, tmp_path: Path, place: str) -> None:
+    prepare(server)
+    with dead_file_system(tmp_path / "dead") as dead, ThreadPoolExecutor(1) as callers:
+        stuck = callers.submit(server.timed, "Join", join(1, f"{dead}{place}/netns"))
+        took, status, _ = server.timed("Join", join(2, "/run/none"))
+        assert (status, took < 1) == (200, True)
+        took, status, answer = stuck.result()
+        assert status == 500
+        assert "has not answered for 1 s" in answer["Err"]
+        assert took < SECONDS
+        took, status, answer = server.timed("Join", join(1, f"{dead}{place}/netns"))
+        assert (status, took < 0.5) == (500, True)
+        assert server.call("DeleteEndpoint", ids(2))[0] == 200
+    assert server.call("Join", join(1, "/run/none"))[0] == 200
+
+
+def test_a_sandbox_that_is_a_pipe(server: Server, tmp_path: Path) -> None:
+    prepare(server)
+    os.mkfifo(tmp_path / "fifo")
+    for name, call in (
+        ("Join", join(1, str(tmp_path / "fifo"))),
+        ("EndpointOperInfo", ids(1)),
+        ("Leave", ids(1)),
+        ("DeleteEndpoint", ids(1)),
+    ):
+        took, status, answer = server.timed(name, call)
+        assert (status, took < 1) == (200, True), answer
+
+
+def test_two_thousand_mixed_requests_at_once(server: Server) -> None:
+    prepare(server, endpoints=0)
+
+    calls = [
+        call
+        for number in range(1, MIXED // 5 + 1)
+        for call in (
+            ("CreateEndpoint", endpoint(number % 250, of=1) | ids(number)),
+            ("Join", join(number, f"/run/none{number}")),
+            ("EndpointOperInfo", ids(number)),
+            ("Leave", ids(number)),
+            ("DeleteEndpoint", ids(number)),
+        )
+    ]
+    began = time.monotonic()
+    waiting = {
+        connection: time.monotonic() for connection in (server.send(*call) for call in calls)
+    }
+    sent = time.monotonic() - began
+    took, answers = [], []
+    with selectors.DefaultSelector() as selector:
+        for connection in waiting:
+            selector.register(connection, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                connection = cast("socket.socket", key.fileobj)
+                selector.unregister(connection)
+                took.append(time.monotonic() - waiting[connection])
+                answers.append(receive(connection))
+    slowest = max(took)
+    busy = sum(status == 503 for status, _ in answers)
+    print(
+        f"\n{MIXED} at once, sent in {sent:.2f} s: all in {time.monotonic() - began:.2f} s, "
+        f"slowest {slowest:.2f} s, {busy} told to try again"
+    )
+    assert slowest < OVERLOAD_SECONDS
+    assert {status for status, _ in answers} <= {200, 400, 409, 503}
+    assert all(("Err" in answer) == (status != 200) for status, answer in answers)
+    for number in range(1, MIXED // 5 + 1):
+        assert server.call("DeleteEndpoint", ids(number)) == (200, {})
+    wait_until(lambda: "pnh" not in ip("link"), 10, "no links left")
+    status, networks = server.get("/networks")
+    assert status == 200
+    assert json.loads(networks)["networks"][0]["endpoints"] == []
+    assert "Traceback" not in server.log()

@@ -1,0 +1,207 @@
+"""Connections that say half a sentence, none, or nonsense: they keep nobody else from an answer."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import ExitStack
+from http.client import HTTPResponse
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import pytest
+
+from plugin.incoming import MAX_BODY
+from plugin.server import THREADS
+from plugin.worker import MOST_UNFINISHED, READ_SECONDS, SEND_SECONDS
+from tests.engine.wait import wait_until
+from tests.kernel.server import Server, endpoint, ids, join, network, receive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SLOW = 200
+PROMPTLY = 1.0  # seconds; the slow ones are given five
+START = b"POST /NetworkDriver.Join HTTP/1.1\r\nHost: \r\n"
+CHUNKED = START + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path / "server") as lent:
+        assert lent.call("CreateNetwork", network(1)) == (200, {})
+        yield lent
+
+
+def live(server: Server, number: int = 1) -> float:
+    """Have a container's life; return the longest that one of its calls took."""
+    return max(
+        server.timed(name, call)[0]
+        for name, call in (
+            ("CreateEndpoint", endpoint(number)),
+            ("Join", join(number, "/run/none")),
+            ("EndpointOperInfo", ids(number)),
+            ("Leave", ids(number)),
+            ("DeleteEndpoint", ids(number)),
+        )
+    )
+
+
+def say(connection: socket.socket, what: bytes) -> None:
+    """Send it all, to a server that may have heard enough."""
+    try:
+        connection.sendall(what)
+    except OSError:
+        return
+
+
+def test_slow_connections_keep_nobody_waiting(server: Server) -> None:
+    done = Event()
+    with ExitStack() as stack:
+        slow = [stack.enter_context(server.connect()) for _ in range(SLOW)]
+
+        def drip() -> None:
+            for turn in range(10**6):
+                for connection in slow:
+                    say(connection, START[turn % len(START) : turn % len(START) + 1])
+                if done.wait(0.05):
+                    return
+
+        dripping = Thread(target=drip)
+        dripping.start()
+        try:
+            slowest = max(live(server) for _ in range(3))
+            print(f"\nslowest call beside {SLOW} slow connections: {slowest * 1000:.0f} ms")
+            assert slowest < PROMPTLY
+            began = time.monotonic()
+            assert all(receive(connection)[0] in {400, 408} for connection in slow)
+            assert time.monotonic() - began < READ_SECONDS + 2
+        finally:
+            done.set()
+            dripping.join()
+    assert server.call("DeleteEndpoint", ids(1)) == (200, {})
+
+
+def test_who_does_not_hang_up_keeps_nobody_waiting(server: Server) -> None:
+    with ExitStack() as stack:
+        for _ in range(SLOW):
+            silent = stack.enter_context(server.send("DeleteEndpoint", ids(9)))
+            silent.shutdown(socket.SHUT_WR)
+            stack.enter_context(server.send("DeleteEndpoint", ids(9)))
+        assert live(server) < PROMPTLY + 1  # behind 400 requests
+        assert live(server) < PROMPTLY
+
+
+def test_who_hangs_up_at_once_leaves_nothing(server: Server) -> None:
+    wait_until(lambda: sockets(server) == 0, 5, "no connection left")
+    for _ in range(SLOW):
+        server.connect().close()
+        with server.connect() as half:
+            half.sendall(START)
+    wait_until(lambda: sockets(server) == 0, 5, "no connection left")
+    assert live(server) < PROMPTLY
+
+
+def sockets(server: Server) -> int:
+    """Count the connections that the server has open."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return sum(line.endswith(str(server.socket)) for line in lines) - 1  # less its own
+
+
+def test_more_connections_than_there_is_room_for(server: Server) -> None:
+    with ExitStack() as stack:
+        idle = [stack.enter_context(server.connect()) for _ in range(MOST_UNFINISHED + 50)]
+        assert live(server) < PROMPTLY
+        assert receive(idle[0])[0] == 503
+        assert receive(idle[-1])[0] == 408
+
+
+NONSENSE = [
+    (bytes(100) + b"\n", 400),
+    (b"\r\n\r\n", 400),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n" * 20, 400),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    (b"GET / HTTP/9.9\r\n\r\n", 400),
+    (b"GET  / HTTP/1.1\r\n\r\n", 400),
+    (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\n\r\n", 400),
+    (START + b"Content-Length: many\r\n\r\n", 400),
+    (START + b"Content-Length: -1\r\n\r\n", 400),
+    (START + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
+    (START + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", 400),
+    (START + b"Transfer-Encoding: gzip\r\n\r\n{}", 400),
+    (START + b"no colon\r\n\r\n", 400),
+    (START + b"a\x00b: c\r\n\r\n", 400),
+    (START + b" folded: c\r\n\r\n", 400),
+    (START + b"a: b\r\n" * 200 + b"\r\n", 400),
+    (START + b"a: " + b"b" * 70_000, 431),
+    (CHUNKED + b"zz\r\n", 400),
+    (CHUNKED + b"2\r\n{}xx0\r\n\r\n", 400),
+    (CHUNKED + b"3\r\n{}\r\n0\r\n\r\n", 400),
+    (START + b"Content-Length: %d\r\n\r\n" % (MAX_BODY + 1), 413),
+    (CHUNKED + b"%x\r\n" % (MAX_BODY + 1), 413),
+    (CHUNKED + b"2\r\n{}\r\n0\r\n\r\n", 400),  # good HTTP, and a bad Join
+    (START + b"Content-Length: 0\r\n\r\n", 400),  # a repeat without its body
+    (b"BREW /NetworkDriver.Join HTTP/1.1\r\n\r\n", 405),
+    (b"GET /nowhere HTTP/1.1\r\n\r\n", 405),
+    (b"POST /%ff%00 HTTP/1.1\r\n\r\n", 404),
+    (b"POST / HTTP/1.1\r\n\r\n", 404),
+]
+
+
+def test_nonsense_gets_an_error_and_one_line_in_the_log(server: Server) -> None:
+    for said, expected in NONSENSE:
+        before = len(server.log().splitlines())
+        connection = server.connect()
+        say(connection, said)
+        status, answer = receive(connection)
+        assert (status, list(answer)) == (expected, ["Err"]), said
+        lines = server.log().splitlines()[before:]
+        assert [line.split()[2] for line in lines] == ["WARNING"], lines
+    assert live(server) < PROMPTLY
+
+
+def test_a_body_of_the_most_bytes_in_many_pieces(server: Server) -> None:
+    connection = server.connect()
+    body = b'{"NetworkID": "%s"}' % (b"f" * (MAX_BODY - 19))
+    began = time.monotonic()
+    say(connection, CHUNKED)
+    for start in range(0, len(body), 65536):
+        piece = body[start : start + 65536]
+        say(connection, b"%x\r\n%s\r\n" % (len(piece), piece))
+    say(connection, b"0\r\n\r\n")
+    assert receive(connection)[0] == 400
+    print(f"\n16 MB in chunks: {time.monotonic() - began:.2f} s")
+    say(connection := server.connect(), START + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert receive(connection)[0] == 400
+    assert live(server) < PROMPTLY
+
+
+def test_who_does_not_read_the_answer_is_given_up(server: Server) -> None:
+    wide = network(2) | {"IPv4Data": [{"Pool": "10.99.0.0/16", "Gateway": "10.99.0.1/16"}]}
+    assert server.call("CreateNetwork", wide)[0] == 200
+    for number in range(2, 1200):
+        address = {"Address": f"10.99.{number // 250}.{number % 250 + 2}/16"}
+        call = {**ids(number, of=2), "Interface": address, "Options": {}}
+        assert server.call("CreateEndpoint", call)[0] == 200
+    _, answer = server.get("/networks")
+    with ExitStack() as stack:
+        deaf = [stack.enter_context(server.connect()) for _ in range(THREADS + 8)]
+        assert len(answer) > deaf[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        for connection in deaf:
+            connection.sendall(b"GET /networks HTTP/1.1\r\n\r\n")
+        assert all(connection.recv(1, socket.MSG_PEEK) for connection in deaf)
+        assert live(server) < PROMPTLY
+        wait_until(lambda: sockets(server) == 0, SEND_SECONDS + 3, "no connection left")
+    assert server.get("/networks") == (200, answer)
+
+
+def test_http_as_the_first_engines_speak_it(server: Server) -> None:
+    for version, host in ((b"1.1", b"Host: \r\n"), (b"1.0", b""), (b"1.1", b"Host: plugin\r\n")):
+        with server.connect() as connection:
+            connection.sendall(b"POST /Plugin.Activate HTTP/" + version + b"\r\n" + host + b"\r\n")
+            answer = HTTPResponse(connection)
+            answer.begin()
+            assert answer.status == 200
+            assert answer.getheader("Connection") == "close"
+            assert answer.read() == b'{"Implements":["NetworkDriver"]}'

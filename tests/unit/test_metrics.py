@@ -1,0 +1,203 @@
+"""What Prometheus is told, read back by its own parser, and what health says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from driver.bridge import BridgeDriver
+from driver.counts import Counts
+from driver.errors import Busy
+from driver.health import Health
+from driver.model import Traffic, host_end_name
+from plugin.app import create_app
+from plugin.metrics import BUCKETS, Calls
+from plugin.version import find_revision, find_version
+from tests.fakes import FakeKernel
+from tests.samples import endpoint_id, sandbox_key
+from tests.unit.test_protocol import ENDPOINT, JOIN, NETWORK, WEB, with_ports
+
+if TYPE_CHECKING:
+    from flask.testing import FlaskClient
+
+    from driver.store import Store
+
+LABELS = {"network": "010101010101", "endpoint": "e1e1e1e1e1e1"}
+
+
+class Busily(FakeKernel):
+    """A kernel whose links have been used."""
+
+    def read_traffic(self) -> dict[str, Traffic]:
+        return {
+            host_end_name(endpoint_id(1)): Traffic(1, 2, 3, 4),
+            "pnhsomebody": Traffic(5, 6, 7, 8),
+        }
+
+
+@pytest.fixture
+def kernel() -> FakeKernel:
+    return Busily()
+
+
+@pytest.fixture
+def signs() -> tuple[Health, Counts]:
+    return Health(), Counts()
+
+
+@pytest.fixture
+def client(store: Store, kernel: FakeKernel, signs: tuple[Health, Counts]) -> FlaskClient:
+    driver = BridgeDriver(store, kernel, health=signs[0], counts=signs[1])
+    return create_app(lambda: driver, *signs).test_client()
+
+
+def send(client: FlaskClient, name: str, payload: Any) -> int:
+    response = client.post(f"/NetworkDriver.{name}", data=json.dumps(payload).encode())
+    return response.status_code
+
+
+def scrape(client: FlaskClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return every sample by its name and labels."""
+    response = client.get("/metrics")
+    assert response.status_code == 200
+    assert response.content_type == "text/plain; version=0.0.4; charset=utf-8"
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def value(client: FlaskClient, metric: str, **labels: str) -> float | None:
+    return scrape(client).get((f"pynet_{metric}", frozenset(labels.items())))
+
+
+def test_calls_are_counted_by_method_and_outcome(client: FlaskClient) -> None:
+    assert send(client, "CreateNetwork", NETWORK) == 200
+    assert send(client, "CreateNetwork", NETWORK) == 200
+    assert send(client, "CreateNetwork", {}) == 400
+    assert send(client, "Nonsense", {}) == 404
+    seen = scrape(client)
+    name = "pynet_request_duration_seconds"
+    outcomes = {
+        tuple(sorted(dict(labels).values())): number
+        for (metric, labels), number in seen.items()
+        if metric == f"{name}_count"
+    }
+    assert outcomes == {("CreateNetwork", "ok"): 2, ("CreateNetwork", "invalid"): 1}
+    ok = {"method": "CreateNetwork", "outcome": "ok"}
+    buckets = [
+        seen[f"{name}_bucket", frozenset({**ok, "le": bound}.items())]
+        for bound in (*map(str, BUCKETS), "+Inf")
+    ]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == 2
+    assert seen[f"{name}_sum", frozenset(ok.items())] > 0
+
+
+def test_a_call_is_in_the_bucket_of_the_least_bound_that_it_does_not_exceed() -> None:
+    calls = Calls()
+    for seconds in (0.001, 0.0011, 7, 11):
+        calls.add("Join", 500, seconds)
+    ((key, buckets, total),) = calls.histograms()
+    assert key == ("Join", "failed")
+    assert total == pytest.approx(18.0021)
+    assert dict(buckets) == {
+        **dict.fromkeys(map(str, BUCKETS[1:-1]), 2),
+        "0.001": 1,
+        "10.0": 3,
+        "+Inf": 4,
+    }
+
+
+def test_what_there_is_and_what_has_passed(client: FlaskClient, kernel: FakeKernel) -> None:
+    kernel.add_sandbox(sandbox_key(1))
+    for metric in ("networks", "endpoints", "attached_endpoints", "published_ports"):
+        assert value(client, metric) == 0
+    assert value(client, "endpoint_received_bytes_total", **LABELS) is None
+    assert send(client, "CreateNetwork", NETWORK | {"Options": {}}) == 200
+    assert send(client, "CreateEndpoint", ENDPOINT) == 200
+    assert value(client, "endpoints") == 1
+    assert value(client, "attached_endpoints") == 0
+    assert send(client, "Join", JOIN) == 200
+    assert send(client, "ProgramExternalConnectivity", with_ports(WEB)) == 200
+    for metric in ("networks", "endpoints", "attached_endpoints"):
+        assert value(client, metric) == 1
+    assert value(client, "published_ports") == 1
+    for number, metric in enumerate(
+        ("received_bytes", "received_packets", "sent_bytes", "sent_packets"), start=1
+    ):
+        assert value(client, f"endpoint_{metric}_total", **LABELS) == number
+
+
+def test_what_the_driver_did_of_its_own_accord(
+    client: FlaskClient, signs: tuple[Health, Counts]
+) -> None:
+    health, counts = signs
+    assert value(client, "sysctl_writes_total") == 0
+    assert value(client, "watch_misses_total") == 0
+    assert value(client, "problems") == 0
+    counts.repaired("bridge")
+    counts.evicted("network")
+    counts.left_over("link", 2)
+    counts.wrote_sysctls(3)
+    counts.missed_watch()
+    health.report("a", "b")
+    assert value(client, "repairs_total", kind="bridge") == 1
+    assert value(client, "evictions_total", kind="network") == 1
+    assert value(client, "leftovers_total", kind="link") == 2
+    assert value(client, "sysctl_writes_total") == 3
+    assert value(client, "watch_misses_total") == 1
+    assert value(client, "problems") == 1
+
+
+def test_the_driver_counts_what_it_evicts(client: FlaskClient) -> None:
+    assert send(client, "CreateNetwork", NETWORK) == 200
+    assert send(client, "CreateEndpoint", ENDPOINT) == 200
+    other = ENDPOINT | {"EndpointID": endpoint_id(2)}
+    assert send(client, "CreateEndpoint", other) == 200
+    assert value(client, "evictions_total", kind="endpoint") == 1
+
+
+def test_without_a_driver_that_tells_the_rest_is_told() -> None:
+    def starting() -> BridgeDriver:
+        raise Busy("the driver is starting")
+
+    client = create_app(starting).test_client()
+    assert value(client, "networks") is None
+    assert value(client, "problems") == 0
+    known = {"version": find_version(), "revision": find_revision()}
+    assert value(client, "build_info", **known) == 1
+
+
+def test_health_is_a_status_and_the_reasons(
+    client: FlaskClient, signs: tuple[Health, Counts]
+) -> None:
+    health, _ = signs
+    answer = client.get("/health")
+    assert (answer.status_code, answer.get_json(force=True)) == (
+        200,
+        {"status": "ok", "problems": []},
+    )
+    health.report("state", "the state file was damaged")
+    answer = client.get("/health")
+    assert (answer.status_code, answer.get_json(force=True)) == (
+        503,
+        {"status": "unhealthy", "problems": ["the state file was damaged"]},
+    )
+    health.clear("state")
+    assert client.get("/health").status_code == 200
+
+
+def test_nobody_pays_for_metrics_who_does_not_ask() -> None:
+    program = "import sys, plugin.server, plugin.worker, plugin.app; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "plugin.metrics" in done.stdout.split()
+    assert "prometheus_client" not in done.stdout.split()
