@@ -93,7 +93,7 @@ class Server(BaseApplication):
         for name, value in {
             "bind": [f"fd://{descriptor}" for descriptor in self._names.descriptors],
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": "plugin.worker.LeadingWorker",
             "threads": THREADS,
             "keepalive": 0,  # a kept connection that breaks is retried with an empty body
             "graceful_timeout": GRACE_SECONDS,
