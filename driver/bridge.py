@@ -175,9 +175,13 @@ class BridgeDriver:
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Remove an endpoint, whether it has left its sandbox or not."""
         with self._lock:
-            endpoint = self._find_endpoint(network_id, endpoint_id)
-            if endpoint is not None:
-                self._drop_endpoint(endpoint)
+            with self._store.transaction():
+                endpoint = self._find_endpoint_here(network_id, endpoint_id)
+                if endpoint is None:
+                    return
+                network = self._network(network_id)
+                self._store.delete_endpoint(endpoint_id)
+            attempt_all(self._clean_up([endpoint], network))
 
     def join(self, new: NewJoin) -> JoinInfo:
         """Make the veth pair and give the sandbox its kernel parameters."""
@@ -239,10 +243,10 @@ class BridgeDriver:
         engines 28 to 29.7.1 crash when it is not there.
         """
         with self._lock:
-            endpoint = self._find_endpoint(network_id, endpoint_id)
-            if endpoint is None or endpoint.attachment is None:
-                return
             with self._store.transaction():
+                endpoint = self._find_endpoint_here(network_id, endpoint_id)
+                if endpoint is None or endpoint.attachment is None:
+                    return
                 network = self._network(network_id)
                 self._store.put_endpoint(endpoint.left())
                 self._store.put_bindings(endpoint_id, ())
@@ -322,10 +326,10 @@ class BridgeDriver:
     def revoke_external_connectivity(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Withdraw the endpoint's ports; none and not known are success."""
         with self._lock:
-            endpoint = self._find_endpoint(network_id, endpoint_id)
-            if endpoint is None:
-                return
             with self._store.transaction():
+                endpoint = self._find_endpoint_here(network_id, endpoint_id)
+                if endpoint is None:
+                    return
                 self._store.put_bindings(endpoint_id, ())
             self._publisher.withdraw(endpoint)
 

@@ -168,6 +168,8 @@ class Sandboxes:
         values = {sysctl.key: sysctl.value for sysctl in wanted}
         decide = partial(plan_restores, values, traces=traces)
         written = self._change(sandbox, list(traces), decide)
+        if not traces:
+            return
         with self._store.transaction():
             self._store.delete_traces(sandbox, traces.keys() - values.keys())
             self._store.put_traces(sandbox, [trace for trace in written if trace.key in values])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
+from functools import lru_cache
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,8 @@ class Store:
             try:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA foreign_keys = ON")
+                self._durable = False
+                self._db.execute("PRAGMA synchronous = NORMAL")
                 self._migrate()
             except BaseException:
                 self._db.close()
@@ -109,13 +112,15 @@ class Store:
         outlives a power failure, too: Docker never repeats a network, and no endpoint outlives a
         reboot. Waiting costs 1 to 7 ms of disk (SQLite's documentation of PRAGMA synchronous).
         """
-        with _translated("write the state file"):
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._db.execute("BEGIN IMMEDIATE")
+        if self._db.in_transaction:
+            raise StoreError("write the state file: this is inside a transaction already")
+        if durable is not self._durable:
+            self._run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
+        self._run("BEGIN IMMEDIATE")
         try:
             yield
-            with _translated("write the state file"):
-                self._db.execute("COMMIT")
+            self._run("COMMIT")
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
@@ -297,15 +302,7 @@ class Store:
         )
         return Network(
             id=NetworkId(network_id),
-            pools=tuple(
-                Pool(
-                    ip_network(subnet),
-                    gateway and ip_interface(gateway),
-                    space,
-                    default_gateway and ip_address(default_gateway),
-                )
-                for subnet, gateway, space, default_gateway in pools
-            ),
+            pools=tuple(_pool(*pool) for pool in pools),
             options=msgspec.json.decode(options, type=NetworkOptions, dec_hook=_decode_custom),
         )
 
@@ -327,16 +324,31 @@ class Store:
         return tuple(map(_binding, rows))
 
     def _run(self, statement: str, *values: object) -> None:
-        with _translated("write the state file"):
+        try:
             self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            raise StoreError(f"write the state file: {error}") from error
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
         rows = self._all(query, *values)
         return rows[0] if rows else None
 
     def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with _translated("read the state file"):
+        try:
             return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"read the state file: {error}") from error
+
+
+# A network never changes, and every call about its endpoints reads it: its texts are read once.
+@lru_cache(maxsize=1024)
+def _pool(subnet: str, gateway: str | None, space: str, default_gateway: str | None) -> Pool:
+    return Pool(
+        ip_network(subnet),
+        None if gateway is None else ip_interface(gateway),
+        space,
+        None if default_gateway is None else ip_address(default_gateway),
+    )
 
 
 def _endpoint(row: tuple[Any, ...], bindings: tuple[PortBinding, ...]) -> Endpoint:

@@ -1,29 +1,32 @@
 """Make and unmake bridges and veth pairs over rtnetlink; knows no network and no endpoint.
 
-Every call opens its own socket: one that is made in one thread and used from another acts on the
-wrong namespace, silently (pyroute2).
+Every call opens a socket of its own, in the namespace that its thread is in: that takes as long as
+asking for a lock, and nothing has to be known of who used it before.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import socket
 import struct
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_interface
 from itertools import count
-from typing import TYPE_CHECKING, Any
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from typing import TYPE_CHECKING
 
 from driver.errors import Conflict, KernelError, NotFound
 from driver.kernel import netns, sysctl
+from driver.kernel.rtnetlink import (
+    IFF_UP,
+    LINK_CHANGES,
+    LinkInfo,
+    NetlinkError,
+    Rtnetlink,
+    VethPeer,
+)
 from driver.model import is_our_alias
 from driver.reality import Link
 
@@ -32,9 +35,6 @@ if TYPE_CHECKING:
 
     from driver.model import Bridge, DirectInterface, IPInterface, Veth
 
-_IFF_UP = 1  # include/uapi/linux/if.h
-_IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h
-_RTMGRP_LINK = 1  # include/uapi/linux/rtnetlink.h
 _SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
 _IFREQ = struct.Struct("=16sH22x")  # struct ifreq: the name, then the flags
 
@@ -47,23 +47,23 @@ NO_GROUP = 0
 
 
 @contextmanager
-def _route(attempt: str) -> Iterator[IPRoute]:
+def _route(attempt: str) -> Iterator[Rtnetlink]:
     """Open rtnetlink; what the kernel refuses inside becomes `attempt: reason`."""
     try:
-        with IPRoute(groups=0) as route:
+        with Rtnetlink() as route:
             yield route
     except NetlinkError as error:
-        if error.code == errno.EEXIST:
+        if error.errno == errno.EEXIST:
             raise Conflict(f"{attempt}: the name is taken") from error
-        raise KernelError(f"{attempt}: {os.strerror(error.code)}") from error
+        raise KernelError(f"{attempt}: {error.strerror}") from error
 
 
 def ensure_bridge(bridge: Bridge) -> tuple[IPInterface, ...]:
     """Make the bridge or use the one there is; return the addresses that it did not have."""
     with _route(f"create bridge {bridge.name}") as route:
-        link = _find(route, bridge.name)
-        if link is not None and is_half_made(link):
-            _delete(route, link["index"])
+        link = route.find_link(bridge.name)
+        if link is not None and link.group == HALF_MADE:
+            _delete(route, link.index)
             link = None
         if link is None:
             _create_bridge(route, bridge)
@@ -75,69 +75,71 @@ def ensure_bridge(bridge: Bridge) -> tuple[IPInterface, ...]:
 def delete_bridge(bridge: Bridge, added: Sequence[IPInterface]) -> None:
     """Delete our own bridge; from a foreign one take what we added, addresses and loopback."""
     with _route(f"delete bridge {bridge.name}") as route:
-        link = _find(route, bridge.name)
+        link = route.find_link(bridge.name)
         if link is None:
             return
-        if _is_bridge_of(link, bridge):
-            _delete(route, link["index"])
+        if link.alias == bridge.alias:
+            _delete(route, link.index)
             return
-        if bridge.routes_loopback and _kind_of(link) == "bridge" and not _is_ours(link):
+        if bridge.routes_loopback and link.kind == "bridge" and not _is_ours(link):
             _route_loopback(bridge, on=False)
-        present = _addresses(route, link["index"])
+        present = route.addresses(link.index).get(link.index, frozenset())
         for address in (address for address in added if address in present):
-            _change_address(route, "del", link["index"], address)
+            with _changing("del", address):
+                route.delete_address(link.index, address)
 
 
 def create_veth(veth: Veth) -> None:
     """Make the pair in one message: MTU, MAC of the sandbox end, host end on the bridge and up."""
-    peer = {"ifname": veth.sandbox_end, "address": veth.mac, "mtu": veth.mtu}
     with _route(f"create {veth.host_end} on bridge {veth.bridge}") as route:
-        _create_pair(route, veth, peer)
-        try:
-            _finish_host_end(route, veth)
-        except NetlinkError:
-            route.link("del", ifname=veth.host_end)
-            raise
+        _create_pair(route, veth, _bridge_index(veth), VethPeer(veth.sandbox_end, veth.mac))
 
 
 def create_veth_in(veth: Veth, namespace: int, interface: DirectInterface) -> None:
-    """Make the pair with its sandbox end in the namespace, named, addressed and up."""
-    name = interface.name or netns.run_in(namespace, partial(_next_name, interface.prefix))
-    peer = {"ifname": name, "address": veth.mac, "mtu": veth.mtu, "net_ns_fd": namespace}
-    with _route(f"create {veth.host_end} on {veth.bridge}, its other end {name}") as route:
-        _create_pair(route, veth, peer)
-        try:
-            _finish_host_end(route, veth)
-            netns.run_in(namespace, partial(_configure, name, interface.addresses))
-        except (NetlinkError, KernelError):
-            route.link("del", ifname=veth.host_end)
-            raise
+    """Make the pair with its sandbox end in the namespace, named, addressed and up.
+
+    All of it in one thread that has entered the namespace: a socket opened before stays the host's.
+    """
+    bridge = _bridge_index(veth)
+    with _route(f"create {veth.host_end} on {veth.bridge}") as route:
+        netns.run_in(namespace, partial(_create_inside, route, veth, bridge, namespace, interface))
 
 
-def _create_pair(route: IPRoute, veth: Veth, peer: dict[str, Any]) -> None:
-    bridge = _find_index(veth.bridge)
-    if bridge is None:
+def _create_inside(
+    route: Rtnetlink, veth: Veth, bridge: int, namespace: int, interface: DirectInterface
+) -> None:
+    """Make the pair from inside the sandbox, by a socket of the host's."""
+    name = interface.name or _next_name(interface.prefix)
+    try:
+        _create_pair(route, veth, bridge, VethPeer(name, veth.mac, namespace))
+    except NetlinkError as error:
+        if error.errno == errno.EEXIST:
+            raise Conflict(
+                f"create {veth.host_end} on {veth.bridge}, its other end {name}: the name is taken"
+            ) from error
+        raise
+    try:
+        _configure(name, interface.addresses)
+    except (NetlinkError, KernelError):
+        route.delete_link(veth.host_end)
+        raise
+
+
+def _bridge_index(veth: Veth) -> int:
+    index = _find_index(veth.bridge)
+    if index is None:
         raise KernelError(f"create {veth.host_end}: bridge {veth.bridge} is gone")
-    route.link(
-        "add",
-        ifname=veth.host_end,
-        kind="veth",
-        mtu=veth.mtu,
-        master=bridge,
-        state="up",
-        group=HALF_MADE,
-        peer=peer,
-    )
+    return index
 
 
-def _finish_host_end(route: IPRoute, veth: Veth) -> None:
-    route.link("set", ifname=veth.host_end, ifalias=veth.alias, group=NO_GROUP)
-    _set_hairpin(route, veth)
-
-
-def _set_hairpin(route: IPRoute, veth: Veth) -> None:
-    if veth.hairpin:
-        route.brport("set", index=_index(veth.host_end), mode=1)
+def _create_pair(route: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> None:
+    """Make the pair, its host end complete and on the bridge of that index."""
+    route.create_veth(veth.host_end, veth.mtu, bridge, HALF_MADE, peer)
+    try:
+        route.finish_link(veth.host_end, veth.alias, NO_GROUP, hairpin=veth.hairpin)
+    except NetlinkError:
+        route.delete_link(veth.host_end)
+        raise
 
 
 def _next_name(prefix: str) -> str:
@@ -159,20 +161,21 @@ def _configure(name: str, addresses: Sequence[IPInterface]) -> None:
     with _route(f"configure {name} in the sandbox") as route:
         index = _index(name)
         for address in addresses:
-            _change_address(route, "add", index, address)
-        route.link("set", index=index, state="up")
+            _add_address(route, index, address)
+        route.raise_link(index)
 
 
 def ensure_port(veth: Veth) -> bool:
     """Put an existing host end on its bridge and up; return False if there is no such link."""
     with _route(f"put {veth.host_end} on bridge {veth.bridge}") as route:
-        link = _find(route, veth.host_end)
-        bridge = _find(route, veth.bridge)
+        link = route.find_link(veth.host_end)
+        bridge = _find_index(veth.bridge)
         if link is None or bridge is None:
             return False
-        if link.get_attr("IFLA_MASTER") != bridge["index"] or not link["flags"] & _IFF_UP:
-            route.link("set", index=link["index"], master=bridge["index"], state="up")
-        _set_hairpin(route, veth)
+        if link.master != bridge or not link.is_up:
+            route.raise_link(link.index, bridge)
+        if veth.hairpin:
+            route.set_hairpin(link.index)
         return True
 
 
@@ -186,21 +189,21 @@ def delete_links(names: Iterable[str]) -> None:
     if not names:
         return
     with _route(f"delete {', '.join(names)}") as route:
-        links = [link for name in names if (link := _find(route, name)) and _is_ours(link)]
+        links = [link for name in names if (link := route.find_link(name)) and _is_ours(link)]
         if len(links) == 1:
-            _delete(route, links[0]["index"])
+            _delete(route, links[0].index)
             return
-        doomed = [link for link in links if _doom(route, link["index"])]
+        doomed = [link for link in links if _doom(route, link.index)]
         if doomed:
-            route.link("del", group=_DOOMED)
+            route.delete_group(_DOOMED)
 
 
-def _doom(route: IPRoute, index: int) -> bool:
+def _doom(route: Rtnetlink, index: int) -> bool:
     """Put a link into the group that is deleted next; False if it has gone meanwhile."""
     try:
-        route.link("set", index=index, group=_DOOMED)
+        route.set_group(index, _DOOMED)
     except NetlinkError as error:
-        if error.code != errno.ENODEV:
+        if error.errno != errno.ENODEV:
             raise
         return False
     return True
@@ -209,30 +212,22 @@ def _doom(route: IPRoute, index: int) -> bool:
 def observe_links() -> dict[str, Link]:
     """Return every interface of the host, by name, in two dumps."""
     with _route("list the interfaces") as route:
-        found = route.get_links()
-        addresses = route.get_addr()
-    names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in found}
-    of_link: dict[int, set[IPInterface]] = {}
-    for entry in addresses:
-        of_link.setdefault(entry["index"], set()).add(_address_of(entry))
+        found = route.links()
+        addresses = route.addresses()
+    names = {link.index: link.name for link in found}
     return {
-        names[link["index"]]: Link(
-            kind=_kind_of(link),
-            alias=link.get_attr("IFLA_IFALIAS") or "",
-            mac=link.get_attr("IFLA_ADDRESS") or "",
-            mtu=link.get_attr("IFLA_MTU"),
-            up=bool(link["flags"] & _IFF_UP),
-            bridge=names.get(link.get_attr("IFLA_MASTER")),
-            addresses=frozenset(of_link.get(link["index"], ())),
-            half_made=is_half_made(link),
+        link.name: Link(
+            kind=link.kind,
+            alias=link.alias,
+            mac=link.mac,
+            mtu=link.mtu,
+            up=link.is_up,
+            bridge=names.get(link.master),
+            addresses=addresses.get(link.index, frozenset()),
+            half_made=link.group == HALF_MADE,
         )
         for link in found
     }
-
-
-def _kind_of(link: Any) -> str | None:
-    kind: str | None = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
-    return kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,16 +245,18 @@ class Peer:
 def find_peer(host_end: str) -> Peer:
     """Return the other end of a veth; raises NotFound if there is no such veth."""
     with _route(f"look at {host_end}") as route:
-        link = _find(route, host_end)
-    if link is None or not link.get_attr("IFLA_LINK"):
+        link = route.find_link(host_end)
+    if link is None or not link.other_end:
         raise NotFound(f"look at {host_end}: there is no such link, or it has no other end")
-    return Peer(link.get_attr("IFLA_LINK"), link.get_attr("IFLA_LINK_NETNSID") is not None)
+    return Peer(link.other_end, link.other_end_moved)
 
 
 def name_of(index: int) -> str | None:
     """Return the name of the interface with this index in the thread's namespace."""
-    link = _look_up(index)
-    return None if link is None else str(link.get_attr("IFLA_IFNAME"))
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return None
 
 
 def await_up(index: int, timeout: float) -> str | None:
@@ -269,7 +266,7 @@ def await_up(index: int, timeout: float) -> str | None:
     """
     deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as changes:
-        changes.bind((0, _RTMGRP_LINK))
+        changes.bind((0, LINK_CHANGES))
         while (name := _name_if_up(index)) is None:
             changes.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
@@ -291,28 +288,20 @@ def _name_if_up(index: int) -> str | None:
             answer = fcntl.ioctl(probe, _SIOCGIFFLAGS, _IFREQ.pack(name.encode(), 0))
         except OSError:
             return None  # not there yet, or renamed between the two
-    return name if _IFREQ.unpack(answer)[1] & _IFF_UP else None
+    return name if _IFREQ.unpack(answer)[1] & IFF_UP else None
 
 
-def _create_bridge(route: IPRoute, bridge: Bridge) -> None:
+def _create_bridge(route: Rtnetlink, bridge: Bridge) -> None:
     # An explicit MAC stays; otherwise a bridge takes the lowest of its ports' and changes it.
-    route.link(
-        "add",
-        ifname=bridge.name,
-        kind="bridge",
-        address=bridge.mac,
-        mtu=bridge.mtu,
-        state="up",
-        group=HALF_MADE,
-    )
+    route.create_bridge(bridge.name, bridge.mac, bridge.mtu, HALF_MADE)
+    index = _index(bridge.name)
     try:
-        index = _index(bridge.name)
-        route.link("set", index=index, ifalias=bridge.alias, group=NO_GROUP)
+        route.finish_link(bridge.name, bridge.alias, NO_GROUP)
         _write_parameters(bridge)
         for address in bridge.addresses:
-            _change_address(route, "add", index, address)
+            _add_address(route, index, address)
     except (NetlinkError, KernelError):
-        route.link("del", ifname=bridge.name)
+        _delete(route, index)
         raise
 
 
@@ -347,86 +336,48 @@ def _has_ipv6(addresses: Iterable[IPInterface]) -> bool:
     return any(address.version == 6 for address in addresses)  # noqa: PLR2004
 
 
-def _complete_bridge(route: IPRoute, link: Any, bridge: Bridge) -> tuple[IPInterface, ...]:
-    if _is_bridge_of(link, bridge):
+def _complete_bridge(route: Rtnetlink, link: LinkInfo, bridge: Bridge) -> tuple[IPInterface, ...]:
+    if link.alias == bridge.alias:
         _write_parameters(bridge)
     elif bridge.routes_loopback:
         _route_loopback(bridge, on=True)
-    present = _addresses(route, link["index"])
+    present = route.addresses(link.index).get(link.index, frozenset())
     missing = tuple(address for address in bridge.addresses if address not in present)
     done: list[IPInterface] = []
     try:
         for address in missing:
-            _change_address(route, "add", link["index"], address)
+            _add_address(route, link.index, address)
             done.append(address)
-        wrong = {} if link["flags"] & _IFF_UP else {"state": "up"}
-        if _is_bridge_of(link, bridge):
-            wrong |= _changed(link, bridge)
-        if wrong:
-            route.link("set", index=link["index"], **wrong)
+        if not link.is_up:
+            route.raise_link(link.index)
+        if link.alias == bridge.alias and (link.mac, link.mtu) != (bridge.mac, bridge.mtu):
+            route.set_mac_and_mtu(link.index, bridge.mac, bridge.mtu)
     except (NetlinkError, KernelError):
         for address in done:
-            _change_address(route, "del", link["index"], address)
+            route.delete_address(link.index, address)
         raise
     return missing
 
 
-def _changed(link: Any, bridge: Bridge) -> dict[str, Any]:
-    """Return what others have changed of a bridge that is ours, as it should be."""
-    wanted = {"mtu": ("IFLA_MTU", bridge.mtu), "address": ("IFLA_ADDRESS", bridge.mac)}
-    return {name: value for name, (key, value) in wanted.items() if link.get_attr(key) != value}
-
-
-def _check_usable(link: Any, bridge: Bridge) -> None:
-    if _is_bridge_of(link, bridge):
+def _check_usable(link: LinkInfo, bridge: Bridge) -> None:
+    if link.alias == bridge.alias:
         return
-    alias = link.get_attr("IFLA_IFALIAS") or ""
-    if _kind_of(link) != "bridge":
+    if link.kind != "bridge":
         raise Conflict(f"use {bridge.name} as bridge: it is an interface of another kind")
     if bridge.must_be_ours:
         raise Conflict(f"create bridge {bridge.name}: somebody else has a bridge of that name")
-    if is_our_alias(alias):
-        raise Conflict(f"use bridge {bridge.name}: it belongs to {alias.removeprefix('pynet ')}")
+    if is_our_alias(link.alias):
+        owner = link.alias.removeprefix("pynet ")
+        raise Conflict(f"use bridge {bridge.name}: it belongs to {owner}")
 
 
-def _is_bridge_of(link: Any, bridge: Bridge) -> bool:
-    return bool(link.get_attr("IFLA_IFALIAS") == bridge.alias)
-
-
-def _is_ours(link: Any) -> bool:
-    alias = link.get_attr("IFLA_IFALIAS") or ""
-    return is_our_alias(alias) or is_half_made(link)
-
-
-def is_half_made(link: Any) -> bool:
-    """Tell whether the link is one that this driver had only begun to make."""
-    return bool(link.get_attr("IFLA_GROUP") == HALF_MADE)
-
-
-def _find(route: IPRoute, name: str) -> Any | None:
-    """Return the link of this name; one message, not a dump of all links."""
-    return _get(route, ifname=name)
-
-
-def _get(route: IPRoute, **which: Any) -> Any | None:
-    try:
-        return route.link("get", **which)[0]
-    except NetlinkError as error:
-        if error.code == errno.ENODEV:
-            return None
-        raise
-
-
-def _look_up(index: int) -> Any | None:
-    with _route(f"look at interface {index}") as route:
-        return _get(route, index=index)
+def _is_ours(link: LinkInfo) -> bool:
+    """Tell whether this driver made the link, or had only begun to."""
+    return is_our_alias(link.alias) or link.group == HALF_MADE
 
 
 def _find_index(name: str) -> int | None:
-    """Return an interface's index in the thread's namespace; an ioctl, and so next to nothing.
-
-    A netlink socket and a question cost 3 ms together, in a join that has 7.
-    """
+    """Return an interface's index in the thread's namespace; an ioctl, which takes no rtnl lock."""
     try:
         return socket.if_nametoindex(name)
     except OSError:  # without an errno, by what Python makes of it
@@ -440,35 +391,27 @@ def _index(name: str) -> int:
     return index
 
 
-def _delete(route: IPRoute, index: int) -> None:
+def _delete(route: Rtnetlink, index: int) -> None:
     try:
-        route.link("del", index=index)
+        route.delete_link(index)
     except NetlinkError as error:
-        if error.code != errno.ENODEV:  # gone in between, with its sandbox
+        if error.errno != errno.ENODEV:  # gone in between, with its sandbox
             raise
 
 
-def _addresses(route: IPRoute, index: int) -> frozenset[IPInterface]:
-    return frozenset(map(_address_of, route.get_addr(index=index)))
-
-
-def _address_of(entry: Any) -> IPInterface:
-    return ip_interface(f"{entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}")
-
-
-def _change_address(route: IPRoute, verb: str, index: int, address: IPInterface) -> None:
-    """Add or take away an address, without duplicate address detection.
+def _add_address(route: Rtnetlink, index: int, address: IPInterface) -> None:
+    """Add an address, without duplicate address detection.
 
     A bridge without a port has no carrier and would keep an IPv6 address tentative.
     """
-    options: dict[str, Any] = {"address": str(address.ip), "prefixlen": address.network.prefixlen}
-    if address.version == 6:  # noqa: PLR2004 - the number is the name
-        options["flags"] = _IFA_F_NODAD
-    elif verb == "add":
-        options["broadcast"] = str(address.network.broadcast_address)
+    with _changing("add", address):
+        route.add_address(index, address)
+
+
+@contextmanager
+def _changing(verb: str, address: IPInterface) -> Iterator[None]:
+    """Say which address it was that the kernel refused."""
     try:
-        route.addr(verb, index=index, **options)
+        yield
     except NetlinkError as error:
-        raise KernelError(
-            f"{verb} address {address} of a bridge: {os.strerror(error.code)}"
-        ) from error
+        raise KernelError(f"{verb} address {address} of a bridge: {error.strerror}") from error

@@ -22,6 +22,7 @@ from driver.kernel import (
     sysctl,
     traffic,
 )
+from driver.kernel.elements import Elements, parse_changes
 from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
@@ -62,11 +63,16 @@ class LinuxKernel:
     def __init__(self) -> None:
         sysctl.ensure_writable()
         self._nft = Nft()
+        self._elements = Elements()
         self._preview = ruleset.Preview()
         self._watch = SandboxWatch()
         self._reaper = LinkReaper()
         self._reservations = ports.Reservations()
-        self._monitor = Monitor(self._reaper.is_expected, self._nft.port)
+        self._monitor = Monitor(self._reaper.is_expected, self._rule_ports)
+
+    def _rule_ports(self) -> tuple[int | None, ...]:
+        """Return the netlink ports by which the kernel knows our changes of rules."""
+        return self._nft.port(), self._elements.port
 
     def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
         """See `Kernel`."""
@@ -106,7 +112,11 @@ class LinuxKernel:
 
     def apply_rules(self, text: str) -> None:
         """See `Kernel`."""
-        self._nft.run(text)
+        changes = parse_changes(text)
+        if changes is None:
+            self._nft.run(text)
+        else:
+            self._elements.change(changes)
 
     def list_rules(self, tables: Sequence[str]) -> frozenset[str]:
         """See `Kernel`."""
@@ -260,6 +270,7 @@ class LinuxKernel:
         self._reaper.close()
         self._preview.close()
         self._nft.close()
+        self._elements.close()
         self._reservations.close()
 
 

@@ -18,7 +18,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from driver.errors import Conflict, KernelError
 from driver.kernel import sysctl
-from driver.kernel.links import HALF_MADE, NO_GROUP, is_half_made
+from driver.kernel.links import HALF_MADE, NO_GROUP
 
 if TYPE_CHECKING:
     from driver.model import LoopbackPair
@@ -93,7 +93,8 @@ def _is_complete(link: Any) -> bool:
 
 
 def _is_ours(link: Any) -> bool:
-    return bool(link.get_attr("IFLA_IFALIAS") == ALIAS or is_half_made(link))
+    is_half_made = link.get_attr("IFLA_GROUP") == HALF_MADE
+    return bool(is_half_made or link.get_attr("IFLA_IFALIAS") == ALIAS)
 
 
 def _create(route: IPRoute, pair: LoopbackPair) -> None:

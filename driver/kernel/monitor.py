@@ -19,7 +19,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 ENDPOINT_ALIAS = b"pynet endpoint "
 BUFFER_BYTES = 4 * 1024 * 1024  # a flushed ruleset of 5,000 elements is some 1 MB of messages
@@ -52,14 +52,14 @@ class Monitor:
     """The two sockets and the thread that waits on them."""
 
     def __init__(
-        self, is_expected: Callable[[str], bool], own_port: Callable[[], int | None]
+        self, is_expected: Callable[[str], bool], own_ports: Callable[[], Collection[int | None]]
     ) -> None:
         """`is_expected` tells whether a host end of that name is going because we want it to.
 
-        `own_port` returns the netlink port by which we change rules.
+        `own_ports` returns the netlink ports by which we change rules.
         """
         self._is_expected = is_expected
-        self._own_port = own_port
+        self._own_ports = own_ports
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
 
@@ -102,10 +102,11 @@ class Monitor:
         return any(is_link_damage(*each, self._is_expected) for each in _messages(datagram))
 
     def _is_rule_damage(self, datagram: bytes) -> bool:
+        own = self._own_ports()
         return any(
             is_rule_damage(kind, payload)
             for kind, port, payload in _messages(datagram)
-            if port != self._own_port()
+            if port not in own
         )
 
 

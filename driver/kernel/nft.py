@@ -36,6 +36,7 @@ class Nft:
     def __init__(self) -> None:
         self._library = _load_library()
         self._lock = Lock()
+        self._port: int | None = None
         before = _netlink_sockets()
         self._context = self._library.nft_ctx_new(_DEFAULT_CONTEXT)
         self._sockets = _netlink_sockets() - before
@@ -85,8 +86,10 @@ class Nft:
 
         libnftables keeps its socket to itself, and the kernel names it when it first sends.
         """
-        ports = (_netfilter_port(descriptor) for descriptor in self._sockets)
-        return next(filter(None, ports), None)
+        if self._port is None:
+            ports = (_netfilter_port(descriptor) for descriptor in self._sockets)
+            self._port = next(filter(None, ports), None)
+        return self._port
 
     def close(self) -> None:
         """Free the context; safe to call twice."""
