@@ -95,6 +95,7 @@ class Healer:
         self._condition = threading.Condition()
         self._damaged = False
         self._closing = False
+        self._given_up: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="healer", daemon=True)
         self._thread.start()
 
@@ -142,6 +143,8 @@ class Healer:
         for difference in found:
             if difference.kind is not Kind.SEVERED:
                 by_thing.setdefault(_thing(difference), []).append(difference)
+        for thing in self._given_up - by_thing.keys():
+            self._forgive(thing)
         chosen = (each for thing, each in by_thing.items() if self._allows(thing, each[0]))
         return tuple(chain.from_iterable(chosen))
 
@@ -149,7 +152,7 @@ class Healer:
         now = self._clock()
         was_resting = thing in self._backoff.resting(now)
         if self._backoff.allows(thing, now):
-            self._health.clear(thing)
+            self._forgive(thing)
             return True
         if not was_resting:
             seconds = self._backoff.resting(now)[thing]
@@ -160,7 +163,12 @@ class Healer:
             )
             log.error("%s", problem)
             self._health.report(thing, problem)
+            self._given_up.add(thing)
         return False
+
+    def _forgive(self, thing: str) -> None:
+        self._health.clear(thing)
+        self._given_up.discard(thing)
 
 
 def _thing(difference: Difference) -> str:

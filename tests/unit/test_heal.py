@@ -150,3 +150,15 @@ def test_the_end_of_a_rest_is_a_reason_to_look() -> None:
         healer._condition.notify()
     wait_until(lambda: not patient.damage, 5, "it is mended")
     healer.close()
+
+
+def test_what_somebody_mended_meanwhile_is_no_problem_any_more() -> None:
+    patient = Patient(BRIDGE, stubborn=True)
+    health = Health()
+    healer = Healer(patient, Counts(), health, lambda: 0.0)
+    healer.damaged()
+    wait_until(health.problems, 5, "it is given up")
+    patient.damage = ()
+    healer.damaged()
+    wait_until(lambda: not health.problems(), 5, "it is forgiven")
+    healer.close()
