@@ -26,7 +26,7 @@ from driver.check import (
 from driver.model import short, veth_of
 from driver.reality import find_uplinks
 from driver.sandbox import sandbox_of
-from driver.undo import attempt_each
+from driver.undo import Rollback, attempt_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -269,8 +269,8 @@ class Restorer:
             self._restore_parameters(sandbox_of(endpoint))
 
     def _restore_parameters(self, sandbox: SandboxKey) -> None:
-        with self._store.transaction():
-            self._sandboxes.restore(sandbox)
+        with Rollback() as undo, self._store.transaction():
+            self._sandboxes.restore(sandbox, undo)
 
     def _sweep(self) -> None:
         """Delete links that carry our alias and belong to nothing."""
