@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Nothing is written into the tree, which may be somebody else's, and a busy machine may be slow.
 settings.register_profile("pynet", database=None, deadline=None)
 settings.load_profile("pynet")
+pytest.register_assert_rewrite("tests.unit.faults")
 
 
 @pytest.fixture
