@@ -112,6 +112,7 @@ class Restorer:
                     partial(self._raise_rules, intent),
                     partial(self._kernel.forget_flows, bindings),
                     self._sweep,
+                    *(partial(self._publisher.restore, each) for each in intent.endpoints),
                     *(partial(self._restore_endpoint, each, intent) for each in intent.joined),
                     *(partial(self._sandboxes.settle, sandbox) for sandbox in traced),
                 ]
@@ -265,7 +266,6 @@ class Restorer:
 
     def _restore_endpoint(self, endpoint: Endpoint, intent: Intent) -> None:
         if self._ensure_port(endpoint, intent):
-            self._publisher.restore(endpoint)
             self._restore_parameters(sandbox_of(endpoint))
 
     def _restore_parameters(self, sandbox: SandboxKey) -> None:
