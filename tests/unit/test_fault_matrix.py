@@ -160,6 +160,10 @@ def stands_down(driver: BridgeDriver) -> None:
     driver.stand_down()
 
 
+def repairs(driver: BridgeDriver) -> None:
+    driver.repair_all()
+
+
 def sees_arrive(driver: BridgeDriver) -> None:
     """Restore a driver whose sandbox comes into being, with its interface, a moment later."""
     driver.restore()
@@ -368,6 +372,9 @@ SCENARIOS = (
     _later("the end of an idle driver", stands_down, DUAL, does(creates(2))),
     _later("the end of a driver without networks", stands_down),
     replace(_later("the arrival of a sandbox", sees_arrive, *AWAITING, ENDED), may_forget=True),
+    _later("a check", lambda driver: driver.check(), *BUSY),
+    _later("a repair of what others flushed", repairs, *BUSY, FLUSHED, ORPHANS),
+    _later("a repair after a container died", repairs, *BUSY, DIED),
     _later("a list", lambda driver: driver.describe(), *BUSY),
     _later(
         "a question", lambda driver: driver.find_interface(endpoint_id(1)), *WITH_ENDPOINT, MOVED
@@ -388,5 +395,5 @@ def test_nothing_is_left_and_the_repeat_succeeds(
 def test_the_matrix_is_complete(store: Store) -> None:
     assert FAULTS.keys() == VERBS
     called = {call for scenario in SCENARIOS for call in scenario.record(store)[0]}
-    verbs = {f"FakeKernel.{verb}" for verb in VERBS - {"close"}}
+    verbs = {f"FakeKernel.{verb}" for verb in VERBS - {"close", "watch_damage"}}
     assert called == verbs | STORE_CALLS

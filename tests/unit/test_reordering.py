@@ -240,6 +240,10 @@ class Reordering(RuleBasedStateMachine):
             port for place in self.model.endpoints.values() for port in place.ports - {0}
         }
 
+    @invariant()
+    def nothing_differs(self) -> None:
+        assert self.line.driver.check() == ()
+
     def teardown(self) -> None:
         """Have everything deleted; the sandboxes must have what they began with."""
         self.line.end(sandbox_key(2))
