@@ -26,7 +26,7 @@ from driver.check import (
 from driver.model import short, veth_of
 from driver.reality import find_uplinks
 from driver.sandbox import sandbox_of
-from driver.undo import attempt_each
+from driver.undo import Rollback, attempt_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -112,6 +112,7 @@ class Restorer:
                     partial(self._raise_rules, intent),
                     partial(self._kernel.forget_flows, bindings),
                     self._sweep,
+                    *(partial(self._publisher.restore, each) for each in intent.endpoints),
                     *(partial(self._restore_endpoint, each, intent) for each in intent.joined),
                     *(partial(self._sandboxes.settle, sandbox) for sandbox in traced),
                 ]
@@ -265,12 +266,11 @@ class Restorer:
 
     def _restore_endpoint(self, endpoint: Endpoint, intent: Intent) -> None:
         if self._ensure_port(endpoint, intent):
-            self._publisher.restore(endpoint)
             self._restore_parameters(sandbox_of(endpoint))
 
     def _restore_parameters(self, sandbox: SandboxKey) -> None:
-        with self._store.transaction():
-            self._sandboxes.restore(sandbox)
+        with Rollback() as undo, self._store.transaction():
+            self._sandboxes.restore(sandbox, undo)
 
     def _sweep(self) -> None:
         """Delete links that carry our alias and belong to nothing."""

@@ -174,7 +174,7 @@ class Sandboxes:
             self._store.delete_traces(sandbox, traces.keys() - values.keys())
             self._store.put_traces(sandbox, [trace for trace in written if trace.key in values])
 
-    def restore(self, sandbox: SandboxKey) -> None:
+    def restore(self, sandbox: SandboxKey, undo: Rollback) -> None:
         """Finish, after a restart of the driver, what a join began: write now, or watch again.
 
         A watch of a sandbox that exists is called at once, and awaits what is yet to come into it.
@@ -187,7 +187,9 @@ class Sandboxes:
         traces = self._store.traces(sandbox)
         wanted = self._wanted_by(endpoints)
         missing = [sysctl for sysctl in wanted if sysctl.key not in traces]
-        self._store.put_traces(sandbox, self._write(sandbox, missing, traces))
+        written = self._write(sandbox, missing, traces)
+        undo.push(self._put_back, sandbox, written)
+        self._store.put_traces(sandbox, written)
         if any(self._is_unfinished(endpoint) for endpoint in endpoints):
             self.renew_watch(sandbox)
 

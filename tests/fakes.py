@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
-from driver.errors import Conflict, InvalidRequest, KernelError, NotFound
+from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
 from driver.model import HostPort, PortInUse, Protocol, Trace, Traffic, is_our_alias
 from driver.reality import Link as Observed
 from driver.sysctls import path_components
@@ -104,6 +104,15 @@ class FakeKernel:
         self.add_sandbox(sandbox)
         for host_end in moved:
             self.move(host_end, sandbox)
+        self._call(sandbox)
+
+    def look(self) -> None:
+        """Fire the watches of sandboxes that exist by now; what they cannot do is logged only."""
+        for sandbox in self.watches.keys() & self.sandboxes.keys():
+            with suppress(DriverError):
+                self._call(sandbox)
+
+    def _call(self, sandbox: SandboxKey) -> None:
         then = self.watches.pop(sandbox, None)
         if then is not None:
             then()
@@ -428,33 +437,41 @@ def _takes(present: str, value: str) -> bool:
 
 
 class Calls:
-    """The calls made to the kernel and to the store, one of which may be made to fail."""
+    """The calls made to the kernel and to the store, one of which may be made to fail.
 
-    def __init__(self, fail_at: int | None = None, error: Exception | None = None) -> None:
+    `fault` is an error to raise in place of the call, or what happens right before it.
+    """
+
+    def __init__(
+        self, fail_at: int | None = None, fault: Exception | Callable[..., None] | None = None
+    ) -> None:
         self.made: list[str] = []
         self._fail_at = fail_at
-        self._error = error or KernelError("injected")
+        self._fault = fault or KernelError("injected")
 
-    def count(self, name: str) -> None:
+    def count(self, name: str, *args: Any) -> None:
         """Note a call that is about to be made; raises if it is the one to fail."""
         self.made.append(name)
-        if len(self.made) - 1 == self._fail_at:
-            raise self._error
+        if len(self.made) - 1 != self._fail_at:
+            return
+        if isinstance(self._fault, Exception):
+            raise self._fault
+        self._fault(*args)
 
 
 class _Counted:
     """Pass every call through to the target, after it has been counted."""
 
     def __init__(self, target: object, calls: Calls) -> None:
-        self._target = target
+        self.target = target
         self._calls = calls
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._target, name)
-        label = f"{type(self._target).__name__}.{name}"
+        method = getattr(self.target, name)
+        label = f"{type(self.target).__name__}.{name}"
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            self._calls.count(label)
+            self._calls.count(label, *args)
             return method(*args, **kwargs)
 
         return call
@@ -466,7 +483,7 @@ class _CountedStore(_Counted):
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[None]:
         self._calls.count("Store.BEGIN")
-        with cast("Store", self._target).transaction(durable=durable):
+        with cast("Store", self.target).transaction(durable=durable):
             yield
             self._calls.count("Store.COMMIT")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import stat
 from pathlib import Path
 from threading import Lock
 
@@ -111,15 +112,14 @@ def _netfilter_port(descriptor: int) -> int | None:
     None if the descriptor is something else.
     """
     try:
+        # Nothing but a socket may be copied: to close any copy of a file's descriptor drops all
+        # record locks that the process has on the file (fcntl(2)), and SQLite's are such locks.
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return None
         copy = os.dup(descriptor)
     except OSError:
         return None
-    try:
-        probe = socket.socket(fileno=copy)
-    except OSError:  # no socket at all
-        os.close(copy)
-        return None
-    with probe:
+    with socket.socket(fileno=copy) as probe:
         if probe.family != socket.AF_NETLINK or probe.proto != _NETLINK_NETFILTER:
             return None
         port: int = probe.getsockname()[0]

@@ -21,6 +21,7 @@ from driver.bridge import BridgeDriver
 from driver.kernel.linux import LinuxKernel
 from driver.store import Store
 from tests.kernel.host import COMMANDS, FakeHost, RealHost, run
+from tests.kernel.daemon import Daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +74,9 @@ def run_and_exit(item: pytest.Item, writer: int) -> None:
     """Run the test in new namespaces, write its reports and end the process."""
     try:
         enter_new_namespaces()
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)  # timers are not inherited
+        limit = item.get_closest_marker("timeout")
+        seconds = limit.args[0] if limit else SECONDS
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # timers are not inherited
         with os.fdopen(writer, "wb") as pipe:
             pickle.dump(runtestprotocol(item, log=False), pipe)
     finally:
@@ -120,6 +123,15 @@ def as_docker_leaves_it() -> None:
         run(command, "-w", "-N", "DOCKER-USER")
         run(command, "-w", "-A", "FORWARD", "-j", "DOCKER-USER")
         Path(f"/proc/sys/net/bridge/bridge-nf-call-{command}").write_text("1")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """Lend a server that is yet to be started, in the test's own namespaces."""
+    lent = Daemon(tmp_path)
+    yield lent
+    if lent.pid and lent.running:
+        lent.kill()
 
 
 @pytest.fixture(params=["fake", "real"])

@@ -7,16 +7,13 @@ failure is reported, and a restart (or the repeat) finishes what is left.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from driver.bridge import BridgeDriver
-from driver.errors import Conflict, DriverError, KernelError, StoreError
-from driver.kernel import Kernel
+from driver.errors import Conflict
 from driver.model import Attach, host_end_name
-from tests.fakes import Calls, FakeKernel, counted_kernel, counted_store
 from tests.samples import (
     KEEPALIVE,
     RP_FILTER,
@@ -32,123 +29,16 @@ from tests.samples import (
     sandbox_key,
     sysctl,
 )
+from tests.unit.faults import FAULTS, STORE_CALLS, VERBS, After, Check, Scenario
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
+    from driver.bridge import BridgeDriver
     from driver.model import Pool
     from driver.store import Store
-
-    Operation = Callable[[BridgeDriver], object]
-    Prepare = Callable[["World"], None]
-
-TABLES = ("network", "pool", "endpoint", "binding", "trace", "boot")
-# Every verb of the kernel but those of restoring, of standing down, of the sandbox's arrival, of
-# the process, and those that only look.
-VERBS = {name for name in vars(Kernel) if not name.startswith("_")} - {
-    "ensure_port",
-    "list_rules",
-    "preview_rules",
-    "has_forward_accept",
-    "has_loopback_pair",
-    "list_reserved",
-    "watch_damage",
-    "read_traffic",
-    "boot_id",
-    "await_interface_sysctls",
-    "close",
-    "find_interface",
-}
-MAY_CONFLICT = frozenset(
-    {"FakeKernel.ensure_bridge", "FakeKernel.create_veth", "FakeKernel.create_veth_in"}
-)
-
-
-class World:
-    """A driver with its store and kernel, and everything that it can leave behind."""
-
-    def __init__(self, store: Store, prepare: Prepare) -> None:
-        self.store = store
-        self.kernel = FakeKernel()
-        self.driver = BridgeDriver(store, self.kernel)
-        for table in reversed(TABLES):
-            store._db.execute(f"DELETE FROM {table}")
-        self.driver.restore()
-        prepare(self)
-
-    def state(self) -> dict[str, Any]:
-        """Return all links, rules, reservations, sandboxes, watches and rows.
-
-        But for forwarding, which stays on once a network needed it, as Docker leaves it.
-        """
-        rows = {"intent": self.intent(), "memory": self.rows("trace", "boot")}
-        return self.kernel.state() | {"forwarding": None} | rows
-
-    def intent(self) -> list[list[Any]]:
-        """Return the rows of what Docker has asked for."""
-        return self.rows("network", "pool", "endpoint", "binding")
-
-    def rows(self, *tables: str) -> list[list[Any]]:
-        """Return the rows of some tables."""
-        found = (self.store._db.execute(f"SELECT * FROM {table}") for table in tables)
-        return [sorted(each, key=str) for each in found]
-
-    def run(self, operation: Operation, calls: Calls) -> None:
-        """Run an operation on a driver whose calls are counted."""
-        operation(
-            BridgeDriver(counted_store(self.store, calls), counted_kernel(self.kernel, calls))
-        )
-
-    def fails(self, operation: Operation, calls: Calls) -> bool:
-        """Run an operation, one call of which is made to fail; tell whether it reports that."""
-        try:
-            self.run(operation, calls)
-        except DriverError as error:
-            return "injected" in str(error)
-        return False
-
-    def restart(self) -> None:
-        """Start the driver anew."""
-        self.kernel.restart()
-        self.driver = BridgeDriver(self.store, self.kernel)
-        self.driver.restore()
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """An operation, what has been before it, and what becomes of it when a call fails.
-
-    `may_log`: some failures concern what is left over, and are logged instead of reported.
-    `harmless`: what a failure may leave done, because it is right whatever follows.
-    `unfinished`: a call whose failure nothing makes good.
-    """
-
-    name: str
-    operation: Operation
-    before: tuple[Prepare, ...] = ()
-    deletes: bool = False
-    may_log: bool = False
-    harmless: Prepare | None = None
-    unfinished: str = ""
-
-    def prepare(self, world: World) -> None:
-        for step in self.before:
-            step(world)
-
-    def acceptable(self, store: Store) -> list[dict[str, Any]]:
-        """Return the states that a reported failure may leave."""
-        world = World(store, self.prepare)
-        states = [world.state()]
-        if self.harmless is not None:
-            self.harmless(world)
-            states.append(world.state())
-        return states
-
-    def record(self, store: Store) -> tuple[list[str], World]:
-        """Return the calls that the operation makes and the world that it leads to."""
-        world, calls = World(store, self.prepare), Calls()
-        world.run(self.operation, calls)
-        return calls.made, world
+    from tests.fakes import FakeKernel
+    from tests.unit.faults import Operation, Prepare
 
 
 def does(operation: Operation) -> Prepare:
@@ -262,8 +152,59 @@ def is_taken(kernel: FakeKernel) -> None:
 UPLINK, TAKEN = kernel_has(has_uplink), kernel_has(is_taken)
 
 
+def restores(driver: BridgeDriver) -> None:
+    driver.restore()
+
+
+def stands_down(driver: BridgeDriver) -> None:
+    driver.stand_down()
+
+
+def repairs(driver: BridgeDriver) -> None:
+    driver.repair_all()
+
+
+def sees_arrive(driver: BridgeDriver) -> None:
+    """Restore a driver whose sandbox comes into being, with its interface, a moment later."""
+    driver.restore()
+    kernel = kernel_of(driver)
+    if sandbox_key(1) not in kernel.sandboxes:
+        kernel.arrive(sandbox_key(1), [HOST_END])
+
+
+def kernel_of(driver: BridgeDriver) -> FakeKernel:
+    """Return the kernel in memory that a driver works on, counted or not."""
+    found = driver._kernel
+    return cast("FakeKernel", getattr(found, "target", found))
+
+
 def configure(kernel: FakeKernel) -> None:
-    kernel.set_interface_sysctls(sandbox_key(1), HOST_END, [sysctl(f"{RP_FILTER}=2")])
+    if kernel.has_sandbox(sandbox_key(1)):
+        kernel.set_interface_sysctls(sandbox_key(1), HOST_END, [sysctl(f"{RP_FILTER}=2")])
+
+
+def flush(kernel: FakeKernel) -> None:
+    kernel.tables.clear()
+    kernel.accepted_marks.clear()
+    for name in [name for name, link in kernel.links.items() if link.kind == "bridge"]:
+        kernel._delete(name)
+
+
+def leave_orphans(kernel: FakeKernel) -> None:
+    kernel.add_foreign("pn-999999999999", alias="pynet network 99")
+    kernel.add_foreign("pnh999999999999", "veth", alias="pynet endpoint 9 network 99")
+
+
+ENDED = kernel_has(lambda kernel: kernel.restart())
+REBOOTED = kernel_has(lambda kernel: kernel.reboot())
+FLUSHED, ORPHANS = kernel_has(flush), kernel_has(leave_orphans)
+DIED = kernel_has(lambda kernel: kernel.die(sandbox_key(1)))
+BUSY = (*WITH_ENDPOINT, MOVED, PUBLISHED, does(creates(2, *SYSCTLS)), does(places(2, 2)))
+AWAITING = (NETWORK, ENDPOINT, JOINED)
+
+
+def _later(name: str, operation: Operation, *before: Prepare) -> Scenario:
+    return Scenario(name, operation, before, after=After.FINISHED_LATER, may_log=True)
 
 
 SCENARIOS = (
@@ -275,7 +216,7 @@ SCENARIOS = (
         "a network that supersedes one",
         superseding,
         (does(creates(1, pools=(pool("10.1.0.1/24", "LocalDefault"),))),),
-        deletes=True,
+        after=After.CARRIED_ON,
         harmless=does(drops(1)),
     ),
     Scenario("an endpoint", places(1, 1, f"{SOMAXCONN}=9"), (NETWORK,)),
@@ -310,7 +251,12 @@ SCENARIOS = (
     Scenario("a network where somebody has a bridge", creates(1), (UPLINK,)),
     Scenario("an internal network", creates_dual(1, internal=True)),
     Scenario("a join without ICC", joins(1), (NO_ICC, ENDPOINT, SANDBOX)),
-    Scenario("a leave without ICC", leaves(1), (NO_ICC, ENDPOINT, SANDBOX, JOINED), deletes=True),
+    Scenario(
+        "a leave without ICC",
+        leaves(1),
+        (NO_ICC, ENDPOINT, SANDBOX, JOINED),
+        after=After.CARRIED_ON,
+    ),
     Scenario("a direct join", joins(1), (DIRECT, ENDPOINT, SANDBOX)),
     Scenario("a direct join by name", joins(1), (DIRECT, does(places(1, ifname="front")), SANDBOX)),
     Scenario("a direct join again", joins(1), (DIRECT, ENDPOINT, SANDBOX, JOINED)),
@@ -318,7 +264,7 @@ SCENARIOS = (
         "a direct leave",
         leaves(1),
         (DIRECT, ENDPOINT, SANDBOX, JOINED),
-        deletes=True,
+        after=After.CARRIED_ON,
         unfinished="FakeKernel.release_links",  # until the endpoint is deleted
     ),
     Scenario("ports", programs(1, *PORTS), WITH_ENDPOINT),
@@ -328,7 +274,7 @@ SCENARIOS = (
         "other ports",
         programs(1, "8081:80"),
         (*WITH_ENDPOINT, PUBLISHED),
-        deletes=True,
+        after=After.CARRIED_ON,
         harmless=does(revokes(1)),
     ),
     Scenario("ports of which some are taken", programs(1, *PORTS), (*WITH_ENDPOINT, TAKEN)),
@@ -341,31 +287,33 @@ SCENARIOS = (
         "ports that another endpoint has",
         in_conflict(programs(2, "443:443", "127.0.0.1:8080:80")),
         (*WITH_ENDPOINT, PUBLISHED, does(places_dual(2)), does(joins(2, 1, 2))),
-        may_log=True,  # a sandbox that cannot be looked at is taken to be alive
     ),
-    Scenario("ports taken back", revokes(1), (*WITH_ENDPOINT, PUBLISHED), deletes=True),
+    Scenario("ports taken back", revokes(1), (*WITH_ENDPOINT, PUBLISHED), after=After.CARRIED_ON),
     Scenario("no ports taken back", revokes(1), WITH_ENDPOINT),
-    Scenario("a leave with ports", leaves(1), (*WITH_ENDPOINT, PUBLISHED), deletes=True),
+    Scenario("a leave with ports", leaves(1), (*WITH_ENDPOINT, PUBLISHED), after=After.CARRIED_ON),
     Scenario(
-        "the end of an endpoint with ports", removes(1), (*WITH_ENDPOINT, PUBLISHED), deletes=True
+        "the end of an endpoint with ports",
+        removes(1),
+        (*WITH_ENDPOINT, PUBLISHED),
+        after=After.CARRIED_ON,
     ),
     Scenario(
         "the end of an endpoint with ports that never joined",
         removes(1),
         (DUAL, DUAL_ENDPOINT, PUBLISHED),
-        deletes=True,
+        after=After.CARRIED_ON,
     ),
     Scenario(
         "the end of a network with ports",
         drops(1),
         (*WITH_ENDPOINT, PUBLISHED, does(creates(2))),
-        deletes=True,
+        after=After.CARRIED_ON,
     ),
     Scenario(
         "the end of the last network with ports",
         drops(1),
         (*WITH_ENDPOINT, PUBLISHED),
-        deletes=True,
+        after=After.CARRIED_ON,
     ),
     Scenario(
         "an endpoint that evicts one with ports",
@@ -373,90 +321,79 @@ SCENARIOS = (
         (*WITH_ENDPOINT, PUBLISHED),
         may_log=True,
     ),
-    Scenario("the end of the only network with IPv6", drops(2), (NETWORK, DUAL_2), deletes=True),
-    Scenario("a leave", leaves(1), (NETWORK, ENDPOINT, SANDBOX, JOINED), deletes=True),
-    Scenario("a leave before the sandbox", leaves(1), (NETWORK, ENDPOINT, JOINED), deletes=True),
-    Scenario("the later one leaves", leaves(2, 2), (SANDBOX, *BOTH_JOINED), deletes=True),
-    Scenario("the earlier one leaves", leaves(1), (SANDBOX, *BOTH_JOINED), deletes=True),
-    Scenario("one leaves before the sandbox", leaves(1), BOTH_JOINED, deletes=True),
-    Scenario("the end of an endpoint", removes(1), (NETWORK, ENDPOINT), deletes=True),
+    Scenario(
+        "the end of the only network with IPv6", drops(2), (NETWORK, DUAL_2), after=After.CARRIED_ON
+    ),
+    Scenario("a leave", leaves(1), (NETWORK, ENDPOINT, SANDBOX, JOINED), after=After.CARRIED_ON),
+    Scenario(
+        "a leave before the sandbox", leaves(1), (NETWORK, ENDPOINT, JOINED), after=After.CARRIED_ON
+    ),
+    Scenario("the later one leaves", leaves(2, 2), (SANDBOX, *BOTH_JOINED), after=After.CARRIED_ON),
+    Scenario("the earlier one leaves", leaves(1), (SANDBOX, *BOTH_JOINED), after=After.CARRIED_ON),
+    Scenario("one leaves before the sandbox", leaves(1), BOTH_JOINED, after=After.CARRIED_ON),
+    Scenario("the end of an endpoint", removes(1), (NETWORK, ENDPOINT), after=After.CARRIED_ON),
     Scenario(
         "the end of a joined endpoint",
         removes(2, 2),
         (SANDBOX, *BOTH_JOINED),
-        deletes=True,
+        after=After.CARRIED_ON,
     ),
     Scenario(
         "the end of an endpoint that left",
         removes(1),
         (NETWORK, ENDPOINT, SANDBOX, JOINED, does(leaves(1))),
-        deletes=True,
+        after=After.CARRIED_ON,
     ),
-    Scenario("the end of the last network", drops(1), (NETWORK,), deletes=True),
-    Scenario("the end of a network", drops(1), TWO, deletes=True),
+    Scenario("the end of the last network", drops(1), (NETWORK,), after=After.CARRIED_ON),
+    Scenario("the end of a network", drops(1), TWO, after=After.CARRIED_ON),
     Scenario(
-        "the end of a network with endpoints", drops(1), (SANDBOX, *BOTH_JOINED), deletes=True
+        "the end of a network with endpoints",
+        drops(1),
+        (SANDBOX, *BOTH_JOINED),
+        after=After.CARRIED_ON,
     ),
     Scenario(
         "the end of a network on somebody's bridge",
         drops(1),
         (FOREIGN, does(creates(1, bridge_name="br0"))),
-        deletes=True,
+        after=After.CARRIED_ON,
         unfinished="FakeKernel.delete_bridge",
+    ),
+    _later("a first start", restores, ENDED),
+    _later("a restart", restores, *BUSY, ENDED),
+    _later("a restart with a parameter to write", restores, *AWAITING, SANDBOX, ENDED),
+    _later("a restart before the sandbox", restores, *AWAITING, ENDED),
+    _later("a restart of a busy sandbox", restores, SANDBOX, *BOTH_JOINED, MOVED, ENDED),
+    _later("a restart after a reboot", restores, *BUSY, REBOOTED),
+    _later("a restart after others flushed all", restores, *BUSY, ENDED, FLUSHED),
+    _later("a restart after a container died", restores, *BUSY, ENDED, DIED),
+    _later("a restart beside orphans", restores, *BUSY, ENDED, ORPHANS),
+    _later("the end beside a container", stands_down, *BUSY),
+    _later("the end of an idle driver", stands_down, DUAL, does(creates(2))),
+    _later("the end of a driver without networks", stands_down),
+    replace(_later("the arrival of a sandbox", sees_arrive, *AWAITING, ENDED), may_forget=True),
+    _later("a check", lambda driver: driver.check(), *BUSY),
+    _later("a repair of what others flushed", repairs, *BUSY, FLUSHED, ORPHANS),
+    _later("a repair after a container died", repairs, *BUSY, DIED),
+    _later("a list", lambda driver: driver.describe(), *BUSY),
+    _later(
+        "a question", lambda driver: driver.find_interface(endpoint_id(1)), *WITH_ENDPOINT, MOVED
     ),
 )
 EVERY = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 
 
-def errors_of(call: str) -> Iterator[DriverError]:
-    """Yield every way in which a call can fail."""
-    if call.startswith("Store."):
-        yield StoreError("injected")
-        return
-    yield KernelError("injected")
-    if call in MAY_CONFLICT:
-        yield Conflict("injected")
-
-
-def cases(calls: list[str]) -> Iterator[tuple[int, DriverError]]:
-    """Yield every failure of a recording: which call, and how."""
-    for index, call in enumerate(calls):
-        for error in errors_of(call):
-            yield index, error
-
-
 @EVERY
-def test_nothing_is_left_and_the_repeat_succeeds(scenario: Scenario, store: Store) -> None:
-    calls, good = scenario.record(store)
-    after = good.state()
-    good.restart()
-    after_restart = good.state()
-    acceptable = scenario.acceptable(store)
-    gone = [after["intent"]] + [state["intent"] for state in acceptable if scenario.harmless]
-    for index, error in cases(calls):
-        if calls[index] == scenario.unfinished:
-            continue
-        where = f"{calls[index]} fails, call {index} of {len(calls)}"
-        world = World(store, scenario.prepare)
-        reported = world.fails(scenario.operation, Calls(index, error))
-        assert reported or scenario.may_log, where
-        if reported and not scenario.deletes:
-            assert world.state() in acceptable, where
-        if scenario.deletes and calls[index].startswith("FakeKernel."):
-            assert world.intent() in gone, where
-        scenario.operation(world.driver)
-        if not scenario.deletes and reported:
-            assert world.state() == after, where
-        world.restart()
-        assert world.state() == after_restart, where
+def test_nothing_is_left_and_the_repeat_succeeds(
+    scenario: Scenario, store: Store, record_property: Callable[[str, object], None]
+) -> None:
+    check = Check(scenario, store)
+    check.run()
+    record_property("fault matrix: failed calls", check.count)
 
 
-def test_the_matrix_is_complete(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    recordings = [scenario.record(store)[0] for scenario in SCENARIOS]
-    count = sum(len(list(cases(calls))) for calls in recordings)
-    with capsys.disabled():
-        print(f" {count} failures in {len(SCENARIOS)} scenarios", end="")
-    assert count > 300
-    called = {call for calls in recordings for call in calls}
-    verbs = {f"FakeKernel.{verb}" for verb in VERBS}
-    assert verbs <= called, f"no scenario calls {verbs - called}"
+def test_the_matrix_is_complete(store: Store) -> None:
+    assert FAULTS.keys() == VERBS
+    called = {call for scenario in SCENARIOS for call in scenario.record(store)[0]}
+    verbs = {f"FakeKernel.{verb}" for verb in VERBS - {"close", "watch_damage"}}
+    assert called == verbs | STORE_CALLS

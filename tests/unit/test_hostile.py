@@ -100,22 +100,24 @@ def text(*usual: str) -> st.SearchStrategy[Any]:
     return mostly(st.sampled_from(usual))
 
 
-VALUES: dict[str, st.SearchStrategy[Any]] = {
-    options.MTU: text("9000", "1500", "0"),
-    options.BRIDGE_NAME: text("br0", "br-front"),
-    options.IFACE_PREFIX: text("front"),
-    options.GATEWAY_MODE_IPV4: text("nat", "routed", "nat-unprotected"),
-    options.GATEWAY_MODE_IPV6: text("nat", "routed", "nat-unprotected"),
-    options.HOST_BINDING: text("127.0.0.1", "::1", "0.0.0.0"),
-    options.TRUSTED: text("eth1", "eth1:wg0"),
-    options.HOST_IPV4: text("192.0.2.7"),
-    options.HOST_IPV6: text("2001:db8::7"),
-    options.ATTACH: text("handover", "direct"),
-    options.PUBLISH: text("pynet", "pynet", "docker"),
-    KEEPALIVE: text("600"),
-    **dict.fromkeys((options.MASQUERADE, options.ICC, options.INHIBIT_IPV4), text("true", "false")),
-    **dict.fromkeys((options.ENABLE_IPV4, options.ENABLE_IPV6), text("true")),
+# What people give for each option, and what is nearly right.
+USUAL: dict[str, tuple[str, ...]] = {
+    options.MTU: ("9000", "1500", "0"),
+    options.BRIDGE_NAME: ("br0", "br-front"),
+    options.IFACE_PREFIX: ("front",),
+    options.GATEWAY_MODE_IPV4: ("nat", "routed", "nat-unprotected"),
+    options.GATEWAY_MODE_IPV6: ("nat", "routed", "nat-unprotected"),
+    options.HOST_BINDING: ("127.0.0.1", "::1", "0.0.0.0"),
+    options.TRUSTED: ("eth1", "eth1:wg0"),
+    options.HOST_IPV4: ("192.0.2.7",),
+    options.HOST_IPV6: ("2001:db8::7",),
+    options.ATTACH: ("handover", "direct"),
+    options.PUBLISH: ("pynet", "pynet", "docker"),
+    KEEPALIVE: ("600",),
+    **dict.fromkeys((options.MASQUERADE, options.ICC, options.INHIBIT_IPV4), ("true", "false")),
+    **dict.fromkeys((options.ENABLE_IPV4, options.ENABLE_IPV6), ("true",)),
 }
+VALUES = {name: text(*usual) for name, usual in USUAL.items()}
 generic = st.one_of(
     st.fixed_dictionaries({}, optional=VALUES),
     st.dictionaries(st.sampled_from([*VALUES]) | hostile, hostile, max_size=2),

@@ -97,6 +97,16 @@ def test_a_port_that_somebody_took_meanwhile_stays_published(
     assert kernel.state() == before
 
 
+def test_a_port_that_was_published_before_the_join_stays_reserved(
+    store: Store, kernel: FakeKernel
+) -> None:
+    driver = restart(store, kernel)
+    driver.program_external_connectivity(network_id(1), endpoint_id(3), ports("7000:7"))
+    before = kernel.state()
+    restart(store, kernel)
+    assert kernel.state() == before
+
+
 def test_an_awaited_sandbox_is_configured_after_a_restart(store: Store, kernel: FakeKernel) -> None:
     restart(store, kernel)
     kernel.arrive(sandbox_key(2), [HOST_ENDS[2]])
