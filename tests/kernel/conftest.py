@@ -20,8 +20,8 @@ from _pytest.runner import runtestprotocol
 from driver.bridge import BridgeDriver
 from driver.kernel.linux import LinuxKernel
 from driver.store import Store
-from tests.kernel.host import COMMANDS, FakeHost, RealHost, run
 from tests.kernel.daemon import Daemon
+from tests.kernel.host import COMMANDS, FakeHost, RealHost, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -126,7 +126,7 @@ class Daemon:
     def call(self, method: str, value: object, *, timeout: float = 30) -> Any:
         """Make one call of the protocol, which must succeed; return its answer."""
         status, answer = self.ask("POST", f"/NetworkDriver.{method}", value, timeout=timeout)
-        assert status == 200, f"{method}: {status}: {answer}"  # noqa: PLR2004
+        assert status == 200, f"{method}: {status}: {answer}"
         return answer
 
     def log(self) -> str:
@@ -136,4 +136,3 @@ class Daemon:
     def log_tail(self, lines: int = 40) -> str:
         """Return what it wrote last."""
         return "\n".join(self.log().splitlines()[-lines:])
-

@@ -86,7 +86,6 @@ class Sandbox:
         finally:
             os.close(host)
 
-
     def value(self, key: str) -> str | None:
         """Return a parameter of it."""
         with netns.open_namespace(self.key) as namespace:
@@ -99,7 +98,7 @@ def _configure(index: int, prefix: str, addresses: Sequence[str]) -> str:
     with IPRoute(groups=0) as route:
         route.link("set", index=index, ifname=name)
         for address in map(ip_interface, addresses):
-            options: dict[str, Any] = {"flags": 2} if address.version == 6 else {}  # noqa: PLR2004
+            options: dict[str, Any] = {"flags": 2} if address.version == 6 else {}
             route.addr(
                 "add",
                 index=index,
