@@ -6,7 +6,6 @@ import ctypes
 import os
 import socket
 from ipaddress import ip_interface
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
@@ -18,6 +17,7 @@ from tests.samples import network_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 MS_BIND, MNT_DETACH = 4096, 2  # include/uapi/linux/mount.h, umount(2)
 
