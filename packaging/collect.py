@@ -91,14 +91,14 @@ ENCODINGS = (
     *("iso8859_1", "hex_codec", "base64_codec", "zlib_codec"),
 )
 # Run by the collected interpreter: it starts without anything outside its root, and finds all that
-# the server imports. The commands that print tables are for the machine, not for the plugin.
+# the server imports. The commands that ask Docker are for the machine, not for the plugin.
 CHECK = """
 import importlib, pkgutil, driver, plugin
 for package in (driver, plugin):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if module.name != "plugin.inventory":
+        if not module.name.startswith(("plugin.cli.", "plugin.inventory", "plugin.garbage")):
             importlib.import_module(module.name)
-import gunicorn.workers.gthread, prometheus_client
+import plugin.cli.serve, gunicorn.workers.gthread, prometheus_client
 """
 
 # Of a package's description only these: the rest says how and from where it was installed.
