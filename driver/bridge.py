@@ -6,7 +6,6 @@ knows no netlink. Nothing in here calls Docker, resolves a name or waits for a s
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from driver.model import (
     MacAddress,
     PortInUse,
     derive_mac,
+    hash_mac,
     host_end_name,
     short,
     takes_name_of,
@@ -132,7 +132,7 @@ class BridgeDriver:
     def delete_network(self, network_id: NetworkId) -> None:
         """Remove the network and whatever endpoints it still has: Docker has forgotten them."""
         with self._lock:
-            with self._store.transaction(durable=True):
+            with self._store.transaction(durable=True, frees=True):
                 network = self._store.find_network(network_id)
                 if network is None:
                     return
@@ -243,7 +243,7 @@ class BridgeDriver:
         engines 28 to 29.7.1 crash when it is not there.
         """
         with self._lock:
-            with self._store.transaction():
+            with self._store.transaction(frees=True):
                 endpoint = self._find_endpoint_here(network_id, endpoint_id)
                 if endpoint is None or endpoint.attachment is None:
                     return
@@ -326,7 +326,7 @@ class BridgeDriver:
     def revoke_external_connectivity(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Withdraw the endpoint's ports; none and not known are success."""
         with self._lock:
-            with self._store.transaction():
+            with self._store.transaction(frees=True):
                 endpoint = self._find_endpoint_here(network_id, endpoint_id)
                 if endpoint is None:
                     return
@@ -458,7 +458,7 @@ class BridgeDriver:
             self.counts.evicted("network")
 
     def _drop_endpoint(self, endpoint: Endpoint) -> None:
-        with self._store.transaction():
+        with self._store.transaction(frees=True):
             network = self._network(endpoint.network_id)
             self._store.delete_endpoint(endpoint.id)
         attempt_all(self._clean_up([endpoint], network))
@@ -543,4 +543,4 @@ def _choose_mac(new: NewEndpoint) -> MacAddress:
     address = new.ipv4 or new.ipv6
     if address is not None:
         return derive_mac(address.ip)
-    return MacAddress((b"\x02" + hashlib.sha256(new.id.encode()).digest()[:5]).hex(":"))
+    return hash_mac(new.id)

@@ -28,5 +28,9 @@ class StoreError(DriverError):
     """The state file could not be read or written."""
 
 
+class StateDamaged(StoreError):  # noqa: N818
+    """What is in the state file is not what was written."""
+
+
 class Busy(DriverError):  # noqa: N818
     """The driver could not begin, or did not finish, while Docker may be kept waiting."""

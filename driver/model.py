@@ -91,6 +91,11 @@ def derive_mac(address: IPAddress) -> MacAddress:
     return MacAddress((b"\x02" + tail).hex(":"))
 
 
+def hash_mac(identity: str) -> MacAddress:
+    """Return the MAC address of an endpoint that has no address: the same id, the same MAC."""
+    return MacAddress((b"\x02" + hashlib.sha256(identity.encode()).digest()[:5]).hex(":"))
+
+
 @dataclass(frozen=True, slots=True)
 class Sysctl:
     """One kernel parameter that a network or an endpoint asks for.

@@ -285,7 +285,7 @@ class Restorer:
     def _forget_last_boot(self) -> None:
         """Drop endpoints from before a reboot: no sandbox outlives it, and no one else tells."""
         boot_id = self._kernel.boot_id()
-        with self._store.transaction():
+        with self._store.transaction(frees=True):
             if self._store.boot_id() == boot_id:
                 return
             for endpoint in self._store.endpoints():
@@ -300,7 +300,7 @@ class Restorer:
         intent = self._intent()
         links = self._kernel.observe_links()
         sandboxes = self._look_at(intent.sandboxes)
-        with self._store.transaction():
+        with self._store.transaction(frees=True):
             for endpoint in intent.joined:
                 if is_dead(endpoint, links, sandboxes):
                     log.info("endpoint %s died with its sandbox", short(endpoint.id))

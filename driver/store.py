@@ -5,6 +5,7 @@ Docker never repeats CreateNetwork. What the kernel has is derived from here and
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from driver.errors import StoreError
+from driver.ballast import Ballast
+from driver.errors import StateDamaged, StoreError
+from driver.health import Health
 from driver.model import (
     Attachment,
     Endpoint,
@@ -38,6 +41,11 @@ if TYPE_CHECKING:
     from driver.model import IPInterface
 
 FILE_NAME = "pynet.db"
+COPY_NAME = "pynet.db-copy"  # made whenever a network comes or goes
+DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+PRIMARY = 0xFF  # the bits of an error's code that are not its details
+
+log = logging.getLogger(__name__)
 
 MIGRATIONS = (
     """
@@ -83,10 +91,17 @@ class Store:
     Raises StoreError for whatever SQLite reports.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, health: Health | None = None) -> None:
+        """Open the file or make it; raises StateDamaged for what is no database."""
         with _translated(f"open the state file in {folder}"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = folder / FILE_NAME
+            if _is_emptied(path):
+                raise StateDamaged(f"open the state file {path}: it is empty, and its log is not")
+            self._copy = folder / COPY_NAME
+            self._health = health or Health()
+            self._ballast = Ballast(folder)
+            self._ballast.give_way()
             # SQLite would make it readable to everybody; its other files take after this one.
             path.touch(mode=0o600)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -95,7 +110,9 @@ class Store:
                 self._db.execute("PRAGMA foreign_keys = ON")
                 self._durable = False
                 self._db.execute("PRAGMA synchronous = NORMAL")
-                self._migrate()
+                self.is_new = self._migrate()
+                self._check_writable()
+                self._ballast.take_up()
             except BaseException:
                 self._db.close()
                 raise
@@ -104,9 +121,27 @@ class Store:
         """Close the file."""
         self._db.close()
 
+    def verify(self) -> None:
+        """Raise StateDamaged unless the file is whole and every row can be read."""
+        ((verdict,), *_) = self._all("PRAGMA quick_check(1)")
+        if verdict != "ok":
+            raise StateDamaged(f"read the state file: {verdict}")
+        if self._all("PRAGMA foreign_key_check"):
+            raise StateDamaged("read the state file: an endpoint is in no network")
+        try:
+            with self.transaction():
+                self.networks()
+                self.endpoints()
+        except (ValueError, TypeError, AttributeError, msgspec.MsgspecError) as error:
+            raise StateDamaged(f"read the state file: {error}") from error
+        except StoreError as error:
+            if _code(error.__cause__) == sqlite3.SQLITE_ERROR:  # no such table
+                raise StateDamaged(str(error)) from error
+            raise
+
     @contextmanager
-    def transaction(self, *, durable: bool = False) -> Iterator[None]:
-        """Commit what the block did, or nothing of it.
+    def transaction(self, *, durable: bool = False, frees: bool = False) -> Iterator[None]:
+        """Commit what the block did, or nothing of it; `frees` is for blocks that only forget.
 
         What is committed outlives every crash of ours. Only a durable transaction waits until it
         outlives a power failure, too: Docker never repeats a network, and no endpoint outlives a
@@ -114,6 +149,9 @@ class Store:
         """
         if self._db.in_transaction:
             raise StoreError("write the state file: this is inside a transaction already")
+        if frees:
+            with _translated("write the state file"):
+                self._ballast.give_way()
         if durable is not self._durable:
             self._run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._durable = durable
@@ -121,10 +159,35 @@ class Store:
         try:
             yield
             self._run("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+            if isinstance(error, StateDamaged):
+                remedy = "restart the driver, which puts the state file back together"
+                self._health.report(FILE_NAME, f"{error}; {remedy}")
             raise
+        if durable:
+            self._keep_copy()
+
+    def _keep_copy(self) -> None:
+        """Copy the whole file, for the day it is damaged; a copy that fails is only reported."""
+        partial = self._copy.with_name(f"{COPY_NAME}-partial")
+        try:
+            with _translated(f"keep a copy of the state file in {self._copy}"):
+                partial.unlink(missing_ok=True)
+                partial.touch(mode=0o600)
+                copied = sqlite3.connect(partial, isolation_level=None)
+                try:
+                    self._db.backup(copied)
+                finally:
+                    copied.close()
+                partial.replace(self._copy)
+                self._ballast.take_up()
+        except StoreError as error:
+            log.warning("%s", error)
+            self._health.report(COPY_NAME, f"{error}; what it holds is older than the networks")
+        else:
+            self._health.clear(COPY_NAME)
 
     def boot_id(self) -> str | None:
         """Return the boot in which the state was last used."""
@@ -282,7 +345,16 @@ class Store:
         rows = self._all("SELECT DISTINCT sandbox FROM trace ORDER BY sandbox")
         return tuple(SandboxKey(row[0]) for row in rows)
 
-    def _migrate(self) -> None:
+    def _check_writable(self) -> None:
+        """Fail now, not in Docker's first request, on a file system that takes nothing."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def _migrate(self) -> bool:
+        """Bring the file up to date; return whether there was nothing in it at all."""
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
             raise StoreError(
@@ -293,6 +365,7 @@ class Store:
             self._db.executescript(
                 f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT"
             )
+        return bool(version == 0)
 
     def _network(self, network_id: str, options: str) -> Network:
         pools = self._all(
@@ -327,7 +400,7 @@ class Store:
         try:
             self._db.execute(statement, values)
         except sqlite3.Error as error:
-            raise StoreError(f"write the state file: {error}") from error
+            raise _failure("write the state file", error) from error
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
         rows = self._all(query, *values)
@@ -337,7 +410,7 @@ class Store:
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise StoreError(f"read the state file: {error}") from error
+            raise _failure("read the state file", error) from error
 
 
 # A network never changes, and every call about its endpoints reads it: its texts are read once.
@@ -388,10 +461,29 @@ def _text(value: object | None) -> str | None:
     return None if value is None else str(value)
 
 
+def _failure(attempt: str, error: sqlite3.Error) -> StoreError:
+    kind = StateDamaged if _code(error) in DAMAGE else StoreError
+    return kind(f"{attempt}: {error}")
+
+
+def _code(error: BaseException | None) -> int:
+    """Return SQLite's code of an error, 0 if it is not SQLite's."""
+    return getattr(error, "sqlite_errorcode", 0) & PRIMARY
+
+
+def _is_emptied(path: Path) -> bool:
+    """Tell whether the file was cut off entirely: SQLite would take it for new, log and all."""
+    wal = path.with_name(f"{path.name}-wal")
+    is_empty = path.exists() and path.stat().st_size == 0
+    return is_empty and wal.exists() and wal.stat().st_size > 0
+
+
 @contextmanager
 def _translated(attempt: str) -> Iterator[None]:
     """Turn what SQLite and the file system report into StoreError."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"{attempt}: {error}") from error
+    except sqlite3.Error as error:
+        raise _failure(attempt, error) from error
+    except OSError as error:
+        raise StoreError(f"{attempt}: {error.strerror or error}") from error

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
 
     from driver.bridge import BridgeDriver
+    from driver.kernel.linux import LinuxKernel
     from plugin.listen import Names
     from plugin.settings import Settings
 
@@ -160,17 +161,22 @@ def _await(starting: Future[BridgeDriver]) -> BridgeDriver:
 def _start_driver(
     settings: Settings, starting: Future[BridgeDriver], counts: Counts, health: Health
 ) -> None:
-    """Build the driver and restore the networks; what makes that impossible ends the process."""
-    from driver.bridge import BridgeDriver  # noqa: PLC0415 - heavy, and not needed to answer
-    from driver.kernel.linux import LinuxKernel  # noqa: PLC0415
-    from driver.store import Store  # noqa: PLC0415
-    from driver.sysctls import SysctlPolicy  # noqa: PLC0415
+    """Build the driver and restore the networks.
+
+    A state file that cannot be used has every request refused with that. Whatever else makes a
+    start impossible ends the process.
+    """
+    from driver.kernel.linux import LinuxKernel  # noqa: PLC0415 - heavy, and not needed to answer
 
     try:
-        policy = SysctlPolicy(settings.default_sysctls, settings.sysctl_allow)
-        driver = BridgeDriver(Store(settings.state_dir), LinuxKernel(), policy, counts, health)
-        driver.restore()
-        driver.keep_whole()
+        kernel = LinuxKernel()
+        driver = _build(settings, kernel, counts, health)
+    except StoreError as error:
+        refusal = StoreError(f"{error}; mend that, then restart the driver")
+        log.error("every request is refused: %s", refusal)  # noqa: TRY400 - the words say it all
+        health.report(STARTING, str(refusal))
+        starting.set_exception(refusal)
+        return
     except Exception as error:
         if isinstance(error, DriverError):
             log.error("cannot start: %s", error)  # noqa: TRY400 - the words say it all
@@ -180,6 +186,19 @@ def _start_driver(
         os._exit(Arbiter.WORKER_BOOT_ERROR)
     health.clear(STARTING)
     starting.set_result(driver)
+
+
+def _build(settings: Settings, kernel: LinuxKernel, counts: Counts, health: Health) -> BridgeDriver:
+    from driver.bridge import BridgeDriver  # noqa: PLC0415
+    from driver.recovery import open_state  # noqa: PLC0415
+    from driver.sysctls import SysctlPolicy  # noqa: PLC0415
+
+    policy = SysctlPolicy(settings.default_sysctls, settings.sysctl_allow)
+    store = open_state(settings.state_dir, kernel, health)
+    driver = BridgeDriver(store, kernel, policy, counts, health)
+    driver.restore()
+    driver.keep_whole()
+    return driver
 
 
 def log_config(level: str) -> dict[str, Any]:
@@ -220,7 +239,10 @@ def _end(_: Arbiter, worker: Worker) -> None:
     app = getattr(worker, "wsgi", None)
     if app is None or "pynet" not in app.extensions:
         return
-    driver = app.extensions["pynet"].result()
+    starting = app.extensions["pynet"]
+    if starting.done() and starting.exception() is not None:
+        return
+    driver = starting.result()
     end = Request("the end of the driver", begin_by=time.monotonic() + STAND_DOWN_SECONDS)
     with driver.serving(end):
         driver.stand_down()
@@ -231,13 +253,15 @@ def _end(_: Arbiter, worker: Worker) -> None:
 def _only_one(state_dir: Path) -> Iterator[str | None]:
     """Hold the state folder's lock, so that two drivers never work on one state.
 
-    Yields why that is not possible, if another driver has it.
+    Yields why that is not possible: another driver has it, or the folder is of no use.
     """
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StoreError(f"use the state folder {state_dir}: {error.strerror}") from error
+        reason = f"use the state folder {state_dir}: {error.strerror}"
+        yield f"{reason}; mend that, then restart the driver"
+        return
     try:
         if _lock(descriptor):
             yield None

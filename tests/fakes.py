@@ -481,9 +481,9 @@ class _CountedStore(_Counted):
     """The same for a store, whose transactions can fail when they begin and when they commit."""
 
     @contextmanager
-    def transaction(self, *, durable: bool = False) -> Iterator[None]:
+    def transaction(self, *, durable: bool = False, frees: bool = False) -> Iterator[None]:
         self._calls.count("Store.BEGIN")
-        with cast("Store", self.target).transaction(durable=durable):
+        with cast("Store", self.target).transaction(durable=durable, frees=frees):
             yield
             self._calls.count("Store.COMMIT")
 
@@ -502,8 +502,8 @@ def _lines(tables: Mapping[str, Table], names: Iterable[str]) -> frozenset[str]:
     """Return what the tables hold, in lines of our own."""
     held = {name: tables[name] for name in names if name in tables}
     elements = {
-        f"{name} {key}: {value}"
+        f"{name} set {owner}, element {key}: {value}"
         for name, each in held.items()
-        for key, value in each.elements.items()
+        for (owner, key), value in each.elements.items()
     }
     return frozenset({f"{name}: {each.text}" for name, each in held.items()} | elements)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from plugin.ask import AskError
-from plugin.inventory import take_inventory
 from plugin.settings import parse_settings
 
 if TYPE_CHECKING:
@@ -30,10 +29,17 @@ def look_around() -> Inventory:
 
     Raises AskError if the driver does not answer.
     """
-    inventory = take_inventory(socket_path())
+    inventory = _take_inventory()
     if inventory.docker_failure is not None:
         click.echo(f"ids instead of names: {inventory.docker_failure}", err=True)
     return inventory
+
+
+def _take_inventory() -> Inventory:
+    # Only here: every command finds the socket by this module, and the plugin has no docker.
+    from plugin.inventory import take_inventory  # noqa: PLC0415
+
+    return take_inventory(socket_path())
 
 
 def complete_networks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -50,7 +56,7 @@ def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 def _names(*, containers: bool) -> list[str]:
     try:
-        inventory = take_inventory(socket_path())
+        inventory = _take_inventory()
     except AskError:
         return []  # a shell that completes has no place for an error
     names = {inventory.network_name(network) for network in inventory.networks}

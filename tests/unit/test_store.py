@@ -257,7 +257,7 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for file in folder.iterdir():
         assert not file.stat().st_mode & 0o077, file
-    assert len(list(folder.iterdir())) == 3  # the file, its log, the log's index
+    assert len(list(folder.iterdir())) == 4  # the file, its log, the log's index, the reserve
     store.close()
 
 

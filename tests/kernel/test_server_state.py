@@ -1,0 +1,210 @@
+"""A state that cannot be used or kept: the server says so, in every answer, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from driver.ballast import NAME as RESERVE
+from driver.store import FILE_NAME
+from tests.engine.wait import wait_until
+from tests.kernel.host import ip
+from tests.kernel.server import Server, endpoint, ids, join, network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SIZE = 8 * 1024 * 1024
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Lend a folder for a server, its state on a small disk of its own."""
+    state = tmp_path / "server" / "state"
+    state.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=700", "x", state], check=True)
+    return tmp_path / "server"
+
+
+def fill(state: Path) -> Path:
+    """Fill the disk to its last byte."""
+    ballast = state / "somebody's"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (65536, 4096, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+    return ballast
+
+
+def refused(server: Server, words: str) -> None:
+    """Check that every request is refused, with these words, by a server that lives on."""
+    health = wait_until(lambda: unhealthy(server, words), 10, f"{words!r} in health")
+    assert health is not None
+    assert health["status"] == "unhealthy"
+    for name, call in (
+        ("CreateNetwork", network(1)),
+        ("Join", join(1, "/run/none")),
+        ("DeleteNetwork", {"NetworkID": ids(1)["NetworkID"]}),
+    ):
+        status, answer = server.call(name, call)
+        assert status in {409, 500}
+        assert words in answer["Err"]
+        assert "restart the driver" in answer["Err"] or "start the newer" in answer["Err"]
+    assert server.call("GwAllocCheck", {"Options": {}})[0] == 200
+    assert server.get("/metrics")[0] == 200
+    assert server.running
+    assert server.log().count("every request is refused") == 1
+
+
+def unhealthy(server: Server, words: str) -> dict[str, Any] | None:
+    status, answer = server.get("/health")
+    problems: dict[str, Any] = json.loads(answer)
+    return problems if status == 503 and words in str(problems) else None
+
+
+def be_of_a_newer_version(state: Path) -> None:
+    db = sqlite3.connect(state / FILE_NAME)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+
+
+def be_no_folder(state: Path) -> None:
+    subprocess.run(["umount", state], check=True)
+    state.rmdir()
+    state.touch()
+
+
+def be_read_only(state: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", state], check=True)
+
+
+def be_read_only_with_a_state(state: Path) -> None:
+    sqlite3.connect(state / FILE_NAME).close()
+    (state / "lock").touch()
+    be_read_only(state)
+
+
+def be_full(state: Path) -> None:
+    fill(state)
+
+
+def have_a_folder_for_a_file(state: Path) -> None:
+    (state / FILE_NAME).mkdir()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (be_of_a_newer_version, "start the newer pynet that wrote it"),
+        (be_no_folder, "File exists"),
+        (be_read_only, "Read-only file system"),
+        (be_read_only_with_a_state, "Read-only file system"),
+        (be_full, "full"),
+        (have_a_folder_for_a_file, "unable to open database file"),
+    ],
+)
+def test_every_request_is_refused_with_the_reason(
+    folder: Path, trouble: Callable[[Path], None], words: str
+) -> None:
+    trouble(folder / "state")
+    with Server(folder) as server:
+        refused(server, words)
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    """Lend a server with a network, an endpoint that has joined and one that has not."""
+    with Server(folder) as lent:
+        assert lent.call("CreateNetwork", network(1)) == (200, {})
+        for number in (1, 2):
+            assert lent.call("CreateEndpoint", endpoint(number))[0] == 200
+        assert lent.call("Join", join(1, "/run/none"))[0] == 200
+        yield lent
+
+
+def shape(server: Server) -> tuple[Any, ...]:
+    """Return what the server has and what the kernel has."""
+    links = sorted(line.split()[1] for line in ip("-o", "link").splitlines())
+    rules = subprocess.run(
+        ["nft", "list", "ruleset"], check=True, capture_output=True, text=True
+    ).stdout
+    return json.loads(server.get("/networks")[1]), links, rules
+
+
+def test_a_full_disk_fails_what_needs_it_and_nothing_is_left(server: Server) -> None:
+    before = shape(server)
+    filled = fill(server.state)
+    # SQLite writes over the log that it has before it needs more; then it is the disk's end.
+    calls: dict[str, Callable[[int], dict[str, Any]]] = {
+        "CreateNetwork": network,
+        "CreateEndpoint": endpoint,
+    }
+    for name, make in calls.items():
+        made: list[int] = []
+        for number in range(10, 200):
+            status, answer = server.call(name, make(number))
+            if status != 200:
+                break
+            made.append(number)
+        assert status == 500, f"{name} never failed"
+        assert "full" in answer["Err"]
+        for number in made:
+            call = ids(number) if name == "CreateEndpoint" else ids(0, number)
+            assert server.call(name.replace("Create", "Delete"), call) == (200, {})
+    assert shape(server) == before
+    filled.unlink()
+    assert server.call("CreateNetwork", network(9)) == (200, {})
+
+
+def test_a_full_disk_does_not_keep_docker_from_removing_things(server: Server) -> None:
+    filled = fill(server.state)
+    assert (server.state / RESERVE).exists()
+    for name, call in (
+        ("RevokeExternalConnectivity", ids(1)),
+        ("Leave", ids(1)),
+        ("DeleteEndpoint", ids(1)),
+        ("DeleteEndpoint", ids(2)),
+        ("DeleteNetwork", ids(0)),
+    ):
+        assert server.call(name, call) == (200, {}), name
+    assert "pn" not in {line.split()[1][:2] for line in ip("-o", "link").splitlines()}
+    assert json.loads(server.get("/networks")[1]) == {"networks": []}
+    assert not (server.state / RESERVE).exists()
+    filled.unlink()
+    assert server.call("CreateNetwork", network(1)) == (200, {})
+
+
+def test_a_damaged_state_does_not_keep_it_from_starting(folder: Path) -> None:
+    with Server(folder) as server:
+        assert server.call("CreateNetwork", network(1)) == (200, {})
+        assert server.call("CreateEndpoint", endpoint(1))[0] == 200
+        assert server.call("Join", join(1, "/run/none"))[0] == 200
+        links = sorted(line.split()[1] for line in ip("-o", "link").splitlines())
+        os.kill(server.worker, 9)
+        os.kill(server.pid, 9)
+    (folder / "state" / f"{FILE_NAME}-wal").unlink()
+    (folder / "state" / FILE_NAME).write_bytes(b"no database" * 4096)
+    with Server(folder) as server:
+        problem = wait_until(lambda: unhealthy(server, "was damaged"), 10, "the damage told")
+        (aside,) = (folder / "state").glob(f"{FILE_NAME}.damaged-*")
+        assert aside.name in str(problem)
+        assert aside.name in server.log()
+        assert sorted(line.split()[1] for line in ip("-o", "link").splitlines()) == links
+        for name, call in (
+            ("Leave", ids(1)),
+            ("DeleteEndpoint", ids(1)),
+            ("DeleteNetwork", ids(0)),
+        ):
+            assert server.call(name, call) == (200, {})
+        assert "pn" not in {line.split()[1][:2] for line in ip("-o", "link").splitlines()}
+    with Server(folder) as server:
+        wait_until(lambda: unhealthy(server, "then remove it"), 10, "the damage told again")

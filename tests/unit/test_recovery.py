@@ -1,0 +1,272 @@
+"""A state file that was damaged or lost: nothing is thrown away, and what is lost is said."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver.bridge import BridgeDriver
+from driver.errors import StoreError
+from driver.health import Health
+from driver.model import host_end_name
+from driver.recovery import open_state
+from driver.store import COPY_NAME, FILE_NAME, Store
+from tests.fakes import FakeKernel
+from tests.samples import (
+    KEEPALIVE,
+    endpoint_id,
+    network,
+    network_id,
+    new_endpoint,
+    new_join,
+    pool,
+    ports,
+    sandbox_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+BACK = network(1, f"{KEEPALIVE}=600")
+FRONT = network(
+    2, internal=True, icc=False, mtu=1400, pools=(pool("10.2.0.1/24"), pool("fd00::1/64"))
+)
+
+
+@pytest.fixture
+def kernel() -> FakeKernel:
+    return FakeKernel()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, kernel: FakeKernel) -> Path:
+    """Lend the state folder of a driver that was killed, with two running containers."""
+    folder, killed = tmp_path / "state", tmp_path / "killed"
+    driver = BridgeDriver(Store(folder), kernel)
+    driver.restore()
+    for each in (BACK, FRONT):
+        driver.create_network(each)
+    for number in (1, 2):
+        kernel.add_sandbox(sandbox_key(number))
+        driver.create_endpoint(new_endpoint(number, number))
+        driver.join(new_join(number, number, sandbox=sandbox_key(number)))
+        kernel.move(host_end_name(endpoint_id(number)), sandbox_key(number))
+    driver.program_external_connectivity(network_id(1), endpoint_id(1), ports("8080:80"))
+    shutil.copytree(folder, killed)  # to close it would have SQLite tidy up its log
+    driver.close()
+    kernel.restart()
+    (killed / f"{FILE_NAME}-shm").unlink()
+    return killed
+
+
+def truncate(file: Path) -> None:
+    """Cut off its end."""
+    checkpoint(file)
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+
+
+def truncate_but_not_its_log(file: Path) -> None:
+    """Cut off what the log has, too: SQLite mends that by itself."""
+    with file.open("r+b") as opened:
+        opened.truncate(100)
+
+
+def empty(file: Path) -> None:
+    """Cut it off entirely, and its log with it."""
+    file.write_bytes(b"")
+    file.with_name(f"{file.name}-wal").unlink()
+
+
+def empty_but_not_its_log(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def overwrite(file: Path) -> None:
+    """Have somebody else's data in the middle of it."""
+    checkpoint(file)
+    content = bytearray(file.read_bytes())
+    content[4096:20480] = b"x" * 16384
+    file.write_bytes(content)
+
+
+def garble(file: Path) -> None:
+    file.with_name(f"{file.name}-wal").unlink()
+    file.write_bytes(b"this is no database, and long enough to be one" * 100)
+
+
+def garble_a_row(file: Path) -> None:
+    execute(file, 'UPDATE network SET options = \'{"mtu": "wide"}\'')
+
+
+def garble_an_address(file: Path) -> None:
+    execute(file, "UPDATE endpoint SET ipv4 = '10.1.0.300/24'")
+
+
+def lose_a_table(file: Path) -> None:
+    execute(file, "DROP TABLE trace", "DROP TABLE binding")
+
+
+def checkpoint(file: Path) -> None:
+    execute(file, "PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def execute(file: Path, *statements: str) -> None:
+    db = sqlite3.connect(file, isolation_level=None)
+    for statement in statements:
+        db.execute(statement).fetchall()
+    db.close()
+
+
+DAMAGES = [
+    truncate,
+    empty_but_not_its_log,
+    overwrite,
+    garble,
+    garble_a_row,
+    garble_an_address,
+    lose_a_table,
+]
+
+
+def start(folder: Path, kernel: FakeKernel) -> tuple[BridgeDriver, tuple[str, ...]]:
+    """Start a driver again; return it and what health says."""
+    health = Health()
+    driver = BridgeDriver(open_state(folder, kernel, health), kernel, health=health)
+    driver.restore()
+    return driver, health.problems()
+
+
+def set_aside(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob(f"{FILE_NAME}.damaged-*"))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_networks_come_back_whole_from_the_copy(
+    folder: Path, kernel: FakeKernel, damage: Callable[[Path], None]
+) -> None:
+    before = kernel.state()
+    damage(folder / FILE_NAME)
+    driver, problems = start(folder, kernel)
+    networks = {each.id: each for each, _ in driver.describe()}
+    assert networks == {BACK.id: BACK, FRONT.id: FRONT}
+    assert kernel.state()["links"] == before["links"]
+    endpoints = {each.id for _, ends in driver.describe() for each in ends}
+    assert endpoints == {endpoint_id(1), endpoint_id(2)}
+    (problem,) = problems
+    assert "the state file was damaged (" in problem
+    assert "its copy of 2" in problem
+    assert "e1e1e1e1e1e1" in problem  # came after the copy
+    names = set_aside(folder)
+    assert re.fullmatch(r"pynet\.db\.damaged-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d", names[0])
+    assert names[0] in problem
+    assert driver.check() == ()
+    driver.close()
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, empty])
+def test_without_the_copy_what_the_kernel_shows_comes_back(
+    folder: Path, kernel: FakeKernel, damage: Callable[[Path], None]
+) -> None:
+    before = kernel.state()
+    damage(folder / FILE_NAME)
+    (folder / COPY_NAME).unlink()
+    driver, problems = start(folder, kernel)
+    networks = {each.id: each for each, _ in driver.describe()}
+    assert networks.keys() == {BACK.id, FRONT.id}
+    assert {pool.subnet for pool in networks[BACK.id].pools} == {BACK.pools[0].subnet}
+    assert [pool.gateway for pool in networks[FRONT.id].pools] == [
+        pool.gateway for pool in FRONT.pools
+    ]
+    assert networks[BACK.id].options.sysctls == ()
+    assert networks[FRONT.id].options == FRONT.options
+    assert kernel.state()["links"].keys() == before["links"].keys()
+    (problem,) = problems
+    assert "networks 010101010101, 020202020202 are known from their bridges" in problem
+    assert "endpoints e1e1e1e1e1e1, e2e2e2e2e2e2 are known from their links" in problem
+    assert bool(set_aside(folder)) == (damage is not empty)
+    # Docker goes on with what it knows.
+    for number in (1, 2):
+        driver.leave(network_id(number), endpoint_id(number))
+        driver.delete_endpoint(network_id(number), endpoint_id(number))
+        driver.delete_network(network_id(number))
+    assert kernel.links == {}
+    driver.close()
+
+
+def test_a_copy_that_is_damaged_too_is_set_aside_as_well(folder: Path, kernel: FakeKernel) -> None:
+    garble(folder / FILE_NAME)
+    (folder / COPY_NAME).write_bytes(b"no database either, and long enough to be one" * 100)
+    driver, (problem,) = start(folder, kernel)
+    assert "its copy, now" in problem
+    assert "is damaged, too" in problem
+    assert len(set_aside(folder)) == 2
+    assert len(driver.describe()) == 2
+    driver.close()
+
+
+def test_a_lost_file_is_no_new_one_while_the_kernel_has_networks(
+    folder: Path, kernel: FakeKernel
+) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    before = kernel.state()["links"].keys()
+    driver, (problem,) = start(folder, kernel)
+    assert "are known from their bridges" in problem
+    assert kernel.state()["links"].keys() == before
+    driver.close()
+
+
+def test_it_is_told_until_the_damaged_file_is_removed(folder: Path, kernel: FakeKernel) -> None:
+    garble(folder / FILE_NAME)
+    start(folder, kernel)[0].close()
+    driver, (problem,) = start(folder, kernel)
+    driver.close()
+    (name,) = set_aside(folder)
+    assert name in problem
+    assert "then remove it" in problem
+    (folder / name).unlink()
+    driver, problems = start(folder, kernel)
+    assert problems == ()
+    driver.close()
+
+
+def test_a_whole_file_and_a_new_one_are_no_problem(
+    folder: Path, kernel: FakeKernel, tmp_path: Path
+) -> None:
+    for driver, problems in (
+        start(folder, kernel),
+        start(tmp_path / "new", FakeKernel()),
+    ):
+        assert problems == ()
+        driver.close()
+    assert set_aside(folder) == []
+
+
+@pytest.mark.parametrize("statement", ["PRAGMA user_version = 99"])
+def test_a_newer_version_is_left_alone(folder: Path, kernel: FakeKernel, statement: str) -> None:
+    execute(folder / FILE_NAME, statement)
+    before = {path.name for path in folder.iterdir()}
+    with pytest.raises(StoreError, match="start the newer pynet that wrote it"):
+        open_state(folder, kernel, Health())
+    assert {path.name for path in folder.iterdir()} == before
+    assert set_aside(folder) == []
+
+
+def test_the_copy_is_of_the_last_change_of_networks(folder: Path) -> None:
+    copied = sqlite3.connect(folder / COPY_NAME)
+    assert copied.execute("SELECT count(*) FROM network").fetchone() == (2,)
+    copied.close()
+    assert (folder / COPY_NAME).stat().st_mode & 0o777 == 0o600
+    store = Store(folder)
+    with store.transaction(durable=True):
+        store.delete_network(network_id(2))
+    copied = sqlite3.connect(folder / COPY_NAME)
+    assert copied.execute("SELECT id FROM network").fetchall() == [(network_id(1),)]
+    copied.close()
+    store.close()
