@@ -107,6 +107,7 @@ class Server(BaseApplication):
             "keepalive": 0,  # a kept connection that breaks is retried with an empty body
             "graceful_timeout": GRACE_SECONDS,
             "timeout": 0,  # the worker owns the state: killing it for being busy helps nobody
+            "worker_tmp_dir": _scratch(self._settings.state_dir),
             "control_socket_disable": True,  # gunicorn 25 and later would open one of its own
             "logconfig_dict": log_config(self._settings.log_level),
             "post_fork": _die_with_parent,
@@ -144,6 +145,11 @@ class Master(Arbiter):
         """Let no more requests in, then wait for those that are."""
         self._names.remove()
         super().stop(graceful)
+
+
+def _scratch(state_dir: Path) -> str | None:
+    """Return where gunicorn makes a file that it needs; None leaves it to gunicorn."""
+    return str(state_dir) if os.access(state_dir, os.W_OK | os.X_OK) else None
 
 
 def _refuse(reason: str) -> BridgeDriver:
