@@ -1,21 +1,16 @@
-"""Repeat measurements interleaved, summarise them, and write them down; measures nothing itself."""
+"""Repeat measurements interleaved, summarise them, and say what was reached; measures nothing."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import time
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-RESULTS = Path(__file__).parent / "results"
+PERCENT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,37 +25,111 @@ class Series:
         return statistics.median(self.values)
 
     @property
+    def p99(self) -> float:
+        """The value that 99 of 100 do not exceed; the largest of fewer."""
+        ordered = sorted(self.values)
+        return ordered[min(len(ordered) * 99 // PERCENT, len(ordered) - 1)]
+
+    @property
     def spread(self) -> str:
-        """The smallest and the largest value."""
-        return f"{min(self.values):.3g}–{max(self.values):.3g}"
+        """The values that a tenth is below and above: what a busy machine makes of it."""
+        ordered = sorted(self.values)
+        low, high = len(ordered) // 10, len(ordered) - 1 - len(ordered) // 10
+        return f"{ordered[low]:.3g}–{ordered[high]:.3g}"
+
+    def above(self, floor: float) -> Series:
+        """Return what each value is over a floor."""
+        return Series(tuple(value - floor for value in self.values))
+
+
+def median(series: Series) -> float:
+    """Return the middle value."""
+    return series.median
+
+
+def p99(series: Series) -> float:
+    """Return the value that 99 of 100 do not exceed."""
+    return series.p99
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: a peer, pynet, their ratio and what it is to be at most."""
+    """One line of the table: what pynet was measured at, beside what, and what it is to reach.
+
+    With a peer the limit is for the ratio of the two, without one for pynet's own value. No limit
+    makes a row that only informs.
+    """
 
     what: str
     unit: str
-    peer: float
-    pynet: float
-    limit: str
-    is_reached: bool
-    runs: int
-    peer_runs: int
-    spread: str
+    own: Series
+    peer: str = ""
+    others: Series | None = None
+    how: str = ""
+    limit: float | None = None
+    at_least: bool = False
+    statistic: Callable[[Series], float] = field(default=median, compare=False)
 
     @property
-    def ratio(self) -> float:
-        """What pynet takes for each unit that the peer takes."""
-        return self.pynet / self.peer if self.peer else 0.0
+    def value(self) -> float:
+        """What is held to the limit."""
+        own = self.statistic(self.own)
+        return own if self.others is None else own / self.statistic(self.others)
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether it is as it should be."""
+        if self.limit is None:
+            return True
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    @property
+    def target(self) -> str:
+        """The limit in words."""
+        if self.limit is None:
+            return ""
+        unit = self.unit if self.others is None else "×"
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g} {unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How the cost of something grows: its value at each number, for one way to do it."""
+
+    of: str
+    unit: str
+    points: Mapping[int, Series]
+
+
+# What, when it begins and how long it lasts in milliseconds, how deep it is in others, and whose.
+Span = tuple[str, float, float, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All that a family of measurements has to say, and on which engine that was."""
+
+    engine: str
+    rows: tuple[Row, ...]
+    curves: Mapping[str, tuple[Curve, ...]] = field(default_factory=dict)
+    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
 
 
 def interleave(runs: int, variants: Mapping[str, Callable[[], float]]) -> dict[str, Series]:
     """Run every variant once a round, so that a noisy minute hits all of them alike."""
+    return interleave_some(dict.fromkeys(variants, runs), variants)
+
+
+def interleave_some(
+    runs: Mapping[str, int], variants: Mapping[str, Callable[[], float]]
+) -> dict[str, Series]:
+    """Do the same with fewer runs of what takes long, spread over the rounds of the others."""
     values: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(runs):
+    rounds = max(runs.values())
+    for number in range(rounds):
         for name, measure in variants.items():
-            values[name].append(measure())
+            if len(values[name]) * rounds <= number * runs[name]:
+                values[name].append(measure())
     return {name: Series(tuple(taken)) for name, taken in values.items()}
 
 
@@ -71,33 +140,22 @@ def clock(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def render_table(rows: list[Row]) -> str:
-    """Return the rows as a Markdown table."""
-    head = "| what | unit | built-in bridge | pynet | ratio | target | | runs | pynet's spread |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
-    lines += [
-        f"| {row.what} | {row.unit} | {row.peer:.4g} | {row.pynet:.4g} | {row.ratio:.3f} "
-        f"| {row.limit} | {'reached' if row.is_reached else 'NOT REACHED'} "
-        f"| {row.peer_runs} and {row.runs} "
-        f"| {row.spread} |"
-        for row in rows
+def render_table(rows: Iterable[Row]) -> str:
+    """Return the rows as a Markdown table; what falls short is marked."""
+    lines = [
+        "| what | pynet's attach | target | measured | | pynet | peer | runs |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    for row in rows:
+        mark = "" if row.limit is None else "reached" if row.is_reached else "**NOT REACHED**"
+        own = f"{row.statistic(row.own):.4g} {row.unit} ({row.own.spread})"
+        peer, runs = "–", f"{len(row.own.values)}"
+        if row.others is not None:
+            peer = f"{row.peer}: {row.statistic(row.others):.4g} {row.unit} ({row.others.spread})"
+            runs += f" and {len(row.others.values)}"
+        measured = f"{row.value:.3g}{' ×' if row.others is not None else f' {row.unit}'}"
+        how = row.how or "–"
+        lines.append(
+            f"| {row.what} | {how} | {row.target} | {measured} | {mark} | {own} | {peer} | {runs} |"
+        )
     return "\n".join(lines)
-
-
-def write_results(name: str, rows: list[Row], versions: Mapping[str, str]) -> Path:
-    """Write the rows with the machine and the versions that they hold for."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    document: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "cores": os.cpu_count(),
-            "kernel": platform.release().partition("-")[0],
-            "python": platform.python_version(),
-        },
-        "versions": dict(versions),
-        "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
-    }
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    return path

@@ -1,136 +1,150 @@
-"""Measure what published ports add to a container's life, on pynet and on the built-in bridge.
+"""Measure what a network adds to a container's life, on pynet and on what Docker brings along.
 
-A life is `docker run --rm`: start, a process that ends at once, removal.
+A life is `docker run --rm`: start, a process that ends at once, removal. What it takes with
+`--network none` is not the network's and is taken off.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.measure import Row, Series, clock, interleave
+from bench.measure import Curve, Results, Row, Series, clock, interleave, interleave_some
+from bench.stage import private_engine
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.engine.engine import Engine
 
+SYSCTL = "net.ipv4.tcp_keepalive_time=600"
+BRIDGE, MACVLAN = "built-in bridge", "macvlan"
+OURS = ("handover", "direct")
 NETWORKS = {
-    "bridge": ("-d", "bridge"),
-    "pynet": ("-d", "pynet"),
-    "direct": ("-d", "pynet", "-o", "pynet.attach=direct"),
+    BRIDGE: ("-d", "bridge"),
+    MACVLAN: ("-d", "macvlan", "-o", "parent=uplink", "--subnet", "198.51.100.0/24"),
+    "handover": ("-d", "pynet", "-o", SYSCTL),
+    "direct": ("-d", "pynet", "-o", SYSCTL, "-o", "pynet.attach=direct"),
 }
-OURS = {"pynet": "", "direct": ", `pynet.attach=direct`"}
 FIRST_PORT = 20000
-MEBI = 1024  # KiB
-THOUSAND_LIMIT = 1.5  # seconds
-MEMORY_LIMIT = 0.05  # MiB: a page or two of the heap, on the average of many ports
+MANY = 1000
+AT_ONCE = 50
+LIMITS = {0: (0.6, 0.4), 1: (0.4, 0.3), 32: (0.05, 0.05), MANY: (0.005, 0.005)}
+AT_ONCE_LIMITS = (0.8, 0.7)
+RUNS = {0: 30, 1: 30, 8: 6, 32: 5, 128: 2, MANY: 5}
+# Minutes each with the built-in bridge: two processes a port.
+PEER_RUNS = {0: 30, 1: 30, 8: 6, 32: 5, 128: 2, MANY: 1}
+MILLI = 1000
 
 
-def measure_starts(engine: Engine) -> list[Row]:
-    """Return a row for each number of ports and way to attach, and one for memory."""
-    for name, words in NETWORKS.items():
-        engine.docker("network", "create", *words, _network(name))
-    try:
-        return [
-            *_added_time(engine, ports=1, runs=20, limit=0.5),
-            *_added_time(engine, ports=32, runs=10, limit=0.1),
-            _thousand_ports(engine),
-            _memory(engine, ports=32),
-        ]
-    finally:
-        for name in NETWORKS:
-            engine.docker("network", "rm", _network(name))
+def measure() -> Results:
+    """Return a row for each number of ports and for many containers at once, and the curve."""
+    with private_engine() as engine:
+        for name, words in NETWORKS.items():
+            engine.docker("network", "create", *words, _network(name))
+        added = {ports: _added_time(engine, ports) for ports in RUNS}
+        rows = [row for ports in LIMITS for row in _rows(ports, added[ports])]
+        rows += _at_once(engine)
+        version = engine.version
+    curves = tuple(
+        Curve(name, "ms", {ports: added[ports][name] for ports in RUNS if ports})
+        for name in (BRIDGE, *OURS)
+    )
+    return Results(
+        version, tuple(rows), {"Network time of docker run over published ports": curves}
+    )
 
 
-def _added_time(engine: Engine, *, ports: int, runs: int, limit: float) -> list[Row]:
-    lives = {name: partial(_live, engine, _network(name), ports) for name in NETWORKS}
-    taken = interleave(runs, {"none": partial(_live, engine, "none", 0), **lives})
+def _rows(ports: int, added: Mapping[str, Series]) -> list[Row]:
+    """Return how pynet compares at a number of ports."""
+    what = {0: "no ports, one sysctl", 1: "one published port"}.get(ports, f"{ports:,} ports")
+    what = f"`docker run --rm`, {what}"
+    rows = [
+        Row(what, "ms", added[how], BRIDGE, added[BRIDGE], how, limit)
+        for how, limit in zip(OURS, LIMITS[ports], strict=True)
+    ]
+    if MACVLAN in added:
+        rows += [Row(what, "ms", added[how], MACVLAN, added[MACVLAN], how) for how in OURS]
+    return rows
+
+
+def _added_time(engine: Engine, ports: int) -> dict[str, Series]:
+    """Return what each network adds to a life, in milliseconds over a life without a network."""
+    names = [name for name in NETWORKS if not (ports and name == MACVLAN)]
+    lives = {name: partial(_live, engine, _network(name), ports, name) for name in names}
+    runs = {name: RUNS[ports] if name in OURS else PEER_RUNS[ports] for name in names}
+    # Only a run or two warm up what takes minutes.
+    for name in names if ports <= 1 else ():
+        lives[name]()
+    without = partial(_live, engine, "none", 0, BRIDGE)
+    taken = interleave_some({"none": RUNS[ports], **runs}, {"none": without, **lives})
     floor = taken["none"].median
-    peer = taken["bridge"].median - floor
+    return {name: taken[name].above(floor) for name in names}
+
+
+def _live(engine: Engine, network: str, ports: int, name: str) -> float:
+    """Return the milliseconds of a container's life."""
+    words = ("run", "--rm", *_words(network, ports, name), "true")
+    seconds = clock(lambda: engine.docker(*words, timeout=600))
+    settle(engine)
+    return seconds * MILLI
+
+
+def _words(network: str, ports: int, name: str) -> list[str]:
+    """Return the words of `docker run`; the parameter that pynet's networks have is its own."""
+    span = f"{FIRST_PORT}-{FIRST_PORT + ports - 1}"
+    published = ["-p", f"{span}:{span}"] if ports else []
+    sysctl = [] if name in OURS else ["--sysctl", SYSCTL]
+    return ["--network", network, *published, *sysctl, "bb"]
+
+
+def _at_once(engine: Engine) -> list[Row]:
+    """Return the rows for many containers started together and then removed together."""
+    variants = {
+        name: partial(_live_together, engine, name, number)
+        for number, name in enumerate((BRIDGE, *OURS))
+    }
+    taken = interleave(3, variants)
     return [
         Row(
-            what=f"life with {ports} published port{'s' * (ports > 1)}, over `--network none`{how}",
-            unit="ms",
-            peer=peer * 1000,
-            pynet=(taken[name].median - floor) * 1000,
-            limit=f"≤ {limit} ×",
-            is_reached=taken[name].median - floor <= limit * peer,
-            runs=runs,
-            peer_runs=runs,
-            spread=Series(tuple((value - floor) * 1000 for value in taken[name].values)).spread,
+            f"{AT_ONCE} containers at once, started and removed",
+            "s",
+            taken[how],
+            BRIDGE,
+            taken[BRIDGE],
+            how,
+            limit,
         )
-        for name, how in OURS.items()
+        for how, limit in zip(OURS, AT_ONCE_LIMITS, strict=True)
     ]
 
 
-def _thousand_ports(engine: Engine) -> Row:
-    runs = 10
-    own = interleave(runs, {"pynet": partial(_live, engine, _network("pynet"), 1000)})["pynet"]
-    return Row(
-        what="life with 1,000 published ports, in all",
-        unit="s",
-        peer=_live(engine, _network("bridge"), 1000),
-        pynet=own.median,
-        limit=f"≤ {THOUSAND_LIMIT} s",
-        is_reached=own.median <= THOUSAND_LIMIT,
-        runs=runs,
-        peer_runs=1,  # a run takes minutes
-        spread=own.spread,
-    )
+def _live_together(engine: Engine, name: str, _: int) -> float:
+    """Return the seconds until all have started and are gone again; none may fail."""
+    names = [f"one{number}" for number in range(AT_ONCE)]
+    words = _words(_network(name), 0, name)
 
+    def start(container: str) -> None:
+        engine.docker("run", "-d", "--name", container, *words, "sleep", "1000", timeout=300)
 
-def _memory(engine: Engine, *, ports: int) -> Row:
-    """Return the resident memory that a port costs: proxies there, a socket here."""
-    grown = {}
-    for name in ("bridge", "pynet"):
-        before = _resident_kib(engine)
-        words = _run_words(_network(name), ports)
-        engine.docker("run", "-d", "--name", "bench", *words, "sleep", "1000")
-        grown[name] = (_resident_kib(engine) - before) / ports / MEBI
-        engine.docker("rm", "-f", "bench")
-        _settle(engine)
-    return Row(
-        what="resident memory per published port",
-        unit="MiB",
-        peer=grown["bridge"],
-        pynet=max(grown["pynet"], 0.0),
-        limit="0: a socket",
-        is_reached=grown["pynet"] < MEMORY_LIMIT,
-        runs=1,
-        peer_runs=1,
-        spread="-",
-    )
+    def live() -> None:
+        with ThreadPoolExecutor(AT_ONCE) as starters:
+            list(starters.map(start, names))
+        engine.docker("rm", "-f", *names, timeout=300)
 
-
-def _live(engine: Engine, network: str, ports: int) -> float:
-    """Return the seconds of a container's life."""
-    words = ("run", "--rm", *_run_words(network, ports), "true")
-    seconds = clock(lambda: engine.docker(*words, timeout=600))
-    _settle(engine)
+    seconds = clock(live)
+    settle(engine)
     return seconds
 
 
-def _run_words(network: str, ports: int) -> list[str]:
-    span = f"{FIRST_PORT}-{FIRST_PORT + ports - 1}"
-    published = ["-p", f"{span}:{span}"] if ports else []
-    return ["--network", network, *published, "bb"]
-
-
-def _settle(engine: Engine) -> None:
+def settle(engine: Engine) -> None:
     """Wait for what the driver still does in the background."""
     wait_until(
-        lambda: "pnh" not in engine.run("ip", "-br", "link").stdout, 10, "the link is deleted"
-    )
-
-
-def _resident_kib(engine: Engine) -> float:
-    """Return the resident memory of the port proxies and of the driver."""
-    listing = engine.run("ps", "-eo", "rss=,args=").stdout.splitlines()
-    rows = [line.split(None, 1) for line in listing]
-    return sum(
-        float(rss) for rss, command in rows if "docker-proxy" in command or "plugin.cli" in command
+        lambda: "pnh" not in engine.run("ip", "-br", "link").stdout, 30, "the links are deleted"
     )
 
 
 def _network(name: str) -> str:
-    return f"bench-{name}"
+    return f"bench-{name.replace(' ', '-')}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -297,6 +296,8 @@ def _refuse_unknown(generic: Mapping[str, str], known: tuple[Option, ...]) -> No
     for key in generic:
         if key in names or is_sysctl(key):
             continue
+        from difflib import get_close_matches  # noqa: PLC0415 - for who mistypes, and slow to come
+
         near = get_close_matches(key, names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InvalidRequest(f"unknown option {key[:200]!r}{hint}")

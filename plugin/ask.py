@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from plugin.errors import AskError, DriverDown
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 TIMEOUT_SECONDS = 10.0
-
-
-class AskError(Exception):
-    """What was asked for cannot be told; the text says why."""
-
-
-class DriverDown(AskError):  # noqa: N818 - the field calls it by what happened
-    """Nobody answers on the driver's socket, or somebody else does."""
 
 
 def ask_driver(path: Path, what: str) -> dict[str, Any]:

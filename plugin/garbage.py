@@ -14,7 +14,8 @@ import docker
 from docker.errors import DockerException, NotFound
 from requests.exceptions import RequestException
 
-from plugin.ask import TIMEOUT_SECONDS, AskError, ask_driver, tell_driver
+from plugin.ask import TIMEOUT_SECONDS, ask_driver, tell_driver
+from plugin.errors import AskError
 
 if TYPE_CHECKING:
     from pathlib import Path

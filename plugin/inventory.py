@@ -14,7 +14,8 @@ from docker.errors import DockerException
 from requests.exceptions import RequestException
 
 from driver.model import ID_LENGTH
-from plugin.ask import TIMEOUT_SECONDS, AskError, ask_driver
+from plugin.ask import TIMEOUT_SECONDS, ask_driver
+from plugin.errors import AskError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -22,6 +22,20 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from driver.errors import KernelError
+from driver.kernel.netlink import (
+    ACK,
+    BUFFER,
+    CREATE,
+    ERROR,
+    NESTED,
+    NETFILTER,
+    REQUEST,
+    aligned,
+    encode_attribute,
+    encode_message,
+    encode_text,
+    parse_messages,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,28 +46,16 @@ _LINE = re.compile(
 )
 _INTERVALS = ("home", "masquerade", "source")  # sets whose keys have an end, too
 
-_NETFILTER = 12  # NETLINK_NETFILTER
 _SECONDS = 5  # every request is answered within a few
-_BUFFER = 1 << 16
 _FEW = 64  # elements; of more, libnftables reads the text faster than this
 
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _NETFILTER_HEAD = struct.Struct(">BBH")  # nfgenmsg: family, version, resource
-_ATTRIBUTE = struct.Struct("=HH")
-_STATUS = struct.Struct("=i")
-_ERROR = 2  # NLMSG_ERROR
-_REQUEST, _ACK, _CREATE = 0x1, 0x4, 0x400  # NLM_F_…
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BEGIN, _END = 16, 17  # NFNL_MSG_BATCH_…
 _VERBS = {"add": (_SUBSYSTEM << 8) | 12, "delete": (_SUBSYSTEM << 8) | 14}  # NFT_MSG_…SETELEM
 _FAMILIES = {"inet": 1, "bridge": 7}  # NFPROTO_…
-_NESTED = 0x8000  # NLA_F_NESTED
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ITEM = (
-    1,
-    2,
-    3,
-    1,
-)  # NFTA_SET_ELEM_LIST_…, NFTA_LIST_ELEM
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_…
+_LIST_ITEM = 1  # NFTA_LIST_ELEM
 _KEY, _DATA, _USER_DATA, _VALUE = 1, 2, 6, 1  # NFTA_SET_ELEM_…, NFTA_DATA_VALUE
 _COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT, libnftnl/udata.h
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
@@ -107,7 +109,7 @@ class Elements:
         self._lock = Lock()
         self._sequence = 0
         self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER
         )
         self._socket.settimeout(_SECONDS)
         self._socket.bind((0, 0))
@@ -145,35 +147,31 @@ class Elements:
         The last change is acknowledged; a refusal of an earlier one comes before that.
         """
         while True:
-            received = self._socket.recv(_BUFFER)
-            offset = 0
-            while offset < len(received):
-                length, kind, _, sequence, _ = _HEADER.unpack_from(received, offset)
-                if kind == _ERROR and sequence >= first:  # else of a batch before, refused twice
-                    number = -_STATUS.unpack_from(received, offset + _HEADER.size)[0]
-                    if number:
-                        return number, sequence
-                    if sequence == last:
-                        return None
-                offset += _aligned(length)
+            for answer in parse_messages(self._socket.recv(BUFFER)):
+                if answer.kind != ERROR or answer.sequence < first:
+                    continue  # the rest of a batch that was refused
+                if answer.error:
+                    return answer.error, answer.sequence
+                if answer.sequence == last:
+                    return None
 
 
 def _encode_batch(groups: Sequence[tuple[_Place, bytes]], first: int) -> bytes:
     """Return the messages, one a group, numbered from `first` on; the last is acknowledged."""
     frame = _NETFILTER_HEAD.pack(0, 0, _SUBSYSTEM)
     last = first + len(groups)
-    messages = [_message(_BEGIN, _REQUEST, first, frame)]
+    messages = [encode_message(_BEGIN, REQUEST, first, frame)]
     for sequence, (place, elements) in enumerate(groups, start=first + 1):
         verb, family, table, name = place
-        flags = _REQUEST | (_CREATE if verb == "add" else 0) | (_ACK if sequence == last else 0)
+        flags = REQUEST | (CREATE if verb == "add" else 0) | (ACK if sequence == last else 0)
         body = (
             _NETFILTER_HEAD.pack(_FAMILIES[family], 0, 0)
-            + _text(_LIST_TABLE, table)
-            + _text(_LIST_SET, name)
-            + _attribute(_LIST_ELEMENTS | _NESTED, elements)
+            + encode_text(_LIST_TABLE, table)
+            + encode_text(_LIST_SET, name)
+            + encode_attribute(_LIST_ELEMENTS | NESTED, elements)
         )
-        messages.append(_message(_VERBS[verb], flags, sequence, body))
-    messages.append(_message(_END, _REQUEST, last + 1, frame))
+        messages.append(encode_message(_VERBS[verb], flags, sequence, body))
+    messages.append(encode_message(_END, REQUEST, last + 1, frame))
     return b"".join(messages)
 
 
@@ -182,16 +180,16 @@ def _encode_element(key: str, value: str | None, comment: str | None) -> bytes |
     encoded = _encode_data(key)
     if encoded is None:
         return None
-    body = _attribute(_KEY | _NESTED, _attribute(_VALUE, encoded))
+    body = encode_attribute(_KEY | NESTED, encode_attribute(_VALUE, encoded))
     if value is not None:
         data = _encode_data(value)
         if data is None:
             return None
-        body += _attribute(_DATA | _NESTED, _attribute(_VALUE, data))
+        body += encode_attribute(_DATA | NESTED, encode_attribute(_VALUE, data))
     if comment is not None:
         said = comment.encode() + b"\0"
-        body += _attribute(_USER_DATA, bytes([_COMMENT, len(said)]) + said)
-    return _attribute(_LIST_ITEM | _NESTED, body)
+        body += encode_attribute(_USER_DATA, bytes([_COMMENT, len(said)]) + said)
+    return encode_attribute(_LIST_ITEM | NESTED, body)
 
 
 def _encode_data(text: str) -> bytes | None:
@@ -199,7 +197,7 @@ def _encode_data(text: str) -> bytes | None:
     parts = [_encode_part(part) for part in text.split(" . ")]
     if len(parts) == 1:
         return parts[0]
-    known = [part + bytes(_aligned(len(part)) - len(part)) for part in parts if part is not None]
+    known = [part + bytes(aligned(len(part)) - len(part)) for part in parts if part is not None]
     return b"".join(known) if len(known) == len(parts) else None
 
 
@@ -215,20 +213,3 @@ def _encode_part(text: str) -> bytes | None:
         return ip_address(text).packed
     except ValueError:
         return None
-
-
-def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    length = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(length, kind) + value + bytes(_aligned(length) - length)
-
-
-def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3

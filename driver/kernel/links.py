@@ -19,14 +19,8 @@ from typing import TYPE_CHECKING
 
 from driver.errors import Conflict, KernelError, NotFound
 from driver.kernel import netns, sysctl
-from driver.kernel.rtnetlink import (
-    IFF_UP,
-    LINK_CHANGES,
-    LinkInfo,
-    NetlinkError,
-    Rtnetlink,
-    VethPeer,
-)
+from driver.kernel.netlink import NetlinkError
+from driver.kernel.rtnetlink import IFF_UP, LINK_CHANGES, LinkInfo, Rtnetlink, VethPeer
 from driver.model import is_our_alias
 from driver.reality import Link
 
@@ -134,7 +128,7 @@ def _bridge_index(veth: Veth) -> int:
 
 def _create_pair(route: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> None:
     """Make the pair, its host end complete and on the bridge of that index."""
-    route.create_veth(veth.host_end, veth.mtu, bridge, HALF_MADE, peer)
+    route.create_veth(veth.host_end, veth.mtu, HALF_MADE, peer, bridge)
     try:
         route.finish_link(veth.host_end, veth.alias, NO_GROUP, hairpin=veth.hairpin)
     except NetlinkError:

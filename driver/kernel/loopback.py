@@ -9,16 +9,16 @@ veth pair, with a source address that can be routed, and comes in by the other a
 from __future__ import annotations
 
 import errno
-import os
 import socket
-from typing import TYPE_CHECKING, Any
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from ipaddress import IPv6Address
+from typing import TYPE_CHECKING
 
 from driver.errors import Conflict, KernelError
 from driver.kernel import sysctl
 from driver.kernel.links import HALF_MADE, NO_GROUP
+from driver.kernel.netlink import NetlinkError
+from driver.kernel.rtnetlink import LOCAL_TABLE, LinkInfo, Rtnetlink, VethPeer
+from driver.model import DEFAULT_MTU, MacAddress
 
 if TYPE_CHECKING:
     from driver.model import LoopbackPair
@@ -26,12 +26,10 @@ if TYPE_CHECKING:
 ALIAS = "pynet: from the host's ::1 to published ports"
 RULE_PRIORITY = 7064
 _METRIC = 4096  # behind the kernel's own route to ::1
-_OUT_MAC, _IN_MAC = "02:70:6e:6c:6f:00", "02:70:6e:6c:6f:01"
-_NUD_PERMANENT = 0x80  # include/uapi/linux/neighbour.h
-_IFF_UP, _IFF_LOWER_UP = 1, 1 << 16  # include/uapi/linux/if.h
-_RTN_LOCAL = 2  # include/uapi/linux/rtnetlink.h
-_LOCAL_TABLE = 255
-_NEXT_HOP = "fe80::7064"  # any link-local address: the neighbour entry says where it is
+_OUT_MAC, _IN_MAC = MacAddress("02:70:6e:6c:6f:00"), MacAddress("02:70:6e:6c:6f:01")
+_LOOPBACK = IPv6Address("::1")
+# Any link-local address: the neighbour entry says where it is.
+_NEXT_HOP = IPv6Address("fe80::7064")
 
 
 def ensure_loopback_pair(pair: LoopbackPair) -> bool:
@@ -42,8 +40,8 @@ def ensure_loopback_pair(pair: LoopbackPair) -> bool:
     """
     attempt = f"create {pair.out_end} and {pair.in_end}"
     try:
-        with IPRoute(groups=0) as route:
-            link = _find(route, pair.out_end)
+        with Rtnetlink() as route:
+            link = route.find_link(pair.out_end)
             if link is not None and _is_complete(link):
                 _ensure_rule(route, pair)
                 return False
@@ -54,121 +52,72 @@ def ensure_loopback_pair(pair: LoopbackPair) -> bool:
             return True
     except NetlinkError as error:
         delete_loopback_pair(pair)
-        raise KernelError(f"{attempt}: {os.strerror(error.code)}") from error
+        raise KernelError(f"{attempt}: {error.strerror}") from error
 
 
 def has_loopback_pair(pair: LoopbackPair) -> bool:
     """Tell whether the pair is there, complete, up and with its rule."""
-    with IPRoute(groups=0) as route:
-        link = _find(route, pair.out_end)
-        if link is None or not _is_complete(link):
-            return False
-        rules = route.get_rules(family=socket.AF_INET6, table=pair.table)
-        return any(rule.get_attr("FRA_FWMARK") == pair.mark for rule in rules)
+    with Rtnetlink() as route:
+        link = route.find_link(pair.out_end)
+        return link is not None and _is_complete(link) and route.has_rule(pair)
 
 
 def delete_loopback_pair(pair: LoopbackPair) -> None:
     """Remove the pair, with what is bound to it, and the rule; absence is success."""
     try:
-        with IPRoute(groups=0) as route:
+        with Rtnetlink() as route:
             _delete_pair(route, pair)
     except NetlinkError as error:
-        raise KernelError(f"delete {pair.out_end}: {os.strerror(error.code)}") from error
+        raise KernelError(f"delete {pair.out_end}: {error.strerror}") from error
 
 
-def _delete_pair(route: IPRoute, pair: LoopbackPair) -> None:
-    link = _find(route, pair.out_end)
+def _delete_pair(route: Rtnetlink, pair: LoopbackPair) -> None:
+    link = route.find_link(pair.out_end)
     if link is not None and _is_ours(link):
-        route.link("del", index=link["index"])
+        route.delete_link(link.index)
     _delete_rule(route, pair)
 
 
-def _is_complete(link: Any) -> bool:
+def _is_complete(link: LinkInfo) -> bool:
     """Tell whether the pair, by the look of one end, is as `_create` leaves it.
 
     An end that was down has lost its routes, and one whose other end is down has no carrier.
     """
-    is_up = link["flags"] & _IFF_UP and link["flags"] & _IFF_LOWER_UP
-    return bool(is_up and link.get_attr("IFLA_IFALIAS") == ALIAS)
+    return link.has_carrier and link.alias == ALIAS
 
 
-def _is_ours(link: Any) -> bool:
-    is_half_made = link.get_attr("IFLA_GROUP") == HALF_MADE
-    return bool(is_half_made or link.get_attr("IFLA_IFALIAS") == ALIAS)
+def _is_ours(link: LinkInfo) -> bool:
+    return link.alias == ALIAS or link.group == HALF_MADE
 
 
-def _create(route: IPRoute, pair: LoopbackPair) -> None:
-    route.link(
-        "add",
-        ifname=pair.out_end,
-        kind="veth",
-        address=_OUT_MAC,
-        state="up",
-        group=HALF_MADE,
-        peer={"ifname": pair.in_end, "address": _IN_MAC},
-    )
-    out_index, in_index = (
-        int(route.link("get", ifname=end)[0]["index"]) for end in (pair.out_end, pair.in_end)
-    )
-    route.link("set", index=in_index, state="up")
+def _create(route: Rtnetlink, pair: LoopbackPair) -> None:
+    route.create_veth(pair.out_end, DEFAULT_MTU, HALF_MADE, VethPeer(pair.in_end, _IN_MAC))
+    out_index, in_index = map(socket.if_nametoindex, (pair.out_end, pair.in_end))
+    route.set_mac_and_mtu(out_index, _OUT_MAC, DEFAULT_MTU)
+    route.raise_link(in_index)
     for end in (pair.out_end, pair.in_end):
         sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", end)
-    source = str(pair.source)
     # Both ways the other end is the next hop; nobody answers for it, so it is written down.
-    _add_neighbour(route, out_index, _NEXT_HOP, _IN_MAC)
-    _add_neighbour(route, in_index, source, _OUT_MAC)
-    _add_route(route, dst=f"{source}/128", oif=in_index)
-    _add_route(route, dst="default", oif=out_index, gateway=_NEXT_HOP, table=pair.table)
-    _add_route(
-        route,
-        dst="::1/128",
-        oif=out_index,
-        table=_LOCAL_TABLE,
-        type=_RTN_LOCAL,
-        priority=_METRIC,
-    )
+    route.add_neighbour(out_index, _NEXT_HOP, _IN_MAC)
+    route.add_neighbour(in_index, pair.source, _OUT_MAC)
+    route.add_route(in_index, pair.source)
+    route.add_route(out_index, None, gateway=_NEXT_HOP, table=pair.table)
+    route.add_route(out_index, _LOOPBACK, table=LOCAL_TABLE, priority=_METRIC, is_local=True)
     _ensure_rule(route, pair)
-    route.link("set", index=out_index, ifalias=ALIAS, group=NO_GROUP)
+    route.finish_link(pair.out_end, ALIAS, NO_GROUP)
 
 
-def _add_neighbour(route: IPRoute, index: int, address: str, mac: str) -> None:
-    route.neigh("add", dst=address, lladdr=mac, ifindex=index, state=_NUD_PERMANENT)
-
-
-def _add_route(route: IPRoute, **what: Any) -> None:
-    route.route("add", family=socket.AF_INET6, **what)
-
-
-def _rule(pair: LoopbackPair) -> dict[str, Any]:
-    return {
-        "family": socket.AF_INET6,
-        "fwmark": pair.mark,
-        "fwmask": pair.mark,
-        "table": pair.table,
-        "priority": RULE_PRIORITY,
-    }
-
-
-def _ensure_rule(route: IPRoute, pair: LoopbackPair) -> None:
+def _ensure_rule(route: Rtnetlink, pair: LoopbackPair) -> None:
     try:
-        route.rule("add", **_rule(pair))
+        route.add_rule(pair, RULE_PRIORITY)
     except NetlinkError as error:
-        if error.code != errno.EEXIST:
+        if error.errno != errno.EEXIST:
             raise
 
 
-def _delete_rule(route: IPRoute, pair: LoopbackPair) -> None:
+def _delete_rule(route: Rtnetlink, pair: LoopbackPair) -> None:
     try:
-        route.rule("del", **_rule(pair))
+        route.delete_rule(pair, RULE_PRIORITY)
     except NetlinkError as error:
-        if error.code != errno.ENOENT:
+        if error.errno != errno.ENOENT:
             raise
-
-
-def _find(route: IPRoute, name: str) -> Any | None:
-    try:
-        return route.link("get", ifname=name)[0]
-    except NetlinkError as error:
-        if error.code == errno.ENODEV:
-            return None
-        raise

@@ -18,8 +18,10 @@ import struct
 import threading
 from typing import TYPE_CHECKING
 
+from driver.kernel.netlink import parse_attributes, parse_messages, parse_text
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 ENDPOINT_ALIAS = b"pynet endpoint "
 BUFFER_BYTES = 4 * 1024 * 1024  # a flushed ruleset of 5,000 elements is some 1 MB of messages
@@ -41,9 +43,7 @@ _DELTABLE, _DELCHAIN, _DELRULE, _NEWGEN = 2, 5, 8, 15  # NFT_MSG_*
 _INET, _IPV4, _BRIDGE, _IPV6 = 1, 2, 7, 10  # NFPROTO_*
 _CHAIN_ATTRIBUTE = {_DELCHAIN: 3, _DELRULE: 2}  # NFTA_CHAIN_NAME, NFTA_RULE_CHAIN
 
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 
 log = logging.getLogger(__name__)
 
@@ -99,14 +99,17 @@ class Monitor:
             each.close()
 
     def _is_link_damage(self, datagram: bytes) -> bool:
-        return any(is_link_damage(*each, self._is_expected) for each in _messages(datagram))
+        return any(
+            is_link_damage(each.kind, each.port, each.body, self._is_expected)
+            for each in parse_messages(datagram)
+        )
 
     def _is_rule_damage(self, datagram: bytes) -> bool:
         own = self._own_ports()
         return any(
-            is_rule_damage(kind, payload)
-            for kind, port, payload in _messages(datagram)
-            if port not in own
+            is_rule_damage(each.kind, each.body)
+            for each in parse_messages(datagram)
+            if each.port not in own
         )
 
 
@@ -122,19 +125,21 @@ def is_link_damage(
     if kind == _RTM_DELRULE:
         return True
     if kind == _RTM_DELADDR:
-        return _is_worth_keeping(dict(_attributes(payload, 8)).get(_IFA_ADDRESS, b""))
+        return _is_worth_keeping(parse_attributes(payload, 8).get(_IFA_ADDRESS, b""))
     if kind not in {_RTM_NEWLINK, _RTM_DELLINK}:
         return False
     family, _, _, flags, _ = _IFINFO.unpack_from(payload)
-    attributes = dict(_attributes(payload, _IFINFO.size))
-    name = _text(attributes.get(_IFLA_IFNAME, b""))
+    attributes = parse_attributes(payload, _IFINFO.size)
+    name = parse_text(attributes.get(_IFLA_IFNAME, b""))
     if family == _AF_BRIDGE:
         return not name.startswith(("pnh", "veth"))
     is_off = kind == _RTM_DELLINK or not flags & _IFF_UP
     if attributes.get(_IFLA_IFALIAS, b"").startswith(ENDPOINT_ALIAS):
         return (is_off or _IFLA_MASTER not in attributes) and not is_expected(name)
-    info = dict(_attributes(attributes.get(_IFLA_LINKINFO, b""), 0))
-    return is_off and (_text(info.get(_IFLA_INFO_KIND, b"")) == "bridge" or name.startswith("pnlo"))
+    info = parse_attributes(attributes.get(_IFLA_LINKINFO, b""))
+    return is_off and (
+        parse_text(info.get(_IFLA_INFO_KIND, b"")) == "bridge" or name.startswith("pnlo")
+    )
 
 
 def is_rule_damage(kind: int, payload: bytes) -> bool:
@@ -143,15 +148,15 @@ def is_rule_damage(kind: int, payload: bytes) -> bool:
     if subsystem != _SUBSYSTEM or verb == _NEWGEN:
         return False
     family = payload[0]
-    attributes = dict(_attributes(payload, 4))
-    table = _text(attributes.get(1, b""))  # NFTA_*_TABLE is 1 for whatever is in a table
+    attributes = parse_attributes(payload, 4)
+    table = parse_text(attributes.get(1, b""))  # NFTA_*_TABLE is 1 for whatever is in a table
     if family in {_INET, _BRIDGE}:
         return table == "pynet"
     if family not in {_IPV4, _IPV6} or table != "filter":
         return False
     if verb == _DELTABLE:
         return True
-    chain = _text(attributes.get(_CHAIN_ATTRIBUTE.get(verb, 0), b""))
+    chain = parse_text(attributes.get(_CHAIN_ATTRIBUTE.get(verb, 0), b""))
     return chain in {"DOCKER-USER", "FORWARD"}
 
 
@@ -193,28 +198,3 @@ def _open_rules() -> socket.socket:
     rules.bind((0, 0))
     rules.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
     return rules
-
-
-def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yield type, port and payload of each netlink message."""
-    offset = 0
-    while offset + _HEADER.size <= len(datagram):
-        length, kind, _, _, port = _HEADER.unpack_from(datagram, offset)
-        if length < _HEADER.size:
-            return
-        yield kind, port, datagram[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _attributes(payload: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    """Yield type and value of each attribute behind a fixed header of `offset` bytes."""
-    while offset + _ATTRIBUTE.size <= len(payload):
-        length, kind = _ATTRIBUTE.unpack_from(payload, offset)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & 0x3FFF, payload[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")

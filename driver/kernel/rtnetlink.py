@@ -1,48 +1,50 @@
-"""Speak rtnetlink, as far as bridges, veth pairs and their addresses need it; decides nothing.
+"""Speak rtnetlink, as far as links, their addresses and the loopback pair need it; decides nothing.
 
 A container's start waits for these few messages. The kernel takes half a millisecond for a veth
-pair; with pyroute2, which knows all of netlink, the same takes four. So they are encoded here, and
-pyroute2 does what nobody waits for (`driver.kernel.loopback`, `driver.kernel.conntrack`).
-
-A socket belongs to the network namespace in which it was opened, whichever thread uses it then.
-include/uapi/linux/netlink.h, rtnetlink.h, if_link.h, if_addr.h and linux/veth.h have the numbers.
+pair; pyroute2, which knows all of netlink, took four for the same, and 10 MB of memory.
+include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h, neighbour.h and fib_rules.h have the numbers.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface
-from typing import TYPE_CHECKING, Self
+from ipaddress import IPv6Address, ip_address, ip_interface
+from typing import TYPE_CHECKING
+
+from driver.kernel.netlink import (
+    CREATE,
+    EXCLUSIVE,
+    ROUTE,
+    Connection,
+    NetlinkError,
+    encode_attribute,
+    encode_number,
+    encode_text,
+    parse_attributes,
+    parse_number,
+    parse_text,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
-
-    from driver.model import IPInterface, MacAddress
+    from driver.model import IPInterface, LoopbackPair, MacAddress
 
 LINK_CHANGES = 1  # RTMGRP_LINK
-IFF_UP = 1
+IFF_UP, IFF_LOWER_UP = 1, 1 << 16
+MAIN_TABLE, LOCAL_TABLE = 254, 255
 
-_SOL_NETLINK, _CAP_ACK, _GET_STRICT_CHK = 270, 10, 12
-_BUFFER = 1 << 16
-
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
-_ATTRIBUTE = struct.Struct("=HH")  # rtattr: length, type
 _LINK_HEAD = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS_HEAD = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefix length, flags, scope, index
-_NUMBER = struct.Struct("=I")
-_STATUS = struct.Struct("=i")
+_NEIGHBOUR_HEAD = struct.Struct("=B3xiHBB")  # ndmsg: family, index, state, flags, type
+_ROUTE_HEAD = struct.Struct("=8BI")  # rtmsg: family, lengths, tos, table, protocol, scope, type
+_RULE_HEAD = struct.Struct("=8BI")  # fib_rule_hdr: family, lengths, tos, table, 0, 0, action
 
-_ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
-_REQUEST, _ACK, _DUMP, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400  # NLM_F_…
-_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
 _NEW_LINK, _DELETE_LINK, _GET_LINK = 16, 17, 18  # RTM_…LINK
 _NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22  # RTM_…ADDR
-_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without the bits for nesting and byte order
+_NEW_ROUTE, _NEW_NEIGHBOUR = 24, 28
+_NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34
 
 # IFLA_…
 _MAC, _NAME, _MTU, _OTHER_END, _MASTER, _INFO = 1, 3, 4, 5, 10, 18
@@ -56,12 +58,13 @@ _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _ADDRESS, _LOCAL, _BROADCAST, _ADDRESS_FLAGS = 1, 2, 4, 8
 _NO_DAD = 0x02  # IFA_F_NODAD
 
-
-class NetlinkError(OSError):
-    """The kernel refused a message, for the reason that `errno` has."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number, os.strerror(number))
+# NDA_…, RTA_…, FRA_…
+_NEIGHBOUR_ADDRESS, _NEIGHBOUR_MAC = 1, 2
+_DESTINATION, _OUT_INDEX, _GATEWAY, _PRIORITY, _TABLE = 1, 4, 5, 6, 15
+_RULE_PRIORITY, _RULE_MARK, _RULE_TABLE, _RULE_MASK = 6, 10, 15, 16
+_PERMANENT = 0x80  # NUD_PERMANENT
+_TABLE_UNSPEC, _STATIC, _UNIVERSE = 0, 4, 0  # RT_TABLE_, RTPROT_, RT_SCOPE_
+_UNICAST, _LOCAL_ROUTE, _TO_TABLE = 1, 2, 1  # RTN_UNICAST, RTN_LOCAL, FR_ACT_TO_TBL
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,11 @@ class LinkInfo:
     other_end_moved: bool = False
 
     @property
+    def has_carrier(self) -> bool:
+        """Whether it is up and so is what it is connected to."""
+        return self.is_up and bool(self.flags & IFF_LOWER_UP)
+
+    @property
     def is_up(self) -> bool:
         """Whether it is meant to be up, with a carrier or without."""
         return bool(self.flags & IFF_UP)
@@ -100,90 +108,73 @@ class VethPeer:
     namespace: int | None = None
 
 
-class Rtnetlink:
+class Rtnetlink(Connection):
     """A rtnetlink socket of the calling thread's network namespace; to be used by one thread.
 
     Every method raises NetlinkError with the kernel's reason if it refuses.
     """
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        self._sequence = 0
-        self._is_torn = False
-        try:
-            self._socket.bind((0, 0))
-            self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
-            self._socket.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._socket.close()
+        super().__init__(ROUTE)
 
     # -- links
 
     def create_bridge(self, name: str, mac: MacAddress, mtu: int, group: int) -> None:
         """Make a bridge, up, in a group of interfaces."""
-        attributes = _text(_NAME, name) + _mac(mac) + _number(_MTU, mtu) + _number(_GROUP, group)
-        body = _up(0) + attributes + _attribute(_INFO, _text(_KIND, "bridge"))
-        self._change(_NEW_LINK, body, _CREATE | _EXCLUSIVE)
+        body = _up(0) + encode_text(_NAME, name) + _mac(mac) + encode_number(_MTU, mtu)
+        body += encode_number(_GROUP, group) + encode_attribute(_INFO, encode_text(_KIND, "bridge"))
+        self.change(_NEW_LINK, body, CREATE | EXCLUSIVE)
 
-    def create_veth(self, name: str, mtu: int, master: int, group: int, peer: VethPeer) -> None:
+    def create_veth(
+        self, name: str, mtu: int, group: int, peer: VethPeer, master: int | None = None
+    ) -> None:
         """Make a veth pair, both ends of one MTU, this one up and on the bridge `master`."""
-        other = _link(0) + _text(_NAME, peer.name) + _mac(peer.mac) + _number(_MTU, mtu)
+        other = _link(0) + encode_text(_NAME, peer.name) + _mac(peer.mac)
+        other += encode_number(_MTU, mtu)
         if peer.namespace is not None:
-            other += _number(_NAMESPACE, peer.namespace)
-        kind = _text(_KIND, "veth") + _attribute(_DATA, _attribute(_VETH_PEER, other))
-        attributes = _text(_NAME, name) + _number(_MTU, mtu) + _number(_MASTER, master)
-        body = _up(0) + attributes + _number(_GROUP, group) + _attribute(_INFO, kind)
-        self._change(_NEW_LINK, body, _CREATE | _EXCLUSIVE)
+            other += encode_number(_NAMESPACE, peer.namespace)
+        data = encode_attribute(_DATA, encode_attribute(_VETH_PEER, other))
+        body = _up(0) + encode_text(_NAME, name) + encode_number(_MTU, mtu)
+        body += encode_number(_GROUP, group)
+        body += b"" if master is None else encode_number(_MASTER, master)
+        body += encode_attribute(_INFO, encode_text(_KIND, "veth") + data)
+        self.change(_NEW_LINK, body, CREATE | EXCLUSIVE)
 
     def finish_link(self, name: str, alias: str, group: int, *, hairpin: bool = False) -> None:
         """Give a link its alias and group; `hairpin` is for one that is on a bridge."""
-        body = _link(0) + _text(_NAME, name) + _text(_ALIAS, alias) + _number(_GROUP, group)
-        self._change(_NEW_LINK, body + (_port(hairpin=True) if hairpin else b""))
+        body = _named(name) + encode_text(_ALIAS, alias) + encode_number(_GROUP, group)
+        self.change(_NEW_LINK, body + (_port(hairpin=True) if hairpin else b""))
 
     def set_hairpin(self, index: int) -> None:
         """Let frames go back by the bridge's port that they came from."""
-        self._change(_NEW_LINK, _link(index) + _port(hairpin=True))
+        self.change(_NEW_LINK, _link(index) + _port(hairpin=True))
 
     def raise_link(self, index: int, master: int | None = None) -> None:
         """Bring a link up, and onto a bridge if one is given."""
-        body = _up(index) + (b"" if master is None else _number(_MASTER, master))
-        self._change(_NEW_LINK, body)
+        body = _up(index) + (b"" if master is None else encode_number(_MASTER, master))
+        self.change(_NEW_LINK, body)
 
     def set_mac_and_mtu(self, index: int, mac: MacAddress, mtu: int) -> None:
         """Change a link's MAC address and MTU."""
-        self._change(_NEW_LINK, _link(index) + _mac(mac) + _number(_MTU, mtu))
+        self.change(_NEW_LINK, _link(index) + _mac(mac) + encode_number(_MTU, mtu))
 
     def set_group(self, index: int, group: int) -> None:
         """Put a link into a group."""
-        self._change(_NEW_LINK, _link(index) + _number(_GROUP, group))
+        self.change(_NEW_LINK, _link(index) + encode_number(_GROUP, group))
 
     def delete_link(self, which: str | int) -> None:
         """Delete a link, and a veth's other end with it; waits for the kernel's grace periods."""
-        self._change(_DELETE_LINK, _named(which))
+        self.change(_DELETE_LINK, _named(which))
 
     def delete_group(self, group: int) -> None:
         """Delete all links of a group, waiting for the grace periods once."""
-        self._change(_DELETE_LINK, _link(0) + _number(_GROUP, group))
+        self.change(_DELETE_LINK, _link(0) + encode_number(_GROUP, group))
 
     def find_link(self, which: str | int) -> LinkInfo | None:
         """Return the link of a name or an index, None if there is none."""
-        body = _named(which) + _number(_EXT_MASK, _SKIP_STATISTICS)
+        body = _named(which) + encode_number(_EXT_MASK, _SKIP_STATISTICS)
         try:
-            answer = self._ask(_GET_LINK, body)
+            answer = self.ask(_GET_LINK, body)
         except NetlinkError as error:
             if error.errno == errno.ENODEV:
                 return None
@@ -192,73 +183,78 @@ class Rtnetlink:
 
     def links(self) -> tuple[LinkInfo, ...]:
         """Return every link."""
-        body = _link(0) + _number(_EXT_MASK, _SKIP_STATISTICS)
-        return tuple(map(_parse_link, self._dump(_GET_LINK, body)))
+        body = _link(0) + encode_number(_EXT_MASK, _SKIP_STATISTICS)
+        return tuple(map(_parse_link, self.dump(_GET_LINK, body)))
 
     # -- addresses
 
     def add_address(self, index: int, address: IPInterface) -> None:
         """Give an interface an address, at once: IPv6 without looking for a duplicate."""
-        self._change(_NEW_ADDRESS, _address(index, address, new=True), _CREATE | _EXCLUSIVE)
+        self.change(_NEW_ADDRESS, _address(index, address, new=True), CREATE | EXCLUSIVE)
 
     def delete_address(self, index: int, address: IPInterface) -> None:
         """Take an address from an interface."""
-        self._change(_DELETE_ADDRESS, _address(index, address, new=False))
+        self.change(_DELETE_ADDRESS, _address(index, address, new=False))
 
     def addresses(self, index: int = 0) -> dict[int, frozenset[IPInterface]]:
         """Return the addresses of an interface, or of all, by index."""
-        answers = self._dump(_GET_ADDRESS, _ADDRESS_HEAD.pack(0, 0, 0, 0, index))
+        answers = self.dump(_GET_ADDRESS, _ADDRESS_HEAD.pack(0, 0, 0, 0, index))
         found: dict[int, set[IPInterface]] = {}
         for answer in answers:
             found.setdefault(_index_of(answer), set()).add(_parse_address(answer))
         return {index: frozenset(addresses) for index, addresses in found.items()}
 
-    # -- messages
+    # -- the loopback pair's neighbours, routes and rule, all of IPv6
 
-    def _change(self, kind: int, body: bytes, flags: int = 0) -> None:
-        """Send what is to be done and wait until it is."""
-        self._send(kind, flags | _ACK, body)
-        for _ in self._answers():
-            pass
+    def add_neighbour(self, index: int, address: IPv6Address, mac: MacAddress) -> None:
+        """Write down where a neighbour is."""
+        head = _NEIGHBOUR_HEAD.pack(socket.AF_INET6, index, _PERMANENT, 0, 0)
+        where = encode_attribute(_NEIGHBOUR_ADDRESS, address.packed)
+        where += encode_attribute(_NEIGHBOUR_MAC, _packed(mac))
+        self.change(_NEW_NEIGHBOUR, head + where, CREATE | EXCLUSIVE)
 
-    def _ask(self, kind: int, body: bytes) -> bytes:
-        """Send a question and return the body of the answer."""
-        self._send(kind, 0, body)
-        return next(self._answers())
+    def add_route(  # noqa: PLR0913 - what a route is
+        self,
+        index: int,
+        destination: IPv6Address | None,
+        *,
+        gateway: IPv6Address | None = None,
+        table: int = MAIN_TABLE,
+        priority: int | None = None,
+        is_local: bool = False,
+    ) -> None:
+        """Add a route out of an interface to one address, or to all for None."""
+        length = 0 if destination is None else destination.max_prefixlen
+        kind = _LOCAL_ROUTE if is_local else _UNICAST
+        body = _ROUTE_HEAD.pack(
+            socket.AF_INET6, length, 0, 0, _TABLE_UNSPEC, _STATIC, _UNIVERSE, kind, 0
+        )
+        body += encode_number(_OUT_INDEX, index) + encode_number(_TABLE, table)
+        if destination is not None:
+            body += encode_attribute(_DESTINATION, destination.packed)
+        if gateway is not None:
+            body += encode_attribute(_GATEWAY, gateway.packed)
+        if priority is not None:
+            body += encode_number(_PRIORITY, priority)
+        self.change(_NEW_ROUTE, body, CREATE | EXCLUSIVE)
 
-    def _dump(self, kind: int, body: bytes) -> list[bytes]:
-        """Return the bodies of everything there is of a kind, from one consistent listing."""
-        while True:
-            self._send(kind, _DUMP, body)
-            self._is_torn = False
-            found = list(self._answers())
-            if not self._is_torn:
-                return found
+    def add_rule(self, pair: LoopbackPair, priority: int) -> None:
+        """Have what carries the pair's mark look into its table."""
+        self.change(_NEW_RULE, _rule(pair, priority), CREATE | EXCLUSIVE)
 
-    def _send(self, kind: int, flags: int, body: bytes) -> None:
-        self._sequence += 1
-        length = _HEADER.size + len(body)
-        head = _HEADER.pack(length, kind, flags | _REQUEST, self._sequence, 0)
-        self._socket.send(head + body)
+    def delete_rule(self, pair: LoopbackPair, priority: int) -> None:
+        """Have it do so no more."""
+        self.change(_DELETE_RULE, _rule(pair, priority))
 
-    def _answers(self) -> Iterator[bytes]:
-        """Yield the bodies of the messages that answer, to the acknowledgement or the last."""
-        while True:
-            received = self._socket.recv(_BUFFER)
-            offset = 0
-            while offset < len(received):
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(received, offset)
-                body = received[offset + _HEADER.size : offset + length]
-                offset += _aligned(length)
-                if sequence != self._sequence:
-                    continue  # the rest of an answer that nobody waited for
-                self._is_torn |= bool(flags & _INTERRUPTED)
-                if kind in {_ERROR, _DONE}:
-                    number = -_STATUS.unpack_from(body)[0]
-                    if number:
-                        raise NetlinkError(number)
-                    return
-                yield body
+    def has_rule(self, pair: LoopbackPair) -> bool:
+        """Tell whether there is a rule by which the mark leads to the table."""
+        head = _RULE_HEAD.pack(socket.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
+        rules = (parse_attributes(body, _RULE_HEAD.size) for body in self.dump(_GET_RULE, head))
+        return any(
+            parse_number(rule.get(_RULE_TABLE)) == pair.table
+            and parse_number(rule.get(_RULE_MARK)) == pair.mark
+            for rule in rules
+        )
 
 
 def _link(index: int) -> bytes:
@@ -266,7 +262,7 @@ def _link(index: int) -> bytes:
 
 
 def _named(which: str | int) -> bytes:
-    return _link(which) if isinstance(which, int) else _link(0) + _text(_NAME, which)
+    return _link(which) if isinstance(which, int) else _link(0) + encode_text(_NAME, which)
 
 
 def _up(index: int) -> bytes:
@@ -275,8 +271,8 @@ def _up(index: int) -> bytes:
 
 def _port(*, hairpin: bool) -> bytes:
     """Return what changes a bridge's port; with a link's other changes it is one message."""
-    data = _attribute(_SLAVE_DATA, _attribute(_HAIRPIN, bytes([hairpin])))
-    return _attribute(_INFO, _text(_SLAVE_KIND, "bridge") + data)
+    data = encode_attribute(_SLAVE_DATA, encode_attribute(_HAIRPIN, bytes([hairpin])))
+    return encode_attribute(_INFO, encode_text(_SLAVE_KIND, "bridge") + data)
 
 
 def _address(index: int, address: IPInterface, *, new: bool) -> bytes:
@@ -284,36 +280,36 @@ def _address(index: int, address: IPInterface, *, new: bool) -> bytes:
     family = socket.AF_INET if is_ipv4 else socket.AF_INET6
     head = _ADDRESS_HEAD.pack(family, address.network.prefixlen, 0, 0, index)
     packed = address.ip.packed
-    body = head + _attribute(_LOCAL, packed) + _attribute(_ADDRESS, packed)
+    body = head + encode_attribute(_LOCAL, packed) + encode_attribute(_ADDRESS, packed)
     if not new:
         return body
     if is_ipv4:
-        return body + _attribute(_BROADCAST, address.network.broadcast_address.packed)
-    return body + _number(_ADDRESS_FLAGS, _NO_DAD)
+        return body + encode_attribute(_BROADCAST, address.network.broadcast_address.packed)
+    return body + encode_number(_ADDRESS_FLAGS, _NO_DAD)
 
 
 def _parse_link(body: bytes) -> LinkInfo:
     _, _, index, flags, _ = _LINK_HEAD.unpack_from(body)
-    found = _attributes(body, _LINK_HEAD.size)
-    info = _attributes(found.get(_INFO, b""))
+    found = parse_attributes(body, _LINK_HEAD.size)
+    info = parse_attributes(found.get(_INFO, b""))
     return LinkInfo(
         index=index,
-        name=_text_of(found.get(_NAME, b"")),
-        kind=_text_of(info[_KIND]) if _KIND in info else None,
-        alias=_text_of(found.get(_ALIAS, b"")),
+        name=parse_text(found.get(_NAME, b"")),
+        kind=parse_text(info[_KIND]) if _KIND in info else None,
+        alias=parse_text(found.get(_ALIAS, b"")),
         mac=found.get(_MAC, b"").hex(":"),
-        mtu=_number_of(found.get(_MTU)),
+        mtu=parse_number(found.get(_MTU)),
         flags=flags,
-        group=_number_of(found.get(_GROUP)),
-        master=_number_of(found.get(_MASTER)),
-        other_end=_number_of(found.get(_OTHER_END)),
+        group=parse_number(found.get(_GROUP)),
+        master=parse_number(found.get(_MASTER)),
+        other_end=parse_number(found.get(_OTHER_END)),
         other_end_moved=_OTHER_NAMESPACE in found,
     )
 
 
 def _parse_address(body: bytes) -> IPInterface:
     _, prefixlen, _, _, _ = _ADDRESS_HEAD.unpack_from(body)
-    found = _attributes(body, _ADDRESS_HEAD.size)
+    found = parse_attributes(body, _ADDRESS_HEAD.size)
     # A point-to-point interface has the other side's address there; its own is the local one.
     return ip_interface((ip_address(found.get(_LOCAL, found[_ADDRESS])), prefixlen))
 
@@ -323,42 +319,20 @@ def _index_of(body: bytes) -> int:
     return index
 
 
-def _attributes(body: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Return the attributes of a message from the offset on, by type."""
-    found: dict[int, bytes] = {}
-    while offset + _ATTRIBUTE.size <= len(body):
-        length, kind = _ATTRIBUTE.unpack_from(body, offset)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind & _TYPE_MASK] = body[offset + _ATTRIBUTE.size : offset + length]
-        offset += _aligned(length)
-    return found
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    length = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(length, kind) + value + bytes(_aligned(length) - length)
-
-
-def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, _NUMBER.pack(value))
-
-
-def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+def _rule(pair: LoopbackPair, priority: int) -> bytes:
+    head = _RULE_HEAD.pack(socket.AF_INET6, 0, 0, 0, _TABLE_UNSPEC, 0, 0, _TO_TABLE, 0)
+    return (
+        head
+        + encode_number(_RULE_PRIORITY, priority)
+        + encode_number(_RULE_MARK, pair.mark)
+        + encode_number(_RULE_MASK, pair.mark)
+        + encode_number(_RULE_TABLE, pair.table)
+    )
 
 
 def _mac(mac: MacAddress) -> bytes:
-    return _attribute(_MAC, bytes.fromhex(mac.replace(":", "")))
+    return encode_attribute(_MAC, _packed(mac))
 
 
-def _number_of(value: bytes | None) -> int:
-    return 0 if value is None else int(_NUMBER.unpack_from(value)[0])
-
-
-def _text_of(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3
+def _packed(mac: MacAddress) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,6 +141,8 @@ def _why_missing(key: str, path: Path, *, on_host: bool) -> str:
     if on_host:
         return f"{key}: is not per network namespace; it is set on the host, for the whole machine"
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    from difflib import get_close_matches  # noqa: PLC0415 - for who mistypes, and slow to come
+
     near = get_close_matches(path.name, siblings, n=1)
     hint = f"; did you mean {key.rpartition('.')[0]}.{near[0]}?" if near else ""
     return f"{key}: this kernel has no such parameter{hint}"

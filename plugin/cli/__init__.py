@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from driver.errors import DriverError
-from plugin.ask import AskError, DriverDown
+from plugin.errors import AskError, DriverDown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

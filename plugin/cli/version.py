@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from plugin.ask import AskError, ask_driver
+from plugin.ask import ask_driver
 from plugin.cli.terminal import json_option, print_json
 from plugin.cli.who import socket_path
+from plugin.errors import AskError
 from plugin.version import find_revision, find_version
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plugin.ask import AskError
+from plugin.errors import AskError
 from plugin.settings import parse_settings
 
 if TYPE_CHECKING:

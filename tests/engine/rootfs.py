@@ -28,6 +28,7 @@ class Suite:
     extra: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     release: str = ""  # the name, unless another suite has it
+    variant: str = "minbase"  # mmdebstrap's word; "extract" unpacks and sets nothing up
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -76,6 +77,15 @@ SERVICE = Suite(
     release="bookworm",
 )
 
+# What pynet is measured beside, and with; see bench.
+PEERS = Suite(
+    "peers",
+    extra=("containernetworking-plugins", "netavark", "iperf3"),
+    options=MOVING,
+    release="forky",
+    variant="extract",
+)
+
 
 def cache_folder() -> Path:
     """Return the folder, outside the repository, that holds roots and running engines."""
@@ -86,7 +96,7 @@ def cache_folder() -> Path:
 
 def ensure_root(suite: str) -> Path:
     """Return the suite's root file system, making it if it is absent or its packages changed."""
-    wanted = {**SUITES, PYTHON.name: PYTHON, SERVICE.name: SERVICE}[suite]
+    wanted = {**SUITES, **{each.name: each for each in (PYTHON, SERVICE, PEERS)}}[suite]
     root = cache_folder() / suite
     with lock(root.with_suffix(".lock")):
         if not _is_current(root, wanted):
@@ -116,7 +126,11 @@ def _build(root: Path, suite: Suite) -> None:
     """Make the root beside its final place, so that what has the final name is complete."""
     partial = root.with_suffix(".partial")
     _remove(partial)
-    options = ["--variant=minbase", f"--include={','.join(suite.packages)}", *suite.options]
+    options = [
+        f"--variant={suite.variant}",
+        f"--include={','.join(suite.packages)}",
+        *suite.options,
+    ]
     release = suite.release or suite.name
     subprocess.run(["mmdebstrap", *options, release, partial, _mirror()], check=True)
     (partial / MARKER).write_text(_marker_text(suite))

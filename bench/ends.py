@@ -1,0 +1,96 @@
+"""Have both ends of a connection somewhere: in a container, on the host, or on the neighbour."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from subprocess import DEVNULL, PIPE
+from typing import TYPE_CHECKING, Any
+
+from tests.engine import steps
+from tests.engine.driver import REPOSITORY
+from tests.engine.wait import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.engine.engine import Engine
+
+TALK = (sys.executable, "-I", str(REPOSITORY / "bench/talk.py"))
+LIBRARIES = "LD_LIBRARY_PATH=/run/peers/usr/lib/x86_64-linux-gnu"
+HOST, LAN = "host", "lan"
+SECONDS = 2
+
+
+def enter(engine: Engine, place: str) -> tuple[str, ...]:
+    """Return the words that run a command of the machine in a container's network."""
+    if place in {HOST, LAN}:
+        return ()
+    return ("nsenter", f"--net={steps.settings(engine, place)['SandboxKey']}")
+
+
+@contextmanager
+def serving(engine: Engine, place: str, *argv: str, says: str = "") -> Iterator[None]:
+    """Run a server in a container for as long as the block lasts, from when it says it is ready."""
+    out = PIPE if says else DEVNULL
+    server = engine.popen(*enter(engine, place), *argv, stdout=out, stderr=DEVNULL)
+    try:
+        if server.stdout is not None:
+            assert server.stdout.readline().strip() == says
+        yield
+    finally:
+        server.kill_group()
+        if server.stdout is not None:
+            server.stdout.close()
+
+
+@contextmanager
+def echoing(engine: Engine, place: str, port: int) -> Iterator[None]:
+    """Answer every connection and every byte on a port of a container."""
+    with serving(engine, place, *TALK, "echo", str(port), says="ready"):
+        yield
+
+
+@contextmanager
+def sinking(engine: Engine, place: str, port: int) -> Iterator[None]:
+    """Take as much as anybody sends, on a port of a container."""
+    with serving(engine, place, *_iperf(engine, "-s", "-p", str(port))):
+        key = enter(engine, place)
+        wait_until(
+            lambda: f":{port} " in engine.run(*key, "ss", "-Hltn").stdout, 10, "iperf3 listens"
+        )
+        yield
+
+
+def measure_throughput(engine: Engine, place: str, host: str, port: int) -> float:
+    """Return the gigabits a second that arrive from a place."""
+    words = _iperf(engine, "-c", host, "-p", str(port), "-t", str(SECONDS), "-J")
+    answer = json.loads(_run(engine, place, *words))
+    return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+def measure_round_trip(engine: Engine, place: str, host: str, port: int) -> float:
+    """Return the microseconds of the median of 2,000 round trips of a byte."""
+    taken = ask(engine, place, "pings", host, str(port), "2000")
+    return float(sorted(taken)[len(taken) // 2])
+
+
+def measure_connections(engine: Engine, place: str, host: str, port: int) -> float:
+    """Return the new connections a second."""
+    return float(ask(engine, place, "connects", host, str(port), str(SECONDS)))
+
+
+def ask(engine: Engine, place: str, *words: str) -> Any:
+    """Run `bench.talk` in a place; return what it says."""
+    return json.loads(_run(engine, place, *TALK, *words))
+
+
+def _run(engine: Engine, place: str, *argv: str) -> str:
+    if place == LAN:
+        return engine.lan_run(*argv).stdout
+    return engine.run(*enter(engine, place), *argv).stdout
+
+
+def _iperf(engine: Engine, *words: str) -> list[str]:
+    return engine.chroot("env", LIBRARIES, "/run/peers/usr/bin/iperf3", *words)

@@ -1,0 +1,89 @@
+"""Measure how the cost of one more container grows with those that are there.
+
+pynet at 1,000 endpoints and 1,000 published ports beside itself at one, on two hosts at once, and
+the peers as far as one has the patience to fill them.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from bench.measure import Curve, Results, Row, Series
+from bench.stage import private_engine, worker_on
+
+if TYPE_CHECKING:
+    from bench.stage import Worker
+
+OURS = ("handover", "direct")
+PEERS = {"cni": "CNI chain", "netavark": "netavark"}
+COUNTS = (1, 10, 30, 100, 300, 1000)
+PEERS_UP_TO = 100  # a third of a second each, and each slower than the one before
+LIVES, PEER_LIVES = 12, 5
+COMPARED = 100  # lives on either host at the end
+LIMIT = 1.15
+MILLI = 1000
+
+
+def measure() -> Results:
+    """Return the rows at 1,000 over 1, and the curves."""
+    with ExitStack() as stack:
+        engines = [stack.enter_context(private_engine()) for _ in range(2)]
+        few, many = (stack.enter_context(worker_on(engine)) for engine in engines)
+        for worker in (few, many):
+            for kind in (*OURS, *PEERS):
+                worker.ask("set_up", kind=kind)
+                worker.life(kind)
+        few.begin("handover", number=1)
+        points = _fill(many)
+        rows = tuple(_compare(kind, few, many) for kind in OURS)
+        version = engines[0].version
+    curves = tuple(
+        Curve(PEERS.get(kind, f"pynet, {kind}"), "ms", at) for kind, at in points.items()
+    )
+    return Results(version, rows, {"One more container's network beside those there": curves})
+
+
+def _fill(worker: Worker) -> dict[str, dict[int, Series]]:
+    """Add containers, and measure one more at each count; return all of it by kind.
+
+    The containers of either way to attach are all the same to the driver, so one way fills it.
+    """
+    points: dict[str, dict[int, Series]] = {kind: {} for kind in (*OURS, *PEERS)}
+    there = dict.fromkeys(("handover", *PEERS), 0)
+    for count in COUNTS:
+        peers = PEERS if count <= PEERS_UP_TO else ()
+        for kind in ("handover", *peers):
+            while there[kind] < count:
+                there[kind] += 1
+                worker.begin(kind, number=there[kind])
+        taken: dict[str, list[float]] = {kind: [] for kind in (*OURS, *peers)}
+        for number in range(LIVES):
+            for kind, values in taken.items():
+                if kind in OURS or number < PEER_LIVES:
+                    values.append(_life(worker, kind))
+        for kind, values in taken.items():
+            points[kind][count] = Series(tuple(values))
+    return points
+
+
+def _compare(kind: str, few: Worker, many: Worker) -> Row:
+    """Return the row that compares a life on the full host with one beside a single other."""
+    values: dict[str, list[float]] = {"few": [], "many": []}
+    for _ in range(COMPARED):
+        values["few"].append(_life(few, kind))
+        values["many"].append(_life(many, kind))
+    return Row(
+        "that part at 1,000 endpoints and 1,000 ports over that at 1",
+        "ms",
+        Series(tuple(values["many"])),
+        "itself at 1",
+        Series(tuple(values["few"])),
+        kind,
+        LIMIT,
+    )
+
+
+def _life(worker: Worker, kind: str) -> float:
+    seconds = sum(seconds for _, seconds in worker.life(kind))
+    return seconds * MILLI

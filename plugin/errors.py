@@ -1,0 +1,9 @@
+"""Name the failures of asking the driver, so that nobody needs an HTTP client to tell of them."""
+
+
+class AskError(Exception):
+    """What was asked for cannot be told; the text says why."""
+
+
+class DriverDown(AskError):  # noqa: N818 - the field calls it by what happened
+    """Nobody answers on the driver's socket, or somebody else does."""
