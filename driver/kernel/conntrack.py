@@ -48,6 +48,8 @@ def _forget(family: socket.AddressFamily, bindings: list[PortBinding]) -> None:
                     _delete(tracking, flow)
     except NetlinkError as error:
         raise KernelError(f"forget UDP flows: {os.strerror(error.code)}") from error
+    except OSError as error:
+        raise KernelError(f"forget UDP flows: {error.strerror or error}") from error
 
 
 def _is_published(flow: NFCTAttrTuple, binding: PortBinding) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
@@ -19,8 +20,11 @@ from pyroute2.netlink.exceptions import NetlinkError
 from driver.errors import Conflict, KernelError
 from driver.kernel import sysctl
 from driver.kernel.links import HALF_MADE, NO_GROUP
+from driver.undo import Rollback
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from driver.model import LoopbackPair
 
 ALIAS = "pynet: from the host's ::1 to published ports"
@@ -41,25 +45,22 @@ def ensure_loopback_pair(pair: LoopbackPair) -> bool:
     or removed the rule (systemd-networkd does, with every rule that it does not know).
     """
     attempt = f"create {pair.out_end} and {pair.in_end}"
-    try:
-        with IPRoute(groups=0) as route:
-            link = _find(route, pair.out_end)
-            if link is not None and _is_complete(link):
-                _ensure_rule(route, pair)
-                return False
-            if link is not None and not _is_ours(link):
-                raise Conflict(f"{attempt}: somebody else has an interface of that name")
-            _delete_pair(route, pair)
-            _create(route, pair)
-            return True
-    except NetlinkError as error:
-        delete_loopback_pair(pair)
-        raise KernelError(f"{attempt}: {os.strerror(error.code)}") from error
+    with _route(attempt) as route, Rollback() as undo:
+        link = _find(route, pair.out_end)
+        if link is not None and _is_complete(link):
+            _ensure_rule(route, pair)
+            return False
+        if link is not None and not _is_ours(link):
+            raise Conflict(f"{attempt}: somebody else has an interface of that name")
+        _delete_pair(route, pair)
+        undo.push(_delete_pair, route, pair)
+        _create(route, pair)
+        return True
 
 
 def has_loopback_pair(pair: LoopbackPair) -> bool:
     """Tell whether the pair is there, complete, up and with its rule."""
-    with IPRoute(groups=0) as route:
+    with _route(f"look at {pair.out_end}") as route:
         link = _find(route, pair.out_end)
         if link is None or not _is_complete(link):
             return False
@@ -69,11 +70,20 @@ def has_loopback_pair(pair: LoopbackPair) -> bool:
 
 def delete_loopback_pair(pair: LoopbackPair) -> None:
     """Remove the pair, with what is bound to it, and the rule; absence is success."""
+    with _route(f"delete {pair.out_end}") as route:
+        _delete_pair(route, pair)
+
+
+@contextmanager
+def _route(attempt: str) -> Iterator[IPRoute]:
+    """Open rtnetlink; what fails inside becomes `attempt: reason`."""
     try:
         with IPRoute(groups=0) as route:
-            _delete_pair(route, pair)
+            yield route
     except NetlinkError as error:
-        raise KernelError(f"delete {pair.out_end}: {os.strerror(error.code)}") from error
+        raise KernelError(f"{attempt}: {os.strerror(error.code)}") from error
+    except OSError as error:  # no descriptor is left, or no buffer
+        raise KernelError(f"{attempt}: {error.strerror or error}") from error
 
 
 def _delete_pair(route: IPRoute, pair: LoopbackPair) -> None:

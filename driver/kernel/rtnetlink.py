@@ -133,9 +133,9 @@ class Rtnetlink:
 
     # -- links
 
-    def create_bridge(self, name: str, mac: MacAddress, mtu: int, group: int) -> None:
+    def create_bridge(self, name: str, mac: MacAddress, group: int) -> None:
         """Make a bridge, up, in a group of interfaces."""
-        attributes = _text(_NAME, name) + _mac(mac) + _number(_MTU, mtu) + _number(_GROUP, group)
+        attributes = _text(_NAME, name) + _mac(mac) + _number(_GROUP, group)
         body = _up(0) + attributes + _attribute(_INFO, _text(_KIND, "bridge"))
         self._change(_NEW_LINK, body, _CREATE | _EXCLUSIVE)
 
@@ -149,9 +149,12 @@ class Rtnetlink:
         body = _up(0) + attributes + _number(_GROUP, group) + _attribute(_INFO, kind)
         self._change(_NEW_LINK, body, _CREATE | _EXCLUSIVE)
 
-    def finish_link(self, name: str, alias: str, group: int, *, hairpin: bool = False) -> None:
+    def finish_link(
+        self, name: str, alias: str, group: int, *, mtu: int | None = None, hairpin: bool = False
+    ) -> None:
         """Give a link its alias and group; `hairpin` is for one that is on a bridge."""
         body = _link(0) + _text(_NAME, name) + _text(_ALIAS, alias) + _number(_GROUP, group)
+        body += b"" if mtu is None else _number(_MTU, mtu)
         self._change(_NEW_LINK, body + (_port(hairpin=True) if hairpin else b""))
 
     def set_hairpin(self, index: int) -> None:
