@@ -26,8 +26,8 @@ from driver.kernel.elements import Elements, parse_changes
 from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
-from driver.undo import Rollback
 from driver.recent import Recent
+from driver.undo import Rollback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

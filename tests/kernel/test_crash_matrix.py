@@ -1,8 +1,8 @@
 """The real server is killed at every step of every operation, started again, and nothing is lost.
 
-The steps are those of a recording, so that a new one cannot be forgotten: everything that it asks of
-the kernel, every commit, the answer. After each death: `check` finds nothing, Docker's request comes
-again and succeeds, and when Docker has deleted everything nothing is left.
+The steps are those of a recording, so that a new one cannot be forgotten: everything that it asks
+of the kernel, every commit, the answer. After each death: `check` finds nothing, Docker's request
+comes again and succeeds, and when Docker has deleted everything nothing is left.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import threading
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -32,15 +31,16 @@ from driver.store import FILE_NAME, Store
 from plugin import app
 from tests.engine.soak import PART, repetitions
 from tests.engine.wait import wait_until
+from tests.kernel.daemon import Daemon
 from tests.kernel.host import bound, run
 from tests.kernel.libnetwork import Sandbox, network_call, port_options
 from tests.kernel.seams import stepping_in
-from tests.kernel.daemon import Daemon
 from tests.samples import KEEPALIVE, RP_FILTER, SOMAXCONN, endpoint_id, network_id
 from tests.unit.strangers import random_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     Step = Callable[["Host"], None]
 
@@ -50,6 +50,7 @@ SECONDS = 10
 PUBLISHED = port_options((6, 80, 8080), (17, 53, 5353))
 SYSCTLS = {KEEPALIVE: "600", RP_FILTER: "2"}
 PRISTINE = "7200"
+SEED = random_seed()
 
 
 class FaultPoint:
@@ -228,7 +229,7 @@ def creates(net: int, **options: str) -> Step:
     """Return Docker's CreateNetwork."""
 
     def step(host: Host) -> None:
-        call = network_call(net, SYSCTLS | {key: value for key, value in options.items()})
+        call = network_call(net, SYSCTLS | options)
         host.networks[net] = call
         host.call("CreateNetwork", call)
 
@@ -243,7 +244,9 @@ def places(number: int, net: int = 1, address: int | None = None) -> Step:
         interface = {"Address": f"10.{net}.0.{at}/16", "AddressIPv6": f"fd00:{net}::{at}/64"}
         host.endpoints[number] = net
         options = {SOMAXCONN: "99"}
-        host.call("CreateEndpoint", _ids(number, net) | {"Interface": interface, "Options": options})
+        host.call(
+            "CreateEndpoint", _ids(number, net) | {"Interface": interface, "Options": options}
+        )
 
     return step
 
@@ -420,10 +423,9 @@ def test_killed_at_every_step(
 ) -> None:
     steps = record(scenario, tmp_path / "recorded")
     assert steps
-    start = random_seed()
     chosen = range(len(steps))
     if repetitions(PART) != PART:
-        offset = Random(f"{start} {scenario.name}").randrange(PART)
+        offset = Random(f"{SEED} {scenario.name}").randrange(PART)
         chosen = range(offset % len(steps), len(steps), PART)
     for at in chosen:
         died = crash(scenario, tmp_path / str(at), at)
@@ -431,5 +433,5 @@ def test_killed_at_every_step(
         if not died:
             record_property("crash matrix: steps never reached again", 1)
     record_property("crash matrix: steps", len(steps))
-    record_property("crash matrix's seed, PYNET_SEED", str(start))
+    record_property("crash matrix's seed, PYNET_SEED", str(SEED))
     print(f"\n{scenario.name}: {len(steps)} steps: {', '.join(steps)}")

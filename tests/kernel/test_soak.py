@@ -55,13 +55,13 @@ class Host:
     def live(self) -> None:
         """Have an endpoint live from CreateEndpoint to DeleteEndpoint."""
         number = next(self.numbers)
-        if number % 4 == 3:  # noqa: PLR2004 - the four kinds of lives
+        if number % 4 == 3:
             sandbox = Sandbox(self.folder / f"{number:012x}")
             self._live(number, HANDOVER, sandbox, comes_late=True)
             sandbox.go()
             sandbox.path.unlink()
         else:
-            self._live(number, DIRECT if number % 4 == 2 else HANDOVER, self._lived_in())  # noqa: PLR2004
+            self._live(number, DIRECT if number % 4 == 2 else HANDOVER, self._lived_in())
 
     def _lived_in(self) -> Sandbox:
         """Return a sandbox that others have lived in before, a new one from time to time."""
@@ -100,7 +100,9 @@ class Host:
         worker = Path(f"/proc/{self.daemon.pids[-1]}")
         with closing(sqlite3.connect(self.daemon.state / "pynet.db")) as rows:
             tables = ("network", "pool", "endpoint", "binding", "trace")
-            counts = {each: rows.execute(f"SELECT count(*) FROM {each}").fetchone() for each in tables}
+            counts = {
+                each: rows.execute(f"SELECT count(*) FROM {each}").fetchone() for each in tables
+            }
         return {
             "links": sorted(link["ifname"] for link in json.loads(run("ip", "-json", "link"))),
             "rules": run("nft", "-s", "list", "ruleset"),
@@ -124,7 +126,7 @@ def test_lives(
     host = Host(daemon, tmp_path)
     host.create_networks()
     at_first = host.held()
-    for _ in range(int(os.environ.get("PYNET_LIVES", 0)) or repetitions(SETTLED)):
+    for _ in range(repetitions(SETTLED)):
         host.live()
     wait_until(lambda: host.held()["links"] == at_first["links"], REST_SECONDS, "the links gone")
     before, memory = host.held(), host.memory()

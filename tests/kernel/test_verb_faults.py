@@ -76,7 +76,7 @@ class Stage:
         return self.real.kernel
 
     def state(self) -> dict[str, Any]:
-        """Return all that a verb can change, here and in the sandbox, and what the process holds."""
+        """Return all that a verb can change, here and in the sandbox, and what we hold."""
         return {
             "here": look(None),
             "inside": look(self.sandbox),

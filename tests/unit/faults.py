@@ -101,6 +101,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "unwatch_sandbox": _ONLY_REFUSED,
     "read_traffic": (),  # belongs to no operation: GET /metrics asks
     "watch_damage": (),  # begins and ends with the process, and belongs to no operation
+    "read_traffic": _ONLY_REFUSED,
     "boot_id": _ONLY_REFUSED,
     "close": (),  # the same
 }
