@@ -186,13 +186,17 @@ class BridgeDriver:
     def join(self, new: NewJoin) -> JoinInfo:
         """Make the veth pair and give the sandbox its kernel parameters."""
         self._kernel.has_sandbox(new.sandbox)  # if its path hangs, let it hang without the lock
-        with self._change() as undo:
-            network = self._network(new.network_id)
-            endpoint = self._endpoint(new.network_id, new.endpoint_id)
-            joined = endpoint.joined(new.sandbox)
-            veth = veth_of(joined, network, hairpin=new.has_ports)
-            if joined != endpoint:
+        with self._lock, Rollback() as undo_writes:
+            with self._store.transaction():
+                network = self._network(new.network_id)
+                endpoint = self._endpoint(new.network_id, new.endpoint_id)
+                joined = endpoint.joined(new.sandbox)
+                veth = veth_of(joined, network, hairpin=new.has_ports)
+                if joined == endpoint:
+                    return _join_info(joined, network, veth)
                 self._check_name(joined, network)
+            is_written = self._sandboxes.join(joined, undo_writes)
+            with self._change() as undo:
                 self._kernel.delete_links([veth.host_end])  # of an earlier join
                 undo.push(self._kernel.delete_links, [veth.host_end])
                 self._attach(joined, network, veth)
@@ -200,7 +204,8 @@ class BridgeDriver:
                 if self._sandboxes.is_complete(joined):
                     joined = joined.configured()
                 self._store.put_endpoint(joined)
-                self._sandboxes.join(joined, undo)
+                if not is_written:
+                    self._sandboxes.await_sandbox(joined, undo)
             return _join_info(joined, network, veth)
 
     def _check_name(self, endpoint: Endpoint, network: Network) -> None:

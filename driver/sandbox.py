@@ -18,7 +18,14 @@ from driver.counts import Counts
 from driver.errors import DriverError, InvalidRequest, NotFound
 from driver.model import host_end_name, short
 from driver.recent import Recent
-from driver.sysctls import SysctlPolicy, is_per_interface, merge, plan_restores, plan_writes
+from driver.sysctls import (
+    SysctlPolicy,
+    foresee_traces,
+    is_per_interface,
+    merge,
+    plan_restores,
+    plan_writes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -100,24 +107,42 @@ class Sandboxes:
         """
         return sandbox in self._seen and not self._kernel.has_sandbox(sandbox)
 
-    def join(self, endpoint: Endpoint, undo: Rollback) -> None:
-        """Write what a joined endpoint asks for, now or as soon as its sandbox exists.
+    def join(self, endpoint: Endpoint, undo: Rollback) -> bool:
+        """Write what a joined endpoint asks for if its sandbox exists; tell whether it does.
 
-        Runs in the transaction of the join.
+        Opens transactions of its own: what a parameter was is stored before it is written, so that
+        a crash in between leaves nothing that cannot be put back.
         """
         sandbox = sandbox_of(endpoint)
-        wanted = self._namespace_wide(endpoint)
-        asked_before = self._asked_by_others(endpoint)
+        with self._store.transaction():
+            wanted = self._namespace_wide(endpoint)
+            asked_before = self._asked_by_others(endpoint)
+            traces = self._store.traces(sandbox)
         _log_contests(endpoint, wanted, asked_before)
         if not self._kernel.has_sandbox(sandbox):
-            undo.push(self._renew_watch, sandbox)
-            self.renew_watch(sandbox)
-            return
+            return False
         defaults = [each for each in self._policy.defaults if each.key not in asked_before]
         wanted = merge(_namespace_wide_of(defaults), wanted)
-        written = self._write(sandbox, wanted, self._store.traces(sandbox))
+
+        def announce(current: Mapping[str, str], plan: Mapping[str, str]) -> None:
+            undo.push(self._remember, sandbox, traces, plan.keys())
+            with self._store.transaction():
+                self._store.put_traces(sandbox, foresee_traces(current, plan))
+
+        written = self._write(sandbox, wanted, traces, announce)
         undo.push(self._put_back, sandbox, written)
-        self._store.put_traces(sandbox, written)
+        with self._store.transaction():
+            self._store.put_traces(sandbox, written)
+        return True
+
+    def await_sandbox(self, endpoint: Endpoint, undo: Rollback) -> None:
+        """Have what an endpoint asks for written as soon as its sandbox exists.
+
+        Runs in the transaction of the join, and after its row was stored.
+        """
+        sandbox = sandbox_of(endpoint)
+        undo.push(self._renew_watch, sandbox)
+        self.renew_watch(sandbox)
 
     def renew_watch(self, sandbox: SandboxKey) -> None:
         """Have the sandbox configured when it comes, for the endpoints that are joined by now.
@@ -265,7 +290,11 @@ class Sandboxes:
                     self._store.put_endpoint(known.configured())
 
     def _write(
-        self, sandbox: SandboxKey, wanted: Iterable[Sysctl], traces: Mapping[str, Trace]
+        self,
+        sandbox: SandboxKey,
+        wanted: Iterable[Sysctl],
+        traces: Mapping[str, Trace],
+        announce: Callable[[Mapping[str, str], Mapping[str, str]], None] = lambda *_: None,
     ) -> tuple[Trace, ...]:
         wanted = tuple(wanted)
         keys = [sysctl.key for sysctl in wanted]
@@ -280,6 +309,7 @@ class Sandboxes:
             for key in keys:
                 if key not in plan:
                     log.info("sandbox %s keeps its own %s", sandbox, key)
+            announce(current, plan)
             return plan
 
         return self._change(sandbox, keys, decide)
@@ -300,6 +330,14 @@ class Sandboxes:
             return ()
         self._counts.wrote_sysctls(len(written))
         return written
+
+    def _remember(
+        self, sandbox: SandboxKey, traces: Mapping[str, Trace], keys: Collection[str]
+    ) -> None:
+        """Have the traces of these keys be what they were."""
+        with self._store.transaction():
+            self._store.delete_traces(sandbox, keys)
+            self._store.put_traces(sandbox, [traces[key] for key in keys if key in traces])
 
     def _put_back(self, sandbox: SandboxKey, traces: tuple[Trace, ...]) -> None:
         before = {trace.key: trace.before for trace in traces}

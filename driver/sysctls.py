@@ -175,6 +175,14 @@ def is_ours_to_write(
     return value == pristine.get(key) or value == DOCKER_DEFAULTS.get(key)
 
 
+def foresee_traces(current: Mapping[str, str], plan: Mapping[str, str]) -> tuple[Trace, ...]:
+    """Return the traces that these writes will leave, as the kernel will show what they wrote.
+
+    It shows the numbers of a vector between tabs (proc_dointvec(), kernel/sysctl.c).
+    """
+    return tuple(Trace(key, current[key], "\t".join(plan[key].split())) for key in plan)
+
+
 def plan_restores(
     staying: Mapping[str, str],
     current: Mapping[str, str],

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     figures: dict[str, int] = {}
-    lines: list[str] = []
+    lines: set[str] = set()
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             for name, value in report.user_properties:
                 if isinstance(value, int):
                     figures[name] = figures.get(name, 0) + value
                 else:
-                    lines.append(f"{name}: {value}")
-    lines += [f"{name}: {value:,}" for name, value in figures.items()]
+                    lines.add(f"{name}: {value}")
+    lines |= {f"{name}: {value:,}" for name, value in figures.items()}
     if lines:
         terminalreporter.section("figures")
         for line in sorted(lines):

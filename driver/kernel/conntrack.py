@@ -69,8 +69,8 @@ def _forget(version: int, bindings: list[PortBinding]) -> None:
                 flow = _parse_flow(body, version)
                 if any(_is_published(flow, binding) for binding in bindings):
                     _delete(tracking, head + flow.tuple)
-    except NetlinkError as error:
-        raise KernelError(f"forget UDP flows: {error.strerror}") from error
+    except OSError as error:
+        raise KernelError(f"forget UDP flows: {error.strerror or error}") from error
 
 
 def _only_udp() -> bytes:

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from driver.undo import Rollback
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -26,15 +28,17 @@ def ensure_forward_accept(nft: Nft, mark: int) -> None:
 
     A host that boots has no such chain yet: then into FORWARD, made as iptables makes it.
     """
-    for table in _tables():
-        chain = next((each for each in CHAINS if nft.list_chain(table, each) is not None), None)
-        if chain is None:
-            chain = CHAINS[-1]
-            hook = "type filter hook forward priority 0; policy accept;"
-            nft.run(f"add table {table}\nadd chain {table} {chain} {{ {hook} }}\n")
-        if not list(_handles(nft, table, chain, mark)):
-            rule = f'meta mark & {mark:#x} == {mark:#x} counter accept comment "pynet"'
-            nft.run(f"insert rule {table} {chain} {rule}\n")
+    with Rollback() as undo:
+        for table in _tables():
+            chain = next((each for each in CHAINS if nft.list_chain(table, each) is not None), None)
+            if chain is None:
+                chain = CHAINS[-1]
+                hook = "type filter hook forward priority 0; policy accept;"
+                nft.run(f"add table {table}\nadd chain {table} {chain} {{ {hook} }}\n")
+            if not list(_handles(nft, table, chain, mark)):
+                rule = f'meta mark & {mark:#x} == {mark:#x} counter accept comment "pynet"'
+                nft.run(f"insert rule {table} {chain} {rule}\n")
+                undo.push(_delete_from, nft, table, chain, mark)
 
 
 def has_forward_accept(nft: Nft, mark: int) -> bool:
@@ -49,8 +53,12 @@ def delete_forward_accept(nft: Nft, mark: int) -> None:
     """Delete the rule, however often it is there, from every chain that may hold it."""
     for table in _tables():
         for chain in CHAINS:
-            for handle in _handles(nft, table, chain, mark):
-                nft.run(f"delete rule {table} {chain} handle {handle}\n")
+            _delete_from(nft, table, chain, mark)
+
+
+def _delete_from(nft: Nft, table: str, chain: str, mark: int) -> None:
+    for handle in _handles(nft, table, chain, mark):
+        nft.run(f"delete rule {table} {chain} handle {handle}\n")
 
 
 def _tables() -> Iterator[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import KernelError
+from driver.undo import Rollback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,10 +31,12 @@ def is_installed() -> bool:
 
 def ensure_forward_accept(mark: int) -> None:
     """Insert the rule at the head of Docker's chain, for both families, unless it is there."""
-    for command in _usable():
-        chain = CHAINS[0] if _succeeds(command, "-S", CHAINS[0]) else CHAINS[1]
-        if not _succeeds(command, "-C", chain, *_rule(mark)):
-            _run(command, "-I", chain, *_rule(mark))
+    with Rollback() as undo:
+        for command in _usable():
+            chain = CHAINS[0] if _succeeds(command, "-S", CHAINS[0]) else CHAINS[1]
+            if not _succeeds(command, "-C", chain, *_rule(mark)):
+                _run(command, "-I", chain, *_rule(mark))
+                undo.push(_run, command, "-D", chain, *_rule(mark))
 
 
 def has_forward_accept(mark: int) -> bool:

@@ -23,6 +23,7 @@ from driver.kernel.netlink import NetlinkError
 from driver.kernel.rtnetlink import IFF_UP, LINK_CHANGES, LinkInfo, Rtnetlink, VethPeer
 from driver.model import is_our_alias
 from driver.reality import Link
+from driver.undo import Rollback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -50,6 +51,8 @@ def _route(attempt: str) -> Iterator[Rtnetlink]:
         if error.errno == errno.EEXIST:
             raise Conflict(f"{attempt}: the name is taken") from error
         raise KernelError(f"{attempt}: {error.strerror}") from error
+    except OSError as error:  # no descriptor is left, or no buffer
+        raise KernelError(f"{attempt}: {error.strerror or error}") from error
 
 
 def ensure_bridge(bridge: Bridge) -> tuple[IPInterface, ...]:
@@ -112,11 +115,9 @@ def _create_inside(
                 f"create {veth.host_end} on {veth.bridge}, its other end {name}: the name is taken"
             ) from error
         raise
-    try:
+    with Rollback() as undo:
+        undo.push(route.delete_link, veth.host_end)
         _configure(name, interface.addresses)
-    except (NetlinkError, KernelError):
-        route.delete_link(veth.host_end)
-        raise
 
 
 def _bridge_index(veth: Veth) -> int:
@@ -129,11 +130,9 @@ def _bridge_index(veth: Veth) -> int:
 def _create_pair(route: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> None:
     """Make the pair, its host end complete and on the bridge of that index."""
     route.create_veth(veth.host_end, veth.mtu, HALF_MADE, peer, bridge)
-    try:
+    with Rollback() as undo:
+        undo.push(route.delete_link, veth.host_end)
         route.finish_link(veth.host_end, veth.alias, NO_GROUP, hairpin=veth.hairpin)
-    except NetlinkError:
-        route.delete_link(veth.host_end)
-        raise
 
 
 def _next_name(prefix: str) -> str:
@@ -287,16 +286,16 @@ def _name_if_up(index: int) -> str | None:
 
 def _create_bridge(route: Rtnetlink, bridge: Bridge) -> None:
     # An explicit MAC stays; otherwise a bridge takes the lowest of its ports' and changes it.
-    route.create_bridge(bridge.name, bridge.mac, bridge.mtu, HALF_MADE)
-    index = _index(bridge.name)
-    try:
-        route.finish_link(bridge.name, bridge.alias, NO_GROUP)
+    route.create_bridge(bridge.name, bridge.mac, HALF_MADE)
+    with Rollback() as undo:
+        undo.push(route.delete_link, bridge.name)
+        # An MTU that comes with the bridge follows its ports', and is 1500 when the last has gone;
+        # only one that is changed afterwards stays (br_change_mtu(), net/bridge/br_device.c).
+        route.finish_link(bridge.name, bridge.alias, NO_GROUP, mtu=bridge.mtu)
         _write_parameters(bridge)
+        index = _index(bridge.name)
         for address in bridge.addresses:
             _add_address(route, index, address)
-    except (NetlinkError, KernelError):
-        _delete(route, index)
-        raise
 
 
 def _write_parameters(bridge: Bridge) -> None:
@@ -326,30 +325,30 @@ def _route_loopback(bridge: Bridge, *, on: bool) -> None:
     sysctl.write("net.ipv4.conf.IFNAME.route_localnet", "1" if on else "0", bridge.name)
 
 
+def _routes_loopback(bridge: Bridge) -> bool:
+    return sysctl.read("net.ipv4.conf.IFNAME.route_localnet", bridge.name) == "1"
+
+
 def _has_ipv6(addresses: Iterable[IPInterface]) -> bool:
     return any(address.version == 6 for address in addresses)  # noqa: PLR2004
 
 
 def _complete_bridge(route: Rtnetlink, link: LinkInfo, bridge: Bridge) -> tuple[IPInterface, ...]:
-    if link.alias == bridge.alias:
-        _write_parameters(bridge)
-    elif bridge.routes_loopback:
-        _route_loopback(bridge, on=True)
-    present = route.addresses(link.index).get(link.index, frozenset())
-    missing = tuple(address for address in bridge.addresses if address not in present)
-    done: list[IPInterface] = []
-    try:
+    with Rollback() as undo:
+        if link.alias == bridge.alias:
+            _write_parameters(bridge)
+        elif bridge.routes_loopback and not _routes_loopback(bridge):
+            _route_loopback(bridge, on=True)
+            undo.push(_route_loopback, bridge, on=False)
+        present = route.addresses(link.index).get(link.index, frozenset())
+        missing = tuple(address for address in bridge.addresses if address not in present)
         for address in missing:
             _add_address(route, link.index, address)
-            done.append(address)
+            undo.push(route.delete_address, link.index, address)
         if not link.is_up:
             route.raise_link(link.index)
         if link.alias == bridge.alias and (link.mac, link.mtu) != (bridge.mac, bridge.mtu):
             route.set_mac_and_mtu(link.index, bridge.mac, bridge.mtu)
-    except (NetlinkError, KernelError):
-        for address in done:
-            route.delete_address(link.index, address)
-        raise
     return missing
 
 

@@ -27,6 +27,7 @@ from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
 from driver.recent import Recent
+from driver.undo import Rollback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -152,9 +153,12 @@ class LinuxKernel:
 
     def ensure_forwarding(self, version: int) -> None:
         """See `Kernel`."""
-        for key in FORWARDING[version]:
-            if sysctl.read(key) != "1":
-                sysctl.write(key, "1")
+        with Rollback() as undo:
+            for key in FORWARDING[version]:
+                before = sysctl.read(key)
+                if before != "1":
+                    sysctl.write(key, "1")
+                    undo.push(sysctl.write, key, before or "0")
 
     def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
         """See `Kernel`."""
@@ -283,8 +287,12 @@ def _write_interface(
         ifname = find()
         if ifname is None:
             return False
-        for wanted in sysctls:
-            sysctl.write(wanted.key, wanted.value, ifname)
+        with Rollback() as undo:
+            for wanted in sysctls:
+                before = sysctl.read(wanted.key, ifname)
+                sysctl.write(wanted.key, wanted.value, ifname)
+                if before is not None:
+                    undo.push(sysctl.write, wanted.key, before, ifname)
         return True
 
     with netns.open_namespace(sandbox) as namespace:

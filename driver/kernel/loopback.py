@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import contextmanager
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,11 @@ from driver.kernel.links import HALF_MADE, NO_GROUP
 from driver.kernel.netlink import NetlinkError
 from driver.kernel.rtnetlink import LOCAL_TABLE, LinkInfo, Rtnetlink, VethPeer
 from driver.model import DEFAULT_MTU, MacAddress
+from driver.undo import Rollback
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from driver.model import LoopbackPair
 
 ALIAS = "pynet: from the host's ::1 to published ports"
@@ -39,36 +43,40 @@ def ensure_loopback_pair(pair: LoopbackPair) -> bool:
     or removed the rule (systemd-networkd does, with every rule that it does not know).
     """
     attempt = f"create {pair.out_end} and {pair.in_end}"
-    try:
-        with Rtnetlink() as route:
-            link = route.find_link(pair.out_end)
-            if link is not None and _is_complete(link):
-                _ensure_rule(route, pair)
-                return False
-            if link is not None and not _is_ours(link):
-                raise Conflict(f"{attempt}: somebody else has an interface of that name")
-            _delete_pair(route, pair)
-            _create(route, pair)
-            return True
-    except NetlinkError as error:
-        delete_loopback_pair(pair)
-        raise KernelError(f"{attempt}: {error.strerror}") from error
+    with _route(attempt) as route, Rollback() as undo:
+        link = route.find_link(pair.out_end)
+        if link is not None and _is_complete(link):
+            _ensure_rule(route, pair)
+            return False
+        if link is not None and not _is_ours(link):
+            raise Conflict(f"{attempt}: somebody else has an interface of that name")
+        _delete_pair(route, pair)
+        undo.push(_delete_pair, route, pair)
+        _create(route, pair)
+        return True
 
 
 def has_loopback_pair(pair: LoopbackPair) -> bool:
     """Tell whether the pair is there, complete, up and with its rule."""
-    with Rtnetlink() as route:
+    with _route(f"look at {pair.out_end}") as route:
         link = route.find_link(pair.out_end)
         return link is not None and _is_complete(link) and route.has_rule(pair)
 
 
 def delete_loopback_pair(pair: LoopbackPair) -> None:
     """Remove the pair, with what is bound to it, and the rule; absence is success."""
+    with _route(f"delete {pair.out_end}") as route:
+        _delete_pair(route, pair)
+
+
+@contextmanager
+def _route(attempt: str) -> Iterator[Rtnetlink]:
+    """Open rtnetlink; what fails inside becomes `attempt: reason`."""
     try:
         with Rtnetlink() as route:
-            _delete_pair(route, pair)
-    except NetlinkError as error:
-        raise KernelError(f"delete {pair.out_end}: {error.strerror}") from error
+            yield route
+    except OSError as error:  # refused by the kernel, or no descriptor or buffer is left
+        raise KernelError(f"{attempt}: {error.strerror or error}") from error
 
 
 def _delete_pair(route: Rtnetlink, pair: LoopbackPair) -> None:

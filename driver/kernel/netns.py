@@ -101,7 +101,10 @@ def _run_in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:
             failures.append(failure)
 
     thread = threading.Thread(target=run, name="netns", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # Python's word for EAGAIN: too many threads, too little memory
+        raise KernelError(f"enter a network namespace: {error}") from error
     thread.join()
     if failures:
         raise failures[0]

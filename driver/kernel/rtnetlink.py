@@ -119,10 +119,10 @@ class Rtnetlink(Connection):
 
     # -- links
 
-    def create_bridge(self, name: str, mac: MacAddress, mtu: int, group: int) -> None:
+    def create_bridge(self, name: str, mac: MacAddress, group: int) -> None:
         """Make a bridge, up, in a group of interfaces."""
-        body = _up(0) + encode_text(_NAME, name) + _mac(mac) + encode_number(_MTU, mtu)
-        body += encode_number(_GROUP, group) + encode_attribute(_INFO, encode_text(_KIND, "bridge"))
+        body = _up(0) + encode_text(_NAME, name) + _mac(mac) + encode_number(_GROUP, group)
+        body += encode_attribute(_INFO, encode_text(_KIND, "bridge"))
         self.change(_NEW_LINK, body, CREATE | EXCLUSIVE)
 
     def create_veth(
@@ -140,9 +140,12 @@ class Rtnetlink(Connection):
         body += encode_attribute(_INFO, encode_text(_KIND, "veth") + data)
         self.change(_NEW_LINK, body, CREATE | EXCLUSIVE)
 
-    def finish_link(self, name: str, alias: str, group: int, *, hairpin: bool = False) -> None:
+    def finish_link(
+        self, name: str, alias: str, group: int, *, mtu: int | None = None, hairpin: bool = False
+    ) -> None:
         """Give a link its alias and group; `hairpin` is for one that is on a bridge."""
         body = _named(name) + encode_text(_ALIAS, alias) + encode_number(_GROUP, group)
+        body += b"" if mtu is None else encode_number(_MTU, mtu)
         self.change(_NEW_LINK, body + (_port(hairpin=True) if hairpin else b""))
 
     def set_hairpin(self, index: int) -> None:

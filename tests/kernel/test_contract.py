@@ -37,6 +37,13 @@ def veth(number: int = 1, bridge: str = OURS.name) -> Veth:
     return replace(veth_of(endpoint, DUAL), bridge=bridge)
 
 
+def test_a_bridge_keeps_its_mtu_when_its_last_port_goes(host: Host) -> None:
+    host.kernel.ensure_bridge(replace(OURS, mtu=9000))
+    host.kernel.create_veth(replace(veth(), mtu=9000))
+    host.kernel.delete_links([veth().host_end])
+    assert host.links()[OURS.name].mtu == 9000
+
+
 def test_a_bridge_is_made_as_described(host: Host) -> None:
     assert host.kernel.ensure_bridge(replace(OURS, mtu=9000)) == OURS.addresses
     link = host.links()[OURS.name]

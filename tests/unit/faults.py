@@ -99,8 +99,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "await_interface_sysctls": _IN_SANDBOX,
     "watch_sandbox": _ONLY_REFUSED,
     "unwatch_sandbox": _ONLY_REFUSED,
-    "read_traffic": (),  # belongs to no operation: GET /metrics asks
     "watch_damage": (),  # begins and ends with the process, and belongs to no operation
+    "read_traffic": _ONLY_REFUSED,
     "boot_id": _ONLY_REFUSED,
     "close": (),  # the same
 }
