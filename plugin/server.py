@@ -235,9 +235,11 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _die_with_parent(_: Arbiter, __: Worker) -> None:
+def _die_with_parent(_: Arbiter, worker: Worker) -> None:
     """Have the worker killed when its parent is: alone it would keep the socket and the state."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != worker.ppid:  # killed before we asked: prctl(2) tells nothing of that
+        os._exit(0)
 
 
 def _end(_: Arbiter, worker: Worker) -> None:

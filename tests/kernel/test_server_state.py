@@ -12,6 +12,7 @@ import pytest
 
 from driver.ballast import NAME as RESERVE
 from driver.store import FILE_NAME
+from tests.engine.unixhttp import accepts
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip
 from tests.kernel.server import Server, endpoint, ids, join, network
@@ -189,8 +190,8 @@ def test_a_damaged_state_does_not_keep_it_from_starting(folder: Path) -> None:
         assert server.call("CreateEndpoint", endpoint(1))[0] == 200
         assert server.call("Join", join(1, "/run/none"))[0] == 200
         links = sorted(line.split()[1] for line in ip("-o", "link").splitlines())
-        os.kill(server.worker, 9)
-        os.kill(server.pid, 9)
+        os.kill(server.pid, 9)  # the one that serves goes with it
+        wait_until(lambda: not accepts(server.socket), 10, "the driver's end")
     (folder / "state" / f"{FILE_NAME}-wal").unlink()
     (folder / "state" / FILE_NAME).write_bytes(b"no database" * 4096)
     with Server(folder) as server:

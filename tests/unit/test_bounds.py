@@ -131,7 +131,7 @@ def test_what_does_not_end_is_answered_reported_and_logged(
     health, go_on = Health(), Event()
     crew = Crew(health)
     request = soon("Join endpoint=1")
-    with caplog.at_level(logging.INFO), pytest.raises(Busy, match=r"no end after 0\.1 s"):
+    with caplog.at_level(logging.INFO), pytest.raises(Busy, match=r"no end after \d+\.\d s"):
         crew.run(lambda: go_on.wait(10), request, time.monotonic() + 0.1)
     assert request.overdue
     (problem,) = health.problems()
