@@ -10,7 +10,7 @@ from driver.model import is_our_alias, is_plain_ifname
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from driver.model import IPInterface
+    from driver.model import IPInterface, Veth
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Link:
 
     `kind` is the kernel's word for it ("bridge", "veth"), None for a network card. `bridge` is the
     name of the bridge that it is a port of. `half_made` marks one that this driver had only begun
-    to make.
+    to make. `hairpin` tells whether its bridge sends frames back by it.
     """
 
     kind: str | None
@@ -30,6 +30,12 @@ class Link:
     bridge: str | None = None
     addresses: frozenset[IPInterface] = frozenset()
     half_made: bool = False
+    hairpin: bool = False
+
+    def is_port(self, veth: Veth) -> bool:
+        """Tell whether it is the host end that was asked for, as it was asked for."""
+        is_there = self.alias == veth.alias and self.bridge == veth.bridge and self.up
+        return is_there and (self.hairpin or not veth.hairpin)
 
     @property
     def is_ours(self) -> bool:

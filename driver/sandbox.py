@@ -191,10 +191,12 @@ class Sandboxes:
             wanted = self._wanted_by(self._store.endpoints_in(sandbox))
             traces = self._store.traces(sandbox)
         values = {sysctl.key: sysctl.value for sysctl in wanted}
-        decide = partial(plan_restores, values, traces=traces)
-        written = self._change(sandbox, list(traces), decide)
         if not traces:
             return
+        # Most are still asked for as they were written: then nothing has to be looked at.
+        changed = [key for key, trace in traces.items() if values.get(key) != trace.written]
+        decide = partial(plan_restores, values, traces={key: traces[key] for key in changed})
+        written = self._change(sandbox, changed, decide)
         with self._store.transaction():
             self._store.delete_traces(sandbox, traces.keys() - values.keys())
             self._store.put_traces(sandbox, [trace for trace in written if trace.key in values])

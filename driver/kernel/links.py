@@ -218,6 +218,7 @@ def observe_links() -> dict[str, Link]:
             bridge=names.get(link.master),
             addresses=addresses.get(link.index, frozenset()),
             half_made=link.group == HALF_MADE,
+            hairpin=link.hairpin,
         )
         for link in found
     }

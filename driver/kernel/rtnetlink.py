@@ -87,6 +87,7 @@ class LinkInfo:
     master: int = 0
     other_end: int = 0
     other_end_moved: bool = False
+    hairpin: bool = False
 
     @property
     def has_carrier(self) -> bool:
@@ -307,6 +308,7 @@ def _parse_link(body: bytes) -> LinkInfo:
         master=parse_number(found.get(_MASTER)),
         other_end=parse_number(found.get(_OTHER_END)),
         other_end_moved=_OTHER_NAMESPACE in found,
+        hairpin=parse_attributes(info.get(_SLAVE_DATA, b"")).get(_HAIRPIN) == b"\1",
     )
 
 

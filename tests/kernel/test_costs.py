@@ -1,0 +1,148 @@
+"""What each call costs, counted: it does not depend on the machine, so it may not grow unnoticed.
+
+A change that makes a call dearer changes a number here, and has to say why.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from driver.bridge import NewJoin
+from driver.kernel.elements import Elements
+from driver.kernel.netlink import Connection
+from driver.kernel.nft import Nft
+from driver.model import Attach, EndpointId, host_end_name
+from tests.engine.wait import wait_until
+from tests.samples import KEEPALIVE, network, new_endpoint, ports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from driver.bridge import BridgeDriver, NewEndpoint
+    from driver.model import Network
+    from tests.kernel.host import RealHost
+
+PUBLISHED = ports("8080:80")
+OPENING = {"open", "socket.__new__"}
+BACKGROUND = {"link-reaper", "healer", "monitor"}  # nobody waits for them
+
+
+@dataclass
+class Cost:
+    """What a call asks of the machine.
+
+    `links`: rtnetlink messages; `rules`: nftables transactions; `statements`: SQL, with BEGIN and
+    COMMIT; `threads`: started; `opened`: files and sockets.
+    """
+
+    links: int = 0
+    rules: int = 0
+    statements: int = 0
+    threads: int = 0
+    opened: int = 0
+
+
+@dataclass
+class Meter:
+    """Counts for as long as it is on."""
+
+    cost: Cost
+    on: bool = False
+
+    def count(self, what: str) -> None:
+        if self.on and threading.current_thread().name not in BACKGROUND:
+            setattr(self.cost, what, getattr(self.cost, what) + 1)
+
+    def measure(self, action: Callable[[], object]) -> Cost:
+        """Return what an action costs in the thread that asks and in those that it waits for."""
+        self.cost, self.on = Cost(), True
+        try:
+            action()
+        finally:
+            self.on = False
+        return self.cost
+
+
+@pytest.fixture
+def meter(monkeypatch: pytest.MonkeyPatch, driver: BridgeDriver) -> Meter:
+    """Lend a meter that sees all that the driver of this test does."""
+    lent = Meter(Cost())
+
+    def count(owner: type, method: str, what: str) -> None:
+        original = getattr(owner, method)
+
+        def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            lent.count(what)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, method, counted)
+
+    count(Connection, "_send", "links")
+    count(Elements, "change", "rules")
+    count(Nft, "run", "rules")
+    count(threading.Thread, "start", "threads")
+    driver._store._db.set_trace_callback(lambda _: lent.count("statements"))
+    # Hooks cannot be taken out again; the test's process ends with it.
+    sys.addaudithook(lambda event, _: lent.count("opened") if event in OPENING else None)
+    return lent
+
+
+def lives(
+    driver: BridgeDriver, real: RealHost, network: Network, new: NewEndpoint, meter: Meter
+) -> dict[str, Cost]:
+    """Return what each call of a container's life costs."""
+    sandbox = real.add_sandbox(int(new.id[:12], 16))
+    join = NewJoin(network.id, new.id, sandbox, has_ports=True)
+    of = (network.id, new.id)
+    costs = {
+        "create_endpoint": meter.measure(lambda: driver.create_endpoint(new)),
+        "join": meter.measure(lambda: driver.join(join)),
+    }
+    if network.options.attach is Attach.HANDOVER:
+        real.move(host_end_name(new.id), sandbox)
+    calls: dict[str, Callable[[], object]] = {
+        "program": lambda: driver.program_external_connectivity(*of, PUBLISHED),
+        "info": lambda: driver.endpoint_info(*of),
+        "revoke": lambda: driver.revoke_external_connectivity(*of),
+        "leave": lambda: driver.leave(*of),
+        "delete_endpoint": lambda: driver.delete_endpoint(*of),
+    }
+    costs |= {name: meter.measure(call) for name, call in calls.items()}
+    wait_until(lambda: host_end_name(new.id) not in real.links(), 10, "the link is deleted")
+    return costs
+
+
+# A network with one kernel parameter, a container with one published port.
+SAME = {
+    "create_endpoint": Cost(statements=7),
+    "program": Cost(rules=1, statements=12, opened=2),  # the range of ports, the reservation
+    "info": Cost(statements=4),
+    "revoke": Cost(rules=1, statements=5),
+    # The sandbox, and the parameter read, written and read.
+    "leave": Cost(statements=15, threads=1, opened=4),
+    "delete_endpoint": Cost(statements=8),
+}
+EXPECTED = {
+    # The pair, then its alias; the sandbox entered for the parameter.
+    Attach.HANDOVER: SAME | {"join": Cost(links=2, statements=16, threads=1, opened=6)},
+    # Besides the address and the link up, inside, and what is written for the interface.
+    Attach.DIRECT: SAME | {"join": Cost(links=4, statements=16, threads=2, opened=11)},
+}
+
+
+@pytest.mark.parametrize("attach", Attach)
+def test_a_life_costs_so_much(
+    driver: BridgeDriver, real: RealHost, meter: Meter, attach: Attach
+) -> None:
+    of_kind = network(1, f"{KEEPALIVE}=600", attach=attach)
+    driver.create_network(of_kind)
+    for number in (1, 2):  # the first starts what stays
+        identity = EndpointId(f"{number:012x}".ljust(64, "e"))
+        new = replace(new_endpoint(1, 1), id=identity)
+        costs = lives(driver, real, of_kind, new, meter)
+    assert costs == EXPECTED[attach]
