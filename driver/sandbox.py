@@ -270,8 +270,9 @@ class Sandboxes:
         if present:
             self._rewrite(present, keys, outcome, undo)
         for endpoint in own:
-            if self._rewrite_interface(endpoint, old, new, undo):
-                outcome.changed.add(sandbox_of(endpoint))
+            sandbox = sandbox_of(endpoint)
+            if sandbox in present and self._rewrite_interface(endpoint, old, new, undo):
+                outcome.changed.add(sandbox)
         return outcome
 
     def _rewrite(
