@@ -9,20 +9,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from bench.measure import Row
+from bench.measure import Results, Row, Series
+from tests.engine.engine import Engine
 from tests.engine.steps import KEEPALIVE, create_network, proc_path, sysctl_options
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.engine.engine import Engine
-
+SUITES = ("bookworm", "trixie")  # engines 20.10 and 26.1
 STARTS = 1000
 AT_ONCE = 50
 SECONDS = 600  # a start that is one of so many takes its time
@@ -33,38 +32,43 @@ RIGHT = "600\n1\n"
 BUSY = "while True: pass"
 
 
-def measure_watcher(engine: Engine, starts: int = STARTS) -> Row:
+def measure() -> Results:
+    """Return a row for each of the old engines."""
+    rows, versions = [], []
+    for suite in SUITES:
+        with Engine(suite) as engine:
+            engine.start_driver()
+            versions.append(engine.version)
+            rows.append(count_misses(engine, STARTS))
+    return Results(", ".join(versions), tuple(rows))
+
+
+def count_misses(engine: Engine, starts: int) -> Row:
     """Return how many of so many starts missed a value, on an engine with the driver running."""
     create_network(engine, NETWORK, *sysctl_options(WANTED))
     try:
         with _busy_cores(), ThreadPoolExecutor(AT_ONCE) as pool:
-            seen = Counter(pool.map(lambda _: _start(engine), range(starts)))
+            seen = list(pool.map(lambda _: _start(engine), range(starts)))
     finally:
         # 20.10 lets go of endpoints some time after it has said that their containers are removed.
         wait_until(lambda: _is_removed(engine), 60, "the network is removed")
-    missed = starts - seen[RIGHT]
     return Row(
-        what=f"first processes of {starts:,} that miss a parameter, {AT_ONCE} starts at once, "
+        f"first processes of {starts:,} that miss a parameter, {AT_ONCE} starts at once and "
         f"{os.cpu_count()} cores busy, engine {engine.version.partition('+')[0]}",
-        unit="starts",
-        peer=starts,  # Docker's bridge has no parameters at all
-        pynet=missed,
-        limit="0",
-        is_reached=missed == 0,
-        runs=starts,
-        peer_runs=0,
-        spread="-",
+        "starts",
+        Series((float(starts - seen.count(RIGHT)),)),
+        limit=0,
     )
-
-
-def _is_removed(engine: Engine) -> bool:
-    return engine.docker("network", "rm", NETWORK, check=False).returncode == 0
 
 
 def _start(engine: Engine) -> str:
     """Return what a container's first and only process reads."""
     words = ("run", "--rm", "--network", NETWORK, "bb", "cat", *FILES)
     return engine.docker(*words, timeout=SECONDS).stdout
+
+
+def _is_removed(engine: Engine) -> bool:
+    return engine.docker("network", "rm", NETWORK, check=False).returncode == 0
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def show(name: str, *, everything: bool, as_json: bool) -> None:
     else:
         _print_lines(lines)
     if any(line.differs for line in lines):
-        raise SystemExit(DIFFERS)
+        raise click.exceptions.Exit(DIFFERS)
 
 
 @sysctl.command("audit")
@@ -139,7 +139,7 @@ def audit_host(network: str | None, *, everything: bool, compose: bool, as_json:
     else:
         _print_audit(found, network, everything=everything)
     if found.reset:
-        raise SystemExit(DIFFERS)
+        raise click.exceptions.Exit(DIFFERS)
 
 
 @sysctl.command
