@@ -47,7 +47,7 @@ test-engine: $(STAMP) system  ## Run the tests on private Docker Engines (root)
 
 soak: $(STAMP) system  ## Run the long repetitions in full (root)
 	$(PYTHON) -m tests.engine.rootfs
-	PYNET_SOAK=1 $(PYTHON) -m pytest tests/engine -m soak -s
+	PYNET_SOAK=1 $(PYTHON) -m pytest tests/kernel tests/engine -m soak -s
 
 bench: $(STAMP) system  ## Measure beside the peers; writes bench/results (root, 25 minutes; ONLY=family)
 	$(PIP) install --no-build-isolation --config-settings editable_mode=compat --editable '.[bench]'

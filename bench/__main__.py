@@ -16,7 +16,16 @@ from bench.measure import Row, render_table
 from bench.pictures import draw_pictures
 from bench.results import write_results
 
-FAMILIES = ("starts", "profile", "lives", "growth", "traffic", "connections", "footprint")
+FAMILIES = (
+    "starts",
+    "profile",
+    "lives",
+    "growth",
+    "traffic",
+    "connections",
+    "footprint",
+    "watcher",
+)
 
 
 def main(asked: list[str]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,12 +31,15 @@ from driver.model import (
     takes_name_of,
     veth_of,
 )
+from driver.options import apply_change
 from driver.ports import is_satisfied
 from driver.publish import Publisher
 from driver.reality import find_bridges_with_ports
 from driver.restore import Parts, Restorer
 from driver.rules import Rules
-from driver.sandbox import NO_POLICY, Sandboxes, sandbox_of
+from driver.sandbox import Sandboxes, sandbox_of
+from driver.survey import Survey
+from driver.sysctls import NO_POLICY
 from driver.undo import Rollback, attempt_all, attempt_each
 
 if TYPE_CHECKING:
@@ -58,6 +61,8 @@ if TYPE_CHECKING:
         Traffic,
         Veth,
     )
+    from driver.options import OptionChange
+    from driver.sandbox import Followed
     from driver.store import Store
     from driver.sysctls import SysctlPolicy
 
@@ -109,6 +114,7 @@ class BridgeDriver:
         self.health = health or Health()
         self._lock = Lock()
         self._sandboxes = Sandboxes(store, kernel, self._lock, policy, self.counts)
+        self.survey = Survey(store, kernel, self._lock, self._sandboxes.heritage, policy)
         self._rules = Rules(kernel)
         self._publisher = Publisher(store, kernel)
         parts = Parts(self._rules, self._publisher, self._sandboxes, self.counts)
@@ -122,12 +128,28 @@ class BridgeDriver:
     def create_network(self, network: Network) -> None:
         """Make the network's bridge and let its containers talk to each other."""
         self._sandboxes.check_defaults()
-        self._sandboxes.check(network.options.sysctls)
+        self._sandboxes.check(network.options.sysctls, network.options.inherit)
         with self._lock:
             self._evict_superseded(network)
             with self._change(durable=True) as undo:
                 if not self._is_known(network):
                     self._add_network(network, undo)
+
+    def change_network(self, network_id: NetworkId, change: OptionChange) -> Followed:
+        """Give a network other options while it exists, and what runs on it other parameters."""
+        self._sandboxes.check(change.sysctls, change.inherit)
+        with self._change(durable=True) as undo:
+            old = self._network(network_id)
+            options = apply_change(old.options, change, has_ipv6=old.has_family(6))
+            new = replace(old, options=options)
+            self._store.change_options(new)
+            endpoints = self._store.endpoints(network_id)
+            joined = [each for each in endpoints if each.attachment is not None]
+            self._rules.change_network(old, new, joined, undo)
+            if new.bridge != old.bridge:
+                undo.push(self._kernel.ensure_bridge, old.bridge)
+                self._kernel.ensure_bridge(new.bridge)
+            return self._sandboxes.follow(old, new, undo)
 
     def delete_network(self, network_id: NetworkId) -> None:
         """Remove the network and whatever endpoints it still has: Docker has forgotten them."""
@@ -190,7 +212,7 @@ class BridgeDriver:
             with self._store.transaction():
                 network = self._network(new.network_id)
                 endpoint = self._endpoint(new.network_id, new.endpoint_id)
-                joined = endpoint.joined(new.sandbox)
+                joined = endpoint.joined(new.sandbox, self._sandboxes.inherit(network))
                 veth = veth_of(joined, network, hairpin=new.has_ports)
                 if joined == endpoint:
                     return _join_info(joined, network, veth)
@@ -432,7 +454,7 @@ class BridgeDriver:
         return attachment is not None and self._sandboxes.lives(attachment.sandbox)
 
     def _is_known(self, network: Network) -> bool:
-        known = self._store.find_network(network.id)
+        known = self._store.find_definition(network.id)
         if known is not None and known != network:
             raise Conflict(f"create network {short(network.id)}: it exists, defined otherwise")
         return known is not None

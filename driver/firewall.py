@@ -258,7 +258,7 @@ def render_no_ruleset() -> str:
 
 def render_network(network: Network) -> str:
     """Return the elements that a network adds."""
-    return _add(_network_elements(network), f"network {short(network.id)}")
+    return _add(_network_elements(network), _network_comment(network))
 
 
 def render_no_network(network: Network) -> str:
@@ -266,9 +266,18 @@ def render_no_network(network: Network) -> str:
     return _delete(_network_elements(network))
 
 
+def render_change(old: Network, new: Network, endpoints: Iterable[Endpoint]) -> str:
+    """Return the text that brings a network, and its joined endpoints, to other options."""
+    elements = [_exchange(_network_elements(old), _network_elements(new), _network_comment(new))]
+    for endpoint in endpoints:
+        before, after = _join_elements(endpoint, old), _join_elements(endpoint, new)
+        elements.append(_exchange(before, after, _endpoint_comment(endpoint.id)))
+    return "".join(elements)
+
+
 def render_join(endpoint: Endpoint, network: Network) -> str:
     """Return the elements that an endpoint adds when it joins; most add none."""
-    return _add(_join_elements(endpoint, network), f"endpoint {short(endpoint.id)}")
+    return _add(_join_elements(endpoint, network), _endpoint_comment(endpoint.id))
 
 
 def render_leave(endpoint: Endpoint, network: Network) -> str:
@@ -278,7 +287,7 @@ def render_leave(endpoint: Endpoint, network: Network) -> str:
 
 def render_bindings(endpoint_id: str, bindings: Iterable[PortBinding]) -> str:
     """Return the elements that publish an endpoint's ports."""
-    return _add(_binding_elements(bindings), f"endpoint {short(endpoint_id)}")
+    return _add(_binding_elements(bindings), _endpoint_comment(endpoint_id))
 
 
 def render_no_bindings(bindings: Iterable[PortBinding]) -> str:
@@ -353,6 +362,21 @@ def _binding_elements(bindings: Iterable[PortBinding]) -> Iterator[_Element]:
 
 def _is_on_loopback6(ip: IPAddress) -> bool:
     return isinstance(ip, IPv6Address) and (ip.is_unspecified or ip.is_loopback)
+
+
+def _network_comment(network: Network) -> str:
+    return f"network {short(network.id)}"
+
+
+def _endpoint_comment(endpoint_id: str) -> str:
+    return f"endpoint {short(endpoint_id)}"
+
+
+def _exchange(before: Iterable[_Element], after: Iterable[_Element], comment: str) -> str:
+    """Return the text that touches what differs and nothing else."""
+    old, new = tuple(before), tuple(after)
+    gone = _delete(each for each in old if each not in new)
+    return gone + _add((each for each in new if each not in old), comment)
 
 
 def _add(elements: Iterable[_Element], comment: str) -> str:

@@ -248,6 +248,7 @@ class NetworkOptions:
     trusted_host_interfaces: tuple[str, ...] = ()
     attach: Attach = Attach.HANDOVER
     publish: Publish = Publish.PYNET
+    inherit: tuple[str, ...] = ()
 
     def gateway_mode(self, version: int) -> GatewayMode:
         """Return the gateway mode of an address family, 4 or 6."""
@@ -426,10 +427,12 @@ class Attachment:
     """That an endpoint has joined a sandbox, and whether its interface has its parameters.
 
     `configured` also tells that the sandbox has been seen: on engines up to 27 it comes after Join.
+    `inherited` is what its network's patterns found on the host at that moment.
     """
 
     sandbox: SandboxKey
     configured: bool = False
+    inherited: tuple[Sysctl, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,14 +458,18 @@ class Endpoint:
         """The addresses that Docker gave the endpoint, IPv4 first."""
         return tuple(address for address in (self.ipv4, self.ipv6) if address is not None)
 
-    def joined(self, sandbox: SandboxKey) -> Endpoint:
-        """Return the endpoint attached to the sandbox; raises Conflict if it is in another."""
+    def joined(self, sandbox: SandboxKey, inherited: tuple[Sysctl, ...] = ()) -> Endpoint:
+        """Return the endpoint attached to the sandbox; raises Conflict if it is in another.
+
+        It keeps what it inherited when it joined first.
+        """
         if self.attachment is not None and self.attachment.sandbox != sandbox:
             raise Conflict(
                 f"join endpoint {short(self.id)} to {sandbox}: it is in "
                 f"{self.attachment.sandbox} and has not left"
             )
-        return replace(self, attachment=self.attachment or Attachment(sandbox))
+        attachment = self.attachment or Attachment(sandbox, inherited=inherited)
+        return replace(self, attachment=attachment)
 
     def configured(self) -> Endpoint:
         """Return the endpoint with its interface's parameters written."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -27,10 +27,19 @@ from driver.model import (
     has_zone,
     is_plain_ifname,
 )
-from driver.sysctls import is_sysctl, merge, parse_endpoint_label, parse_sysctl
+from driver.sysctls import (
+    IFNAME,
+    is_of_interface,
+    is_sysctl,
+    merge,
+    parse_endpoint_label,
+    parse_key,
+    parse_pattern,
+    parse_sysctl,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 T = TypeVar("T")
 Word = TypeVar("Word", bound=StrEnum)
@@ -55,11 +64,17 @@ HOST_IPV4 = "com.docker.network.host_ipv4"
 HOST_IPV6 = "com.docker.network.host_ipv6"
 ATTACH = "pynet.attach"
 PUBLISH = "pynet.publish"
+INHERIT = "pynet.sysctl.inherit"
 ENDPOINT_IFNAME = "com.docker.network.endpoint.ifname"
 ENABLE_IPV4 = "com.docker.network.enable_ipv4"
 ENABLE_IPV6 = "com.docker.network.enable_ipv6"
 ENABLE = frozenset({ENABLE_IPV4, ENABLE_IPV6})
 ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
+
+
+BY_GATEWAY = "no: Docker has given out addresses and routes by it"
+BY_SOURCE = "no: what answers to that address counts on it"
+BY_ENGINE = "no: the engine has acted on it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +85,8 @@ class Option:
     meaning: str
     default: str
     refused: str
+    field: str = ""  # of NetworkOptions, if `pynet set` may change it while the network exists
+    live: str = "no"  # what becomes of a change, or why there can be none
 
 
 NETWORK_OPTIONS = (
@@ -80,36 +97,56 @@ NETWORK_OPTIONS = (
         "the kernel's",
         "a parameter that does not exist, is not per namespace, is read-only, or a value the "
         "kernel does not take",
+        live="in running containers, at once",
+    ),
+    Option(
+        INHERIT,
+        "Kernel parameters that every sandbox gets from the host, as they are on the host when the "
+        "container joins: patterns of names with commas in between, as "
+        "`net.ipv4.tcp_keepalive_*,net.core.somaxconn`; `*` takes dots in.",
+        "none",
+        "a pattern that matches no parameter of a network namespace; a value of the host's that a "
+        "namespace does not take",
+        field="inherit",
+        live="for containers that join from then on",
     ),
     Option(
         MTU,
         "MTU of the bridge and of the containers' interfaces, in bytes; 0 means the default.",
         str(DEFAULT_MTU),
         f"anything but a number from {MIN_MTU} to {MAX_MTU}; below {MIN_IPV6_MTU} with IPv6",
+        field="mtu",
+        live="of the bridge at once, of interfaces for containers that join from then on",
     ),
     Option(
         BRIDGE_NAME,
         "Name of the bridge on the host. A bridge that exists already is used and never deleted.",
         "`pn-` and 12 digits of the network's id",
         f"more than {IFNAME_LENGTH} characters, or the name of something that is no bridge",
+        live="no: containers are on that bridge",
     ),
     Option(
         IFACE_PREFIX,
         "What the interface is called in the container, before its number.",
         f"`{DEFAULT_PREFIX}`",
         f"more than {PREFIX_LENGTH} characters, or characters an interface name cannot have",
+        live="no: running containers have their interfaces' names, and Docker counts on them",
     ),
     Option(
         MASQUERADE,
         "Whether what leaves the network gets the host's address as its source.",
         "`true`",
         "anything but true or false",
+        field="masquerade",
+        live="at once, for connections that begin from then on",
     ),
     Option(
         ICC,
         "Whether containers of the network reach each other; if not, only by published ports.",
         "`true`",
         "anything but true or false",
+        field="icc",
+        live="at once, for connections that exist, too",
     ),
     Option(
         GATEWAY_MODE_IPV4,
@@ -118,19 +155,28 @@ NETWORK_OPTIONS = (
         "reached by the container's own address. `isolated`: no address on the bridge.",
         "`nat`",
         "another mode; `isolated` without `--internal`",
+        live=BY_GATEWAY,
     ),
-    Option(GATEWAY_MODE_IPV6, "The same for IPv6.", "`nat`", "the same as for IPv4"),
+    Option(
+        GATEWAY_MODE_IPV6,
+        "The same for IPv6.",
+        "`nat`",
+        "the same as for IPv4",
+        live=BY_GATEWAY,
+    ),
     Option(
         HOST_BINDING,
         "The host address on which ports are published that name none.",
         "`0.0.0.0` and `::`",
         "anything but an address",
+        live="no: ports are published there",
     ),
     Option(
         INHIBIT_IPV4,
         "Whether the bridge goes without the IPv4 gateway address: somebody else has it.",
         "`false`",
         "anything but true or false",
+        live=BY_GATEWAY,
     ),
     Option(
         TRUSTED,
@@ -138,18 +184,22 @@ NETWORK_OPTIONS = (
         "the container's own address.",
         "none",
         "what is no interface name",
+        field="trusted_host_interfaces",
+        live="at once, for connections that begin from then on",
     ),
     Option(
         HOST_IPV4,
         "The source address of what leaves the network, instead of the leaving interface's.",
         "the leaving interface's",
         "anything but an IPv4 address",
+        live=BY_SOURCE,
     ),
     Option(
         HOST_IPV6,
         "The same for IPv6.",
         "the leaving interface's",
         "anything but an IPv6 address",
+        live=BY_SOURCE,
     ),
     Option(
         ATTACH,
@@ -157,6 +207,7 @@ NETWORK_OPTIONS = (
         "there, faster, and `docker stats` counts nothing; Docker Engine 28 and later.",
         "`handover`",
         "another word",
+        live="no: running containers have been attached the one way or the other",
     ),
     Option(
         PUBLISH,
@@ -164,18 +215,21 @@ NETWORK_OPTIONS = (
         "Docker attaches them to `docker_gwbridge`, publishes there and shows it in `docker ps`.",
         "`pynet`",
         "another word; `docker` with `--internal` or with a gateway mode other than `nat`",
+        live="no: it decides whether containers get a gateway here, and Docker asks only once",
     ),
     Option(
         ENABLE_IPV4,
         "The same as `--ipv4`; the engine acts on it.",
         "`true`",
         "a value that contradicts what the engine did",
+        live=BY_ENGINE,
     ),
     Option(
         ENABLE_IPV6,
         "The same as `--ipv6`; the engine acts on it.",
         "`false`",
         "a value that contradicts what the engine did",
+        live=BY_ENGINE,
     ),
 )
 
@@ -228,9 +282,75 @@ def parse_network_options(
         trusted_host_interfaces=_parse_trusted(generic.get(TRUSTED, "")),
         attach=_parse_word(generic, ATTACH, Attach.HANDOVER),
         publish=_parse_word(generic, PUBLISH, Publish.PYNET),
+        inherit=_parse_inherit(generic.get(INHERIT, "")),
     )
     _check_consistent(options)
     return options
+
+
+@dataclass(frozen=True, slots=True)
+class OptionChange:
+    """What `pynet set` asks for: options with new values, and options that get their default."""
+
+    given: Mapping[str, str]
+    unset: frozenset[str]
+
+    @property
+    def sysctls(self) -> tuple[Sysctl, ...]:
+        """The kernel parameters among the new values."""
+        return _parse_sysctls(self.given)
+
+    @property
+    def inherit(self) -> tuple[str, ...]:
+        """The patterns among the new values."""
+        return _parse_inherit(self.given.get(INHERIT, ""))
+
+
+def parse_change(given: Mapping[str, str], unset: Iterable[str]) -> OptionChange:
+    """Return the change that somebody asks for.
+
+    Raises InvalidRequest for what is unknown, contradicts itself or cannot be changed while the
+    network exists, with the reason.
+    """
+    dropped = frozenset(parse_key(name) if is_sysctl(name) else name for name in unset)
+    if not given and not dropped:
+        raise InvalidRequest("change a network: nothing to set and nothing to unset")
+    _refuse_unknown([*given, *dropped], NETWORK_OPTIONS)
+    change = OptionChange(given, dropped)
+    twice = dropped & {*given, *(sysctl.key for sysctl in change.sysctls)}
+    if twice:
+        raise InvalidRequest(f"both set and unset: {', '.join(sorted(twice))}")
+    for option in NETWORK_OPTIONS:
+        if option.name in {*given, *dropped} and not option.field:
+            reason = option.live.removeprefix("no: ")
+            raise InvalidRequest(
+                f"option {option.name} cannot be changed while the network exists: {reason}"
+            )
+    return change
+
+
+def apply_change(
+    options: NetworkOptions, change: OptionChange, *, has_ipv6: bool
+) -> NetworkOptions:
+    """Return the options with the change made; raises InvalidRequest as for a new network."""
+    present = {sysctl.key for sysctl in options.sysctls}
+    missing = [name for name in sorted(change.unset) if is_sysctl(name) and name not in present]
+    if missing:
+        raise InvalidRequest(f"unset {', '.join(missing)}: the network does not set it")
+    parsed = parse_network_options(
+        change.given, internal=options.internal, has_ipv4=True, has_ipv6=has_ipv6
+    )
+    fields = [
+        option.field
+        for option in NETWORK_OPTIONS
+        if option.field and option.name in {*change.given, *change.unset}
+    ]
+    kept = (sysctl for sysctl in options.sysctls if sysctl.key not in change.unset)
+    return replace(
+        options,
+        sysctls=merge(kept, parsed.sysctls),
+        **{field: getattr(parsed, field) for field in fields},
+    )
 
 
 def _check_consistent(options: NetworkOptions) -> None:
@@ -291,9 +411,9 @@ def parse_bool(name: str, text: str) -> bool:
     raise InvalidRequest(f"option {name}={text[:80]!r}: expected true or false")
 
 
-def _refuse_unknown(generic: Mapping[str, str], known: tuple[Option, ...]) -> None:
+def _refuse_unknown(given: Iterable[str], known: tuple[Option, ...]) -> None:
     names = [option.name for option in known]
-    for key in generic:
+    for key in given:
         if key in names or is_sysctl(key):
             continue
         from difflib import get_close_matches  # noqa: PLC0415 - for who mistypes, and slow to come
@@ -378,6 +498,16 @@ def _parse_binding(generic: Mapping[str, str], kind: type[Address]) -> Address |
 def _parse_trusted(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(filter(None, text.split(":"))))
     return tuple(_parse_ifname(TRUSTED, name) for name in names)
+
+
+def _parse_inherit(text: str) -> tuple[str, ...]:
+    patterns = tuple(dict.fromkeys(filter(None, (each.strip() for each in text.split(",")))))
+    for pattern in patterns:
+        if is_of_interface(pattern):
+            raise InvalidRequest(
+                f"option {INHERIT}={pattern}: the host has no {IFNAME}; that is the container's"
+            )
+    return tuple(map(parse_pattern, patterns))
 
 
 def _parse_prefix(text: str) -> str:

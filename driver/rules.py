@@ -39,6 +39,15 @@ class Rules:
         )
         undo.push(self._kernel.apply_rules, firewall.render_no_network(network))
 
+    def change_network(
+        self, old: Network, new: Network, endpoints: Iterable[Endpoint], undo: Rollback
+    ) -> None:
+        """Bring a network with its joined endpoints to other options, in one transaction."""
+        joined = tuple(endpoints)
+        if text := firewall.render_change(old, new, joined):
+            self._kernel.apply_rules(text)
+            undo.push(self._kernel.apply_rules, firewall.render_change(new, old, joined))
+
     def drop_network(self, network: Network, *, is_last: bool) -> None:
         """Take a network's elements out; the last one takes everything along."""
         if is_last:

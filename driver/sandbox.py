@@ -11,34 +11,50 @@ hold the container's process. Per-interface parameters wait for libnetwork to br
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from driver.counts import Counts
 from driver.errors import DriverError, InvalidRequest, NotFound
+from driver.inherit import Heritage
 from driver.model import host_end_name, short
 from driver.recent import Recent
 from driver.sysctls import (
-    SysctlPolicy,
+    NO_POLICY,
+    find_kept,
     foresee_traces,
-    is_per_interface,
-    merge,
+    is_of_interface,
     plan_restores,
+    plan_withdrawals,
     plan_writes,
 )
+from driver.undo import Rollback
+from driver.wishes import Wishes, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from driver.kernel import Kernel
     from driver.lock import Lock
-    from driver.model import Endpoint, SandboxKey, Sysctl, Trace
+    from driver.model import Endpoint, Network, SandboxKey, Sysctl, Trace
     from driver.store import Store
-    from driver.undo import Rollback
-
-NO_POLICY = SysctlPolicy()
+    from driver.sysctls import SysctlPolicy, Wish
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Followed:
+    """What a change of a network's parameters did to those who run on it.
+
+    `changed` are the sandboxes in which something was written, `awaited` those that are yet to
+    come; `kept` are the parameters that containers had set themselves.
+    """
+
+    changed: set[SandboxKey] = field(default_factory=set)
+    awaited: set[SandboxKey] = field(default_factory=set)
+    kept: dict[SandboxKey, list[str]] = field(default_factory=dict)
 
 
 class Sandboxes:
@@ -60,15 +76,22 @@ class Sandboxes:
         self._untried = policy.defaults
         self._pristine: dict[str, str] = {}
         self._seen: Recent[SandboxKey] = Recent()
+        self.heritage = Heritage(kernel, policy)
+        self._wishes = Wishes(store, policy)
 
-    def check(self, sysctls: tuple[Sysctl, ...]) -> None:
-        """Try the parameters where they do no harm; takes no lock.
+    def check(self, sysctls: tuple[Sysctl, ...], inherit: tuple[str, ...] = ()) -> None:
+        """Try the parameters, and what is inherited, where they do no harm; takes no lock.
 
         Raises InvalidRequest that names the parameter and the reason: this kernel's, or that the
         operator keeps it from users.
         """
         self._policy.check(sysctls)
         self._pristine.update(self._kernel.check_sysctls(sysctls))
+        self.heritage.check(inherit)
+
+    def inherit(self, network: Network) -> tuple[Sysctl, ...]:
+        """Return what an endpoint of the network that joins now inherits from the host."""
+        return self.heritage.read(network.options.inherit)
 
     def check_defaults(self) -> None:
         """Try the operator's defaults in the same way, until this kernel has taken them once."""
@@ -115,14 +138,14 @@ class Sandboxes:
         """
         sandbox = sandbox_of(endpoint)
         with self._store.transaction():
-            wanted = self._namespace_wide(endpoint)
-            asked_before = self._asked_by_others(endpoint)
+            others = [each for each in self._store.endpoints_in(sandbox) if each.id != endpoint.id]
+            earlier = self._wishes.of_endpoints(others)
+            wishes = self._wishes.of_endpoints([*others, endpoint])
             traces = self._store.traces(sandbox)
-        _log_contests(endpoint, wanted, asked_before)
+        _log_contests(endpoint, wishes, earlier)
         if not self._kernel.has_sandbox(sandbox):
             return False
-        defaults = [each for each in self._policy.defaults if each.key not in asked_before]
-        wanted = merge(_namespace_wide_of(defaults), wanted)
+        wanted = [each.sysctl for each in wishes.values() if each.endpoint in {endpoint.id, None}]
 
         def announce(current: Mapping[str, str], plan: Mapping[str, str]) -> None:
             undo.push(self._remember, sandbox, traces, plan.keys())
@@ -150,7 +173,7 @@ class Sandboxes:
         Runs in a transaction.
         """
         endpoints = self._store.endpoints_in(sandbox)
-        wanted = self._wanted_by(endpoints)
+        wanted = values_of(self._wishes.of_endpoints(endpoints))
         interfaces = {endpoint: self._per_interface(endpoint) for endpoint in endpoints}
         if endpoints:
             # Also when there is nothing to write: only then can the sandbox's end be told from its
@@ -188,7 +211,7 @@ class Sandboxes:
         with self._store.transaction():
             if not self._kernel.has_sandbox(sandbox):
                 self.renew_watch(sandbox)
-            wanted = self._wanted_by(self._store.endpoints_in(sandbox))
+            wanted = values_of(self._wishes.of_sandbox(sandbox))
             traces = self._store.traces(sandbox)
         values = {sysctl.key: sysctl.value for sysctl in wanted}
         if not traces:
@@ -212,7 +235,7 @@ class Sandboxes:
             return
         endpoints = self._store.endpoints_in(sandbox)
         traces = self._store.traces(sandbox)
-        wanted = self._wanted_by(endpoints)
+        wanted = values_of(self._wishes.of_endpoints(endpoints))
         missing = [sysctl for sysctl in wanted if sysctl.key not in traces]
         written = self._write(sandbox, missing, traces)
         undo.push(self._put_back, sandbox, written)
@@ -228,7 +251,7 @@ class Sandboxes:
         traces = self._store.traces(sandbox)
         wanted = [
             sysctl
-            for sysctl in self._wanted_by(self._store.endpoints_in(sandbox))
+            for sysctl in values_of(self._wishes.of_sandbox(sandbox))
             if sysctl.key not in traces
         ]
         planned: dict[str, str] = {}
@@ -242,6 +265,93 @@ class Sandboxes:
             self._pristine.update(self._kernel.read_pristine(keys))
             self._change(sandbox, keys, decide)
         return tuple(sysctl for sysctl in wanted if sysctl.key in planned)
+
+    def follow(self, old: Network, new: Network, undo: Rollback) -> Followed:
+        """Bring what runs from a network's old parameters to its new ones, which are stored.
+
+        What a container has set itself stays. Runs in the transaction of the change.
+        """
+        outcome = Followed()
+        differing = set(old.options.sysctls) ^ set(new.options.sysctls)
+        keys = frozenset(sysctl.key for sysctl in differing)
+        joined: dict[SandboxKey, list[Endpoint]] = {}
+        for endpoint in self._store.endpoints() if keys else ():
+            if endpoint.attachment is not None:
+                joined.setdefault(sandbox_of(endpoint), []).append(endpoint)
+        own = [each for among in joined.values() for each in among if each.network_id == new.id]
+        present: dict[SandboxKey, dict[str, Wish]] = {}
+        for endpoint in own:
+            sandbox = sandbox_of(endpoint)
+            if self._kernel.has_sandbox(sandbox):
+                present[sandbox] = self._wishes.of_endpoints(joined[sandbox])
+            else:
+                undo.push(self._renew_watch, sandbox)
+                self.renew_watch(sandbox)
+                outcome.awaited.add(sandbox)
+        if present:
+            self._rewrite(present, keys, outcome, undo)
+        for endpoint in own:
+            sandbox = sandbox_of(endpoint)
+            if sandbox in present and self._rewrite_interface(endpoint, old, new, undo):
+                outcome.changed.add(sandbox)
+        return outcome
+
+    def _rewrite(
+        self,
+        sandboxes: Mapping[SandboxKey, Mapping[str, Wish]],
+        keys: Collection[str],
+        outcome: Followed,
+        undo: Rollback,
+    ) -> None:
+        """Have these parameters of sandboxes be what is wished for there by now."""
+        keys = sorted(key for key in keys if not is_of_interface(key))
+        if not keys:
+            return
+        self._pristine.update(self._kernel.read_pristine(keys))
+        traces = {sandbox: self._store.traces(sandbox) for sandbox in sandboxes}
+
+        def decide(sandbox: SandboxKey, current: Mapping[str, str]) -> Mapping[str, str]:
+            wishes = sandboxes[sandbox]
+            wanted = [wishes[key].sysctl for key in keys if key in wishes]
+            unwanted = [key for key in keys if key not in wishes]
+            if kept := find_kept(wanted, current, self._pristine, traces[sandbox]):
+                outcome.kept[sandbox] = kept
+            withdrawn = plan_withdrawals(unwanted, current, traces[sandbox])
+            return plan_writes(wanted, current, self._pristine, traces[sandbox]) | withdrawn
+
+        written = self._kernel.change_all_sysctls(sandboxes, keys, decide)
+        undo.push(self._put_all_back, written)
+        for sandbox, wishes in sandboxes.items():
+            changes = written.get(sandbox, ())
+            if any(trace.before != trace.written for trace in changes):
+                outcome.changed.add(sandbox)
+            gone = [key for key in keys if key not in wishes and key in traces[sandbox]]
+            self._store.delete_traces(sandbox, gone)
+            self._store.put_traces(sandbox, [each for each in changes if each.key in wishes])
+
+    def _rewrite_interface(
+        self, endpoint: Endpoint, old: Network, new: Network, undo: Rollback
+    ) -> bool:
+        """Do the same for an endpoint's interface; returns whether anything was written."""
+        before = set(values_of(self._wishes.of_interface(endpoint, old)))
+        after = set(values_of(self._wishes.of_interface(endpoint, new)))
+        if before == after:
+            return False
+        undo.push(self._write_interface, endpoint, before, after)
+        return self._write_interface(endpoint, after, before)
+
+    def _write_interface(
+        self, endpoint: Endpoint, wanted: set[Sysctl], present: set[Sysctl]
+    ) -> bool:
+        """Bring an interface from its present parameters to those that are wanted."""
+        changed = sorted(wanted - present, key=lambda sysctl: sysctl.key)
+        reset = {sysctl.key for sysctl in present} - {sysctl.key for sysctl in wanted}
+        sandbox, host_end = sandbox_of(endpoint), host_end_name(endpoint.id)
+        try:
+            return self._kernel.set_interface_sysctls(sandbox, host_end, changed, sorted(reset))
+        except NotFound:
+            log.info("the interface of %s is gone; nothing to configure", short(endpoint.id))
+            return False
 
     def _on_arrival(
         self,
@@ -264,7 +374,14 @@ class Sandboxes:
             with self._lock, self._store.transaction():
                 if self._store.endpoints_in(sandbox):
                     self._store.put_traces(sandbox, written)
+                    self._catch_up(sandbox, wanted)
         self._mark_configured(interfaces)
+
+    def _catch_up(self, sandbox: SandboxKey, written: Iterable[Sysctl]) -> None:
+        """Write what a network has come to ask for since a watch was told what to write."""
+        wishes = self._wishes.of_sandbox(sandbox)
+        late = {sysctl.key for sysctl in set(written) ^ set(values_of(wishes))}
+        self._rewrite({sandbox: wishes}, late, Followed(), Rollback())
 
     def _await_interface(
         self, sandbox: SandboxKey, host_end: str, sysctls: tuple[Sysctl, ...]
@@ -284,12 +401,19 @@ class Sandboxes:
         attachment = endpoint.attachment
         return attachment is not None and not attachment.configured
 
-    def _mark_configured(self, endpoints: Iterable[Endpoint]) -> None:
+    def _mark_configured(self, written: Mapping[Endpoint, tuple[Sysctl, ...]]) -> None:
         with self._lock, self._store.transaction():
-            for endpoint in endpoints:
+            for endpoint, sysctls in written.items():
                 known = self._store.find_endpoint(endpoint.id)
-                if known is not None and known.attachment == endpoint.attachment:
-                    self._store.put_endpoint(known.configured())
+                if known is None or known.attachment != endpoint.attachment:
+                    continue
+                late = set(self._per_interface(known))
+                if late != set(sysctls):  # the network has been changed meanwhile
+                    self._write_interface(known, late, set(sysctls))
+                self._store.put_endpoint(known.configured())
+
+    def _per_interface(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
+        return values_of(self._wishes.of_interface(endpoint))
 
     def _write(
         self,
@@ -302,15 +426,13 @@ class Sandboxes:
         keys = [sysctl.key for sysctl in wanted]
 
         def decide(current: Mapping[str, str]) -> Mapping[str, str]:
-            plan = plan_writes(wanted, current, self._pristine, traces)
-            if len(plan) < len(wanted):
+            if find_kept(wanted, current, self._pristine, traces):
                 # Either the container set them itself, or the host has changed a value that new
                 # namespaces copy since we last looked.
                 self._pristine.update(self._kernel.read_pristine(keys))
-                plan = plan_writes(wanted, current, self._pristine, traces)
-            for key in keys:
-                if key not in plan:
-                    log.info("sandbox %s keeps its own %s", sandbox, key)
+            for key in find_kept(wanted, current, self._pristine, traces):
+                log.info("sandbox %s keeps its own %s", sandbox, key)
+            plan = plan_writes(wanted, current, self._pristine, traces)
             announce(current, plan)
             return plan
 
@@ -341,39 +463,13 @@ class Sandboxes:
             self._store.delete_traces(sandbox, keys)
             self._store.put_traces(sandbox, [traces[key] for key in keys if key in traces])
 
+    def _put_all_back(self, written: Mapping[SandboxKey, tuple[Trace, ...]]) -> None:
+        for sandbox, traces in written.items():
+            self._put_back(sandbox, traces)
+
     def _put_back(self, sandbox: SandboxKey, traces: tuple[Trace, ...]) -> None:
         before = {trace.key: trace.before for trace in traces}
         self._change(sandbox, list(before), lambda _: before)
-
-    def _wanted_by(self, endpoints: Collection[Endpoint]) -> tuple[Sysctl, ...]:
-        """Return what a sandbox with these endpoints is to have: of none, nothing.
-
-        A default yields to what any of them asks for, whichever joined last.
-        """
-        if not endpoints:
-            return ()
-        defaults = _namespace_wide_of(self._policy.defaults)
-        return merge(defaults, *(self._namespace_wide(endpoint) for endpoint in endpoints))
-
-    def _namespace_wide(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
-        return _namespace_wide_of(self._asked(endpoint))
-
-    def _asked_by_others(self, endpoint: Endpoint) -> Mapping[str, str]:
-        """Return what is to be written into the endpoint's sandbox for the earlier joins."""
-        joined = self._store.endpoints_in(sandbox_of(endpoint))
-        others = (self._namespace_wide(other) for other in joined if other.id != endpoint.id)
-        return {sysctl.key: sysctl.value for sysctl in merge(*others)}
-
-    def _per_interface(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
-        return tuple(
-            sysctl
-            for sysctl in merge(self._policy.defaults, self._asked(endpoint))
-            if is_per_interface(sysctl) and sysctl.key not in endpoint.engine_keys
-        )
-
-    def _asked(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
-        network = self._store.find_network(endpoint.network_id)
-        return merge(network.options.sysctls if network else (), endpoint.sysctls)
 
 
 def sandbox_of(endpoint: Endpoint) -> SandboxKey:
@@ -383,17 +479,18 @@ def sandbox_of(endpoint: Endpoint) -> SandboxKey:
     return endpoint.attachment.sandbox
 
 
-def _namespace_wide_of(sysctls: Iterable[Sysctl]) -> tuple[Sysctl, ...]:
-    return tuple(sysctl for sysctl in sysctls if not is_per_interface(sysctl))
-
-
-def _log_contests(endpoint: Endpoint, wanted: Iterable[Sysctl], earlier: Mapping[str, str]) -> None:
-    for sysctl in wanted:
-        if earlier.get(sysctl.key, sysctl.value) != sysctl.value:
+def _log_contests(
+    endpoint: Endpoint, wishes: Mapping[str, Wish], earlier: Mapping[str, Wish]
+) -> None:
+    for key, wish in wishes.items():
+        before = earlier.get(key)
+        if wish.endpoint != endpoint.id or before is None or before.endpoint is None:
+            continue
+        if before.sysctl.value != wish.sysctl.value:
             log.warning(
                 "endpoint %s sets %s=%s over %s of an earlier join: the later one wins",
                 short(endpoint.id),
-                sysctl.key,
-                sysctl.value,
-                earlier[sysctl.key],
+                key,
+                wish.sysctl.value,
+                before.sysctl.value,
             )

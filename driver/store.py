@@ -46,6 +46,7 @@ DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 PRIMARY = 0xFF  # the bits of an error's code that are not its details
 
 log = logging.getLogger(__name__)
+REMEMBERED = 256  # networks whose options are kept decoded
 
 MIGRATIONS = (
     """
@@ -81,6 +82,10 @@ MIGRATIONS = (
         PRIMARY KEY (sandbox, key)
     ) STRICT;
     CREATE TABLE boot (id TEXT NOT NULL) STRICT;
+    """,
+    """
+    ALTER TABLE network ADD COLUMN defined TEXT;
+    ALTER TABLE endpoint ADD COLUMN inherited TEXT NOT NULL DEFAULT '[]';
     """,
 )
 
@@ -202,9 +207,9 @@ class Store:
     def add_network(self, network: Network, added: Iterable[IPInterface]) -> None:
         """Store a new network and the addresses that its bridge did not have before."""
         self._run(
-            "INSERT INTO network VALUES (?, ?, ?)",
+            "INSERT INTO network (id, options, added) VALUES (?, ?, ?)",
             network.id,
-            msgspec.json.encode(network.options, enc_hook=str).decode(),
+            _encode_options(network.options),
             " ".join(map(str, added)),
         )
         for position, pool in enumerate(network.pools):
@@ -219,6 +224,20 @@ class Store:
                 _text(pool.default_gateway),
             )
 
+    def change_options(self, network: Network) -> None:
+        """Store other options of a network, and go on knowing those it was defined with."""
+        self._run(
+            "UPDATE network SET defined = coalesce(defined, options), options = ? WHERE id = ?",
+            _encode_options(network.options),
+            network.id,
+        )
+
+    def find_definition(self, network_id: NetworkId) -> Network | None:
+        """Return a network as CreateNetwork defined it, None if it is not known."""
+        query = "SELECT id, coalesce(defined, options) FROM network WHERE id = ?"
+        row = self._one(query, network_id)
+        return None if row is None else self._network(*row)
+
     def delete_network(self, network_id: NetworkId) -> None:
         """Forget a network, its pools and its endpoints."""
         self._run("DELETE FROM network WHERE id = ?", network_id)
@@ -227,6 +246,11 @@ class Store:
         """Return a network, None if it is not known."""
         row = self._one("SELECT id, options FROM network WHERE id = ?", network_id)
         return None if row is None else self._network(*row)
+
+    def find_options(self, network_id: NetworkId) -> NetworkOptions | None:
+        """Return a network's options alone, None if it is not known."""
+        row = self._one("SELECT options FROM network WHERE id = ?", network_id)
+        return None if row is None else _decode_options(row[0])
 
     def networks(self) -> tuple[Network, ...]:
         """Return all networks."""
@@ -241,22 +265,26 @@ class Store:
     def put_endpoint(self, endpoint: Endpoint) -> None:
         """Store an endpoint as it is now."""
         self._run(
-            """INSERT INTO endpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)
+            """INSERT INTO endpoint (id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
+                                     sandbox, configured, inherited)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (id) DO UPDATE SET
                    joins = CASE WHEN excluded.sandbox IS NULL THEN NULL
                            WHEN excluded.sandbox IS sandbox THEN joins
                            ELSE (SELECT coalesce(max(joins), 0) + 1 FROM endpoint) END,
-                   sandbox = excluded.sandbox, configured = excluded.configured""",
+                   sandbox = excluded.sandbox, configured = excluded.configured,
+                   inherited = excluded.inherited""",
             endpoint.id,
             endpoint.network_id,
             _text(endpoint.ipv4),
             _text(endpoint.ipv6),
             endpoint.mac,
-            msgspec.json.encode(endpoint.sysctls).decode(),
+            _encode_sysctls(endpoint.sysctls),
             " ".join(sorted(endpoint.engine_keys)),
             endpoint.ifname,
             None if endpoint.attachment is None else endpoint.attachment.sandbox,
             endpoint.attachment is not None and endpoint.attachment.configured,
+            _encode_sysctls(() if endpoint.attachment is None else endpoint.attachment.inherited),
         )
 
     def delete_endpoint(self, endpoint_id: EndpointId) -> None:
@@ -298,8 +326,7 @@ class Store:
             )
             for binding in bindings
         ]
-        with _translated("write the state file"):
-            self._db.executemany("INSERT INTO binding VALUES (?, ?, ?, ?, ?, ?)", rows)
+        self._run_many("INSERT INTO binding VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def find_publisher(self, place: HostPort) -> Endpoint | None:
         """Return the endpoint that has published a host port, None if it is none of ours.
@@ -325,20 +352,16 @@ class Store:
 
     def put_traces(self, sandbox: SandboxKey, traces: Iterable[Trace]) -> None:
         """Remember what was written into a sandbox, keeping the oldest `before` of each key."""
-        for trace in traces:
-            self._run(
-                """INSERT INTO trace VALUES (?, ?, ?, ?)
-                   ON CONFLICT DO UPDATE SET written = excluded.written""",
-                sandbox,
-                trace.key,
-                trace.before,
-                trace.written,
-            )
+        self._run_many(
+            """INSERT INTO trace VALUES (?, ?, ?, ?)
+               ON CONFLICT DO UPDATE SET written = excluded.written""",
+            [(sandbox, trace.key, trace.before, trace.written) for trace in traces],
+        )
 
     def delete_traces(self, sandbox: SandboxKey, keys: Iterable[str]) -> None:
         """Forget what was written into a sandbox for these keys."""
-        for key in keys:
-            self._run("DELETE FROM trace WHERE sandbox = ? AND key = ?", sandbox, key)
+        rows = [(sandbox, key) for key in keys]
+        self._run_many("DELETE FROM trace WHERE sandbox = ? AND key = ?", rows)
 
     def sandboxes(self) -> tuple[SandboxKey, ...]:
         """Return the sandboxes into which something was written."""
@@ -376,13 +399,13 @@ class Store:
         return Network(
             id=NetworkId(network_id),
             pools=tuple(_pool(*pool) for pool in pools),
-            options=msgspec.json.decode(options, type=NetworkOptions, dec_hook=_decode_custom),
+            options=_decode_options(options),
         )
 
     def _endpoints(self, where: str, *values: object) -> tuple[Endpoint, ...]:
         rows = self._all(
             f"""SELECT id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
-                       sandbox, configured
+                       sandbox, configured, inherited
                 FROM endpoint {where} ORDER BY joins, id""",  # noqa: S608 - `where` is ours
             *values,
         )
@@ -401,6 +424,10 @@ class Store:
             self._db.execute(statement, values)
         except sqlite3.Error as error:
             raise _failure("write the state file", error) from error
+
+    def _run_many(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        with _translated("write the state file"):
+            self._db.executemany(statement, rows)
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
         rows = self._all(query, *values)
@@ -425,20 +452,25 @@ def _pool(subnet: str, gateway: str | None, space: str, default_gateway: str | N
 
 
 def _endpoint(row: tuple[Any, ...], bindings: tuple[PortBinding, ...]) -> Endpoint:
-    endpoint_id, network_id, ipv4, ipv6, mac, sysctls, keys, ifname, sandbox, configured = row
+    endpoint_id, network_id, ipv4, ipv6, mac, sysctls, keys, ifname, *attachment = row
+    sandbox, configured, inherited = attachment
     return Endpoint(
         id=EndpointId(endpoint_id),
         network_id=NetworkId(network_id),
         ipv4=None if ipv4 is None else IPv4Interface(ipv4),
         ipv6=None if ipv6 is None else IPv6Interface(ipv6),
         mac=MacAddress(mac),
-        sysctls=msgspec.json.decode(sysctls, type=tuple[Sysctl, ...]),
+        sysctls=_decode_sysctls(sysctls),
         engine_keys=frozenset(keys.split()),
         ifname=ifname,
         bindings=bindings,
         attachment=None
         if sandbox is None
-        else Attachment(SandboxKey(sandbox), configured=bool(configured)),
+        else Attachment(
+            SandboxKey(sandbox),
+            configured=bool(configured),
+            inherited=_decode_sysctls(inherited),
+        ),
     )
 
 
@@ -450,6 +482,24 @@ def _binding(row: tuple[Any, ...]) -> PortBinding:
         container_port=container_port,
         host=host_ip and HostPort(Protocol(protocol), ip_address(host_ip), host_port),
     )
+
+
+def _encode_options(options: NetworkOptions) -> str:
+    return msgspec.json.encode(options, enc_hook=str).decode()
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _decode_options(text: str) -> NetworkOptions:
+    """Read options, once: a network may have hundreds of parameters, and is asked for often."""
+    return msgspec.json.decode(text, type=NetworkOptions, dec_hook=_decode_custom)
+
+
+def _encode_sysctls(sysctls: tuple[Sysctl, ...]) -> str:
+    return msgspec.json.encode(sysctls).decode()
+
+
+def _decode_sysctls(text: str) -> tuple[Sysctl, ...]:
+    return msgspec.json.decode(text, type=tuple[Sysctl, ...])
 
 
 def _decode_custom(kind: type[Any], value: object) -> object:

@@ -1,13 +1,15 @@
 """Decide which kernel parameters a sandbox gets; performs no I/O.
 
 A sandbox's parameters come from, strongest first: the container's own `--sysctl`, the endpoint's
-driver options, the network's options, the host's defaults for all networks, the kernel's default.
+driver options, the network's options, what the network inherits from the host, the operator's
+defaults for all networks, the kernel's default.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,9 @@ from driver.errors import InvalidRequest
 from driver.model import Sysctl, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
+
+    from driver.model import EndpointId
 
 PREFIX = "net."
 IFNAME = "IFNAME"
@@ -31,7 +35,7 @@ DOCKER_DEFAULTS: Mapping[str, str] = {
 _COMPONENT = re.compile(r"[a-z0-9_-]+")
 _PATTERN = re.compile(r"net\.[A-Za-z0-9_.*?\[\]!-]+")
 _PER_INTERFACE = re.compile(r"net\.(ipv4|ipv6|mpls)\.(conf|neigh)\.([^.]+)\.[^.]+")
-_NAMESPACE_WIDE_NAMES = frozenset({"all", "default", "lo"})
+NAMESPACE_WIDE_NAMES = frozenset({"all", "default", "lo"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +51,64 @@ class SysctlPolicy:
 
     def check(self, sysctls: Iterable[Sysctl]) -> None:
         """Raise InvalidRequest for the first parameter that users may not set here."""
+        self.check_keys(sysctl.key for sysctl in sysctls)
+
+    def check_keys(self, keys: Iterable[str]) -> None:
+        """Do the same for the names alone."""
         if not self.allowed:
             return
-        for sysctl in sysctls:
-            if not any(fnmatchcase(sysctl.key, pattern) for pattern in self.allowed):
+        for key in keys:
+            if not any(fnmatchcase(key, pattern) for pattern in self.allowed):
                 raise InvalidRequest(
-                    f"{sysctl.key}: the operator of this host does not let networks set it; "
+                    f"{key}: the operator of this host does not let networks set it; "
                     f"allowed are {', '.join(self.allowed)}"
                 )
+
+
+class Source(StrEnum):
+    """Who asks for a parameter's value, the strongest first."""
+
+    ENDPOINT = "endpoint"
+    NETWORK = "network"
+    INHERIT = "inherit"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A value that a sandbox is to have, and on whose behalf: of all endpoints if of none."""
+
+    sysctl: Sysctl
+    source: Source
+    endpoint: EndpointId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """What one endpoint of a sandbox asks for, by source; a network's next one has no id yet."""
+
+    endpoint: EndpointId | None
+    own: Collection[Sysctl]
+    network: Collection[Sysctl]
+    inherited: Collection[Sysctl]
+
+
+def rank(defaults: Iterable[Sysctl], askers: Collection[Asker]) -> dict[str, Wish]:
+    """Return who gets their way in a sandbox, by key; `askers` in the order of their joins.
+
+    What is asked for by name is stronger than what is inherited, and that than a default, whoever
+    joined last; among equals the later join wins.
+    """
+    wishes = [Wish(sysctl, Source.DEFAULT) for sysctl in defaults]
+    for asker in askers:
+        wishes += [Wish(each, Source.INHERIT, asker.endpoint) for each in asker.inherited]
+    for asker in askers:
+        wishes += [Wish(each, Source.NETWORK, asker.endpoint) for each in asker.network]
+        wishes += [Wish(each, Source.ENDPOINT, asker.endpoint) for each in asker.own]
+    return {wish.sysctl.key: wish for wish in wishes}
+
+
+NO_POLICY = SysctlPolicy()
 
 
 def is_sysctl(key: str) -> bool:
@@ -62,11 +116,11 @@ def is_sysctl(key: str) -> bool:
     return key.startswith(PREFIX)
 
 
-def parse_sysctl(key: str, value: str) -> Sysctl:
-    """Return the parameter that `key=value` asks for, `ifname` in any case read as IFNAME.
+def parse_key(key: str) -> str:
+    """Return the name of a parameter, with `ifname` in any case read as IFNAME.
 
-    The key's components are the only thing that later becomes a path below /proc/sys, so
-    nothing but lower-case letters, digits, `_` and `-` passes. Raises InvalidRequest.
+    Its components are the only thing that later becomes a path below /proc/sys, so nothing but
+    lower-case letters, digits, `_` and `-` passes. Raises InvalidRequest.
     """
     components = [IFNAME if part.upper() == IFNAME else part for part in key.split(".")]
     wrong = [part for part in components if part != IFNAME and not _COMPONENT.fullmatch(part)]
@@ -77,6 +131,12 @@ def parse_sysctl(key: str, value: str) -> Sysctl:
         )
     parameter = ".".join(components)
     _check_interface(parameter)
+    return parameter
+
+
+def parse_sysctl(key: str, value: str) -> Sysctl:
+    """Return the parameter that `key=value` asks for; raises InvalidRequest."""
+    parameter = parse_key(key)
     text = value.strip()
     if not text or len(text) > VALUE_LENGTH or not text.replace("\t", " ").isprintable():
         raise InvalidRequest(f"{parameter}={value[:80]!r}: the value is empty or no plain text")
@@ -90,7 +150,7 @@ def _check_interface(parameter: str) -> None:
             f"{parameter}: {IFNAME} stands for an interface only as in "
             f"net.ipv4.conf.{IFNAME}.rp_filter or net.ipv6.neigh.{IFNAME}.…"
         )
-    if match and match[3] not in {IFNAME, *_NAMESPACE_WIDE_NAMES}:
+    if match and match[3] not in {IFNAME, *NAMESPACE_WIDE_NAMES}:
         raise InvalidRequest(
             f"{parameter}: the interface has its name only in the container; "
             f"write {IFNAME} instead of {match[3]!r}"
@@ -121,9 +181,25 @@ def parse_pattern(text: str) -> str:
     return text
 
 
+def match(patterns: Iterable[str], keys: Iterable[str]) -> list[str]:
+    """Return the keys that any of the patterns matches."""
+    wanted = tuple(patterns)
+    return [key for key in keys if any(fnmatchcase(key, pattern) for pattern in wanted)]
+
+
 def is_per_interface(sysctl: Sysctl) -> bool:
     """Tell whether the parameter belongs to the interface rather than to the whole sandbox."""
-    return IFNAME in sysctl.key.split(".")
+    return is_of_interface(sysctl.key)
+
+
+def is_of_interface(key: str) -> bool:
+    """Tell the same of a parameter's name."""
+    return IFNAME in key.split(".")
+
+
+def is_same(one: str, other: str) -> bool:
+    """Tell whether two values are the same to the kernel, which writes tabs between numbers."""
+    return one.split() == other.split()
 
 
 def path_components(key: str, ifname: str) -> tuple[str, ...]:
@@ -146,17 +222,36 @@ def plan_writes(
     pristine: Mapping[str, str],
     traces: Mapping[str, Trace],
 ) -> dict[str, str]:
-    """Return which parameters of a sandbox to write, and what.
+    """Return which parameters of a sandbox to write, and what; not what is there already.
 
     A parameter whose value is neither a pristine namespace's, nor Docker's own default, nor
     ours, was set by the container's `--sysctl` and is left alone: from engine 28 on those are
-    written before Join, and nothing in the protocol tells.
+    written before Join, and nothing in the protocol tells. A value of ours is written again even
+    if it is there, so that the trace tells the truth after a write that was interrupted.
     """
-    return {
-        sysctl.key: sysctl.value
+    plan: dict[str, str] = {}
+    for sysctl in wanted:
+        is_ours = is_ours_to_write(sysctl.key, current, pristine, traces)
+        is_there = is_same(current.get(sysctl.key, ""), sysctl.value)
+        if (is_ours or is_there) if sysctl.key in traces else (is_ours and not is_there):
+            plan[sysctl.key] = sysctl.value
+    return plan
+
+
+def find_kept(
+    wanted: Iterable[Sysctl],
+    current: Mapping[str, str],
+    pristine: Mapping[str, str],
+    traces: Mapping[str, Trace],
+) -> list[str]:
+    """Return which parameters stand in the way of what is wanted, having been set by others."""
+    return [
+        sysctl.key
         for sysctl in wanted
-        if is_ours_to_write(sysctl.key, current, pristine, traces)
-    }
+        if sysctl.key in current
+        and not is_ours_to_write(sysctl.key, current, pristine, traces)
+        and not is_same(current[sysctl.key], sysctl.value)
+    ]
 
 
 def is_ours_to_write(
@@ -181,6 +276,20 @@ def foresee_traces(current: Mapping[str, str], plan: Mapping[str, str]) -> tuple
     It shows the numbers of a vector between tabs (proc_dointvec(), kernel/sysctl.c).
     """
     return tuple(Trace(key, current[key], "\t".join(plan[key].split())) for key in plan)
+
+
+def plan_withdrawals(
+    unwanted: Iterable[str], current: Mapping[str, str], traces: Mapping[str, Trace]
+) -> dict[str, str]:
+    """Return what to write when nobody asks for these parameters any more: what was before.
+
+    A value that somebody else has changed since is left alone.
+    """
+    return {
+        key: traces[key].before
+        for key in unwanted
+        if key in traces and current.get(key) == traces[key].written
+    }
 
 
 def plan_restores(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -23,6 +24,7 @@ from plugin import protocol
 from plugin.crew import Crew
 from plugin.incoming import ARRIVED, CONTENT_TYPE, MAX_BODY
 from plugin.metrics import Calls, render_metrics
+from plugin.parameters import answer_parameter_questions
 from plugin.report import report_differences, report_interface, report_networks
 from plugin.version import find_revision, find_version
 
@@ -86,6 +88,7 @@ def create_app(
         return _answer(operations, desk, calls, method)
 
     _add_questions(app, desk, driver)
+    answer_parameter_questions(app, partial(_tell, desk), driver)
     _add_signs(app, desk, driver, Signs(calls, counts, health))
 
     @app.errorhandler(HTTPException)

@@ -19,12 +19,15 @@ TIMEOUT_SECONDS = 10.0
 
 
 def ask_driver(path: Path, what: str) -> dict[str, Any]:
-    """Return what the driver answers to a GET on its socket."""
+    """Return what the driver answers to a GET on its socket.
+
+    Raises DriverDown if nobody answers, AskError if the driver says why it cannot tell.
+    """
     return _request(path, "GET", what, None)
 
 
 def tell_driver(path: Path, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the driver answers to a POST on its socket."""
+    """Return what the driver answers to a POST on its socket; raises the same."""
     return _request(path, "POST", what, body)
 
 
@@ -43,8 +46,7 @@ def _request(path: Path, verb: str, what: str, body: Mapping[str, Any] | None) -
     finally:
         connection.close()
     if response.status != HTTPStatus.OK:
-        reason = answer.get("Err", response.reason)
-        raise AskError(f"ask the driver on {path}: {reason}")
+        raise AskError(str(answer.get("Err", response.reason)))
     return answer
 
 

@@ -131,6 +131,19 @@ def take_inventory(path: Path) -> Inventory:
     return Inventory(networks, network_names, containers, None)
 
 
+def ask_own_sysctls(container: Container) -> dict[str, str] | None:
+    """Return what a container's own `--sysctl` says, None if Docker cannot be asked."""
+    try:
+        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
+        try:
+            found = client.api.inspect_container(container.id)["HostConfig"].get("Sysctls")
+        finally:
+            client.close()
+    except (DockerException, RequestException):
+        return None
+    return dict(found or {})
+
+
 def _ask_docker() -> tuple[dict[str, str], tuple[Container, ...]]:
     client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
@@ -77,6 +78,7 @@ class FakeKernel:
         self.flows: set[HostPort] = set()
         self.inside: dict[tuple[SandboxKey, str], Link] = {}
         self.pristine = dict(PRISTINE)
+        self.host = dict(PRISTINE)
         self.sandboxes: dict[SandboxKey, dict[str, str]] = {}
         self.watches: dict[SandboxKey, Callable[[], None]] = {}
         self.boot = "first boot"
@@ -167,6 +169,8 @@ class FakeKernel:
             raise KernelError("add address: File exists")
         link.addresses += missing
         link.up = True
+        if link.alias == bridge.alias:
+            link.mtu, link.mac = bridge.mtu, bridge.mac
         return missing
 
     def delete_bridge(self, bridge: Bridge, added: Sequence[IPInterface]) -> None:
@@ -328,9 +332,29 @@ class FakeKernel:
                 raise InvalidRequest(f"set {sysctl.key}={sysctl.value}: out of range")
         return found
 
-    def read_pristine(self, keys: Iterable[str]) -> Mapping[str, str]:
+    def read_pristine(self, keys: Iterable[str] | None = None) -> Mapping[str, str]:
+        if keys is None:
+            return dict(self.pristine)
         paths = {key: ".".join(path_components(key, "lo")) for key in keys}
         return {key: self.pristine[path] for key, path in paths.items() if path in self.pristine}
+
+    def read_host(self, keys: Iterable[str] | None = None) -> Mapping[str, str]:
+        wanted = self.host if keys is None else set(keys)
+        return {key: value for key, value in self.host.items() if key in wanted}
+
+    def read_sandboxes(
+        self, host_ends: Mapping[str, SandboxKey], keys: Iterable[str] | None = None
+    ) -> Mapping[str, Mapping[str, str]]:
+        wanted = tuple(self.pristine if keys is None else keys)
+        found: dict[str, dict[str, str]] = {}
+        for host_end, sandbox in host_ends.items():
+            if sandbox not in self.sandboxes:
+                continue
+            values, link = self.sandboxes[sandbox], self.links.get(host_end)
+            name = str(link.peer) if link and link.sandbox else "nowhere"
+            paths = {key: ".".join(path_components(key, name)) for key in wanted}
+            found[host_end] = {key: values[path] for key, path in paths.items() if path in values}
+        return found
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         return sandbox in self.sandboxes
@@ -350,6 +374,23 @@ class FakeKernel:
         values |= {key: _normal(value) for key, value in writes.items()}
         return tuple(Trace(key, current[key], values[key]) for key in writes)
 
+    def change_all_sysctls(
+        self,
+        sandboxes: Iterable[SandboxKey],
+        keys: Sequence[str],
+        decide: Callable[[SandboxKey, Mapping[str, str]], Mapping[str, str]],
+    ) -> Mapping[SandboxKey, tuple[Trace, ...]]:
+        before = deepcopy(self.sandboxes)
+        try:
+            return {
+                sandbox: self.change_sysctls(sandbox, keys, partial(decide, sandbox))
+                for sandbox in sandboxes
+                if sandbox in self.sandboxes
+            }
+        except KernelError:
+            self.sandboxes = before
+            raise
+
     def find_interface(self, sandbox: SandboxKey, host_end: str) -> str | None:
         link = self._veth(host_end)
         if link.sandbox is None:
@@ -358,7 +399,11 @@ class FakeKernel:
         return link.peer
 
     def set_interface_sysctls(
-        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+        self,
+        sandbox: SandboxKey,
+        host_end: str,
+        sysctls: Sequence[Sysctl],
+        reset: Sequence[str] = (),
     ) -> bool:
         link = self._veth(host_end)
         if link.sandbox is None:
@@ -366,6 +411,9 @@ class FakeKernel:
         values = self._sandbox(sandbox)
         for sysctl in sysctls:
             values[".".join(path_components(sysctl.key, str(link.peer)))] = sysctl.value
+        for key in reset:
+            default = values.get(".".join(path_components(key, "default")), "0")
+            values[".".join(path_components(key, str(link.peer)))] = default
         return True
 
     def await_interface_sysctls(

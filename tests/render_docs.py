@@ -79,6 +79,11 @@ PAGE = """\
 
 Every other option is refused, with the nearest known one named. Nothing has been made then.
 
+The last column is what `pynet set` makes of the option while the network exists:
+`pynet set back net.ipv4.tcp_keepalive_time=300`, `pynet set back --unset net.core.somaxconn`. The
+change is kept over restarts, and `pynet inspect` shows it; `docker network inspect` goes on showing
+what the network was made with. Connections that exist keep what they were opened with.
+
 Of Docker's own flags, `--subnet`, `--gateway`, `--ip-range`, `--aux-address`, `--ipv6` and `--ipv4`
 (engine 28 and later) act as with the built-in bridge: the bridge has the gateway address of every
 subnet. With `--internal` containers get no gateway.
@@ -103,9 +108,15 @@ interface on the network: `net.ipv4.conf.IFNAME.rp_filter`, `net.ipv6.neigh.IFNA
 has its name only in the container.
 
 **Precedence**, strongest first: the container's own `--sysctl`; the endpoint's driver option; the
-network's option; the host's default for all networks (`PYNET_DEFAULT_SYSCTLS`); the kernel's
-default. When two networks of one container ask for different values
-the later join wins, and the log says so.
+network's option; what the network inherits from the host (`pynet.sysctl.inherit`); the host's
+default for all networks (`PYNET_DEFAULT_SYSCTLS`); the kernel's default. When two networks of one
+container ask for different values the later join wins, and the log says so.
+`pynet sysctl CONTAINER` shows who got their way.
+
+**Defaults of dockerd's own.** `dockerd --default-network-opt=pynet=net.ipv4.tcp_retries2=8` (engine
+24 and later), or `default-network-opts` in `daemon.json`, gives every new network of pynet's that
+option, as if it had been typed. Networks that exist are not touched, and `pynet set` has the last
+word. `PYNET_DEFAULT_SYSCTLS` is weaker than any network's option and holds for networks that exist.
 
 **When.** Before the container's first process runs. On `docker network connect` to a running
 container, at once. On `docker network disconnect` what the network wrote is put back to what it
@@ -132,7 +143,9 @@ managed plugin takes them by `docker plugin set`. An empty one means the default
 def render_options() -> str:
     """Return the text of docs/options.md."""
     return PAGE.format(
-        network=_table(NETWORK_OPTIONS), endpoint=_table(ENDPOINT_OPTIONS), settings=_settings()
+        network=_live_table(NETWORK_OPTIONS),
+        endpoint=_table(ENDPOINT_OPTIONS),
+        settings=_settings(),
     )
 
 
@@ -144,6 +157,13 @@ def variable(field: str) -> str:
 def _table(options: Iterable[Option]) -> str:
     rows = [(f"`{each.name}`", each.meaning, each.default, each.refused) for each in options]
     return _rows(("option", "meaning", "default", "refused"), rows)
+
+
+def _live_table(options: Iterable[Option]) -> str:
+    rows = [
+        (f"`{each.name}`", each.meaning, each.default, each.refused, each.live) for each in options
+    ]
+    return _rows(("option", "meaning", "default", "refused", "changed"), rows)
 
 
 def _settings() -> str:

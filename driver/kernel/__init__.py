@@ -115,8 +115,24 @@ class Kernel(Protocol):
         Raises InvalidRequest that names the parameter and the reason.
         """
 
-    def read_pristine(self, keys: Iterable[str]) -> Mapping[str, str]:
-        """Return what a namespace made now has; keys that it does not have are left out."""
+    def read_pristine(self, keys: Iterable[str] | None = None) -> Mapping[str, str]:
+        """Return what a namespace made now has; keys that it does not have are left out.
+
+        Without keys, every parameter that can be read and set there.
+        """
+
+    def read_host(self, keys: Iterable[str] | None = None) -> Mapping[str, str]:
+        """Return what the host itself has, in the same way."""
+
+    def read_sandboxes(
+        self, host_ends: Mapping[str, SandboxKey], keys: Iterable[str] | None = None
+    ) -> Mapping[str, Mapping[str, str]]:
+        """Return what sandboxes have, by the host end that leads into each.
+
+        IFNAME stands for its other end there. Keys that a sandbox does not have are left out;
+        without keys, every parameter that can be read and set. Sandboxes that are gone are left
+        out.
+        """
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         """Tell whether the path is a network namespace by now."""
@@ -132,6 +148,14 @@ class Kernel(Protocol):
         Returns a trace of every write. All or nothing. Raises NotFound if there is no sandbox.
         """
 
+    def change_all_sysctls(
+        self,
+        sandboxes: Iterable[SandboxKey],
+        keys: Sequence[str],
+        decide: Callable[[SandboxKey, Mapping[str, str]], Mapping[str, str]],
+    ) -> Mapping[SandboxKey, tuple[Trace, ...]]:
+        """Do the same in many sandboxes, all or nothing; those that are gone are left out."""
+
     def find_interface(self, sandbox: SandboxKey, host_end: str) -> str | None:
         """Return what the sandbox end of a host end is called in the sandbox, None if not there.
 
@@ -139,11 +163,16 @@ class Kernel(Protocol):
         """
 
     def set_interface_sysctls(
-        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+        self,
+        sandbox: SandboxKey,
+        host_end: str,
+        sysctls: Sequence[Sysctl],
+        reset: Sequence[str] = (),
     ) -> bool:
         """Write per-interface parameters of the sandbox end that belongs to a host end.
 
-        Returns False if the interface is not in the sandbox (yet).
+        What is in `reset` gets what a new interface of the sandbox would have. Returns False if
+        the interface is not in the sandbox (yet).
         """
 
     def await_interface_sysctls(

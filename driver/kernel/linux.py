@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from driver.errors import KernelError
+from driver.errors import DriverError, KernelError, NotFound
 from driver.kernel import (
     conntrack,
     forward,
@@ -26,7 +27,9 @@ from driver.kernel.elements import Elements, parse_changes
 from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
+from driver.model import SandboxKey
 from driver.recent import Recent
+from driver.sysctls import is_of_interface
 from driver.undo import Rollback
 
 if TYPE_CHECKING:
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
         IPInterface,
         LoopbackPair,
         PortBinding,
-        SandboxKey,
         Sysctl,
         Trace,
         Traffic,
@@ -200,9 +202,35 @@ class LinuxKernel:
         """See `Kernel`."""
         return sysctl.check(sysctls)
 
-    def read_pristine(self, keys: Iterable[str]) -> Mapping[str, str]:
+    def read_pristine(self, keys: Iterable[str] | None = None) -> Mapping[str, str]:
         """See `Kernel`."""
         return sysctl.read_pristine(keys)
+
+    def read_host(self, keys: Iterable[str] | None = None) -> Mapping[str, str]:
+        """See `Kernel`."""
+        return sysctl.read_settable() if keys is None else sysctl.read_all(keys)
+
+    def read_sandboxes(
+        self, host_ends: Mapping[str, SandboxKey], keys: Iterable[str] | None = None
+    ) -> Mapping[str, Mapping[str, str]]:
+        """See `Kernel`."""
+        wanted = None if keys is None else tuple(keys)
+        leading: dict[str, str] = {sandbox: host_end for host_end, sandbox in host_ends.items()}
+        peers: dict[str, links.Peer] = {}
+        for host_end in host_ends if any(map(is_of_interface, wanted or ())) else ():
+            with suppress(NotFound):
+                peer = links.find_peer(host_end)
+                if peer.moved:
+                    peers[host_end] = peer
+
+        def work(path: str) -> Mapping[str, str]:
+            if wanted is None:
+                return sysctl.read_settable()
+            peer = peers.get(leading[path])
+            return sysctl.read_all(wanted, links.name_of(peer.index) if peer else None)
+
+        found = netns.run_in_each(leading, work)
+        return {leading[path]: values for path, values in found.items()}
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         """See `Kernel`."""
@@ -218,6 +246,30 @@ class LinuxKernel:
         with netns.open_namespace(sandbox) as namespace:
             return netns.run_in(namespace, lambda: sysctl.change(keys, decide))
 
+    def change_all_sysctls(
+        self,
+        sandboxes: Iterable[SandboxKey],
+        keys: Sequence[str],
+        decide: Callable[[SandboxKey, Mapping[str, str]], Mapping[str, str]],
+    ) -> Mapping[SandboxKey, tuple[Trace, ...]]:
+        """See `Kernel`."""
+        done: dict[SandboxKey, tuple[Trace, ...]] = {}
+
+        def change(path: str) -> None:
+            sandbox = SandboxKey(path)
+            done[sandbox] = sysctl.change(keys, partial(decide, sandbox))
+
+        def put_back(path: str) -> None:
+            for trace in done[SandboxKey(path)]:
+                sysctl.write(trace.key, trace.before)
+
+        try:
+            netns.run_in_each(sandboxes, change)
+        except DriverError:
+            netns.run_in_each(done, put_back)
+            raise
+        return done
+
     def find_interface(self, sandbox: SandboxKey, host_end: str) -> str | None:
         """See `Kernel`."""
         peer = links.find_peer(host_end)
@@ -227,13 +279,17 @@ class LinuxKernel:
             return netns.run_in(namespace, partial(links.name_of, peer.index))
 
     def set_interface_sysctls(
-        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+        self,
+        sandbox: SandboxKey,
+        host_end: str,
+        sysctls: Sequence[Sysctl],
+        reset: Sequence[str] = (),
     ) -> bool:
         """See `Kernel`."""
         peer = links.find_peer(host_end)
         if not peer.moved:
             return False
-        return _write_interface(sandbox, sysctls, partial(links.name_of, peer.index))
+        return _write_interface(sandbox, sysctls, partial(links.name_of, peer.index), reset)
 
     def await_interface_sysctls(
         self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
@@ -279,7 +335,10 @@ class LinuxKernel:
 
 
 def _write_interface(
-    sandbox: SandboxKey, sysctls: Sequence[Sysctl], find: Callable[[], str | None]
+    sandbox: SandboxKey,
+    sysctls: Sequence[Sysctl],
+    find: Callable[[], str | None],
+    reset: Sequence[str] = (),
 ) -> bool:
     """Enter the sandbox, find the interface's name there and write its parameters."""
 
@@ -287,12 +346,14 @@ def _write_interface(
         ifname = find()
         if ifname is None:
             return False
+        reset_to = sysctl.read_all(reset, sysctl.NEW_INTERFACE)
+        writes = {each.key: each.value for each in sysctls} | reset_to
         with Rollback() as undo:
-            for wanted in sysctls:
-                before = sysctl.read(wanted.key, ifname)
-                sysctl.write(wanted.key, wanted.value, ifname)
+            for key, value in writes.items():
+                before = sysctl.read(key, ifname)
+                sysctl.write(key, value, ifname)
                 if before is not None:
-                    undo.push(sysctl.write, wanted.key, before, ifname)
+                    undo.push(sysctl.write, key, before, ifname)
         return True
 
     with netns.open_namespace(sandbox) as namespace:

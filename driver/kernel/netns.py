@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,7 +17,7 @@ from driver.errors import InvalidRequest, KernelError, NotFound
 from driver.kernel.paths import PathOpener, device_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
 
@@ -82,6 +82,23 @@ def _is_namespace(place: int) -> bool:
 def run_in(descriptor: int, work: Callable[[], T]) -> T:
     """Return what `work` returns when run inside the namespace; its exceptions come through."""
     return _run_in_thread(lambda: _setns(descriptor), work)
+
+
+def run_in_each(paths: Iterable[str], work: Callable[[str], T]) -> dict[str, T]:
+    """Run `work` in one namespace after the other, by one thread; return what it returned in each.
+
+    Those that are gone are left out. The first failure ends it.
+    """
+    results: dict[str, T] = {}
+
+    def run() -> None:
+        for path in paths:
+            with suppress(NotFound), open_namespace(path) as namespace:
+                _setns(namespace)
+                results[path] = work(path)
+
+    _run_in_thread(lambda: None, run)
+    return results
 
 
 def run_in_new(work: Callable[[], T]) -> T:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import InvalidRequest, KernelError
 from driver.kernel import netns
 from driver.model import Trace
-from driver.sysctls import path_components
+from driver.sysctls import NAMESPACE_WIDE_NAMES, is_of_interface, path_components
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 ROOT = Path("/proc/sys")
 LOOPBACK = "lo"
+NEW_INTERFACE = "default"  # in its place the kernel keeps what an interface starts with
+_OF_INTERFACES = frozenset({"conf", "neigh"})
+_READ_AND_WRITE = 0o600
+_LONGEST = 65536  # bytes; the kernel gives a value as a whole or not at all
 # include/uapi/linux/mount.h
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 2, 4, 8, 32, 4096
 
@@ -44,17 +49,41 @@ def ensure_writable() -> None:
 def read(key: str, ifname: str = LOOPBACK) -> str | None:
     """Return the value of a parameter, None if this namespace does not have it or hides it."""
     try:
-        return _path(key, ifname).read_text().rstrip("\n")
+        descriptor = os.open(_path(key, ifname), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(descriptor, _LONGEST).decode().rstrip("\n")
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
         return None
     except OSError as error:
         raise KernelError(f"read {key}: {error.strerror}") from error
 
 
-def read_all(keys: Iterable[str]) -> dict[str, str]:
-    """Return the values of the parameters that this namespace has."""
-    values = {key: read(key) for key in keys}
+def read_all(keys: Iterable[str], ifname: str | None = LOOPBACK) -> dict[str, str]:
+    """Return the values of the parameters that this namespace has; of no interface if None."""
+    here = (key for key in keys if ifname is not None or not is_of_interface(key))
+    values = {key: read(key, ifname or LOOPBACK) for key in here}
     return {key: value for key, value in values.items() if value is not None}
+
+
+def read_settable() -> dict[str, str]:
+    """Return every parameter that can be read and set here, with its value.
+
+    Without those of an interface, but for `all`, `default` and `lo`, which every namespace has.
+    """
+    found: dict[str, str] = {}
+    for folder, folders, files in os.walk(ROOT / "net"):
+        if Path(folder).name in _OF_INTERFACES:
+            folders[:] = [name for name in folders if name in NAMESPACE_WIDE_NAMES]
+        for name in files:
+            path = Path(folder, name)
+            if path.stat().st_mode & _READ_AND_WRITE != _READ_AND_WRITE:
+                continue
+            with suppress(OSError):  # stable_secret answers EIO as long as there is none
+                key = ".".join(path.relative_to(ROOT).parts)
+                found[key] = path.read_text().rstrip("\n")
+    return found
 
 
 def write(key: str, value: str, ifname: str = LOOPBACK) -> None:
@@ -115,14 +144,16 @@ def check(sysctls: Sequence[Sysctl]) -> dict[str, str]:
     return pristine
 
 
-def read_pristine(keys: Iterable[str]) -> dict[str, str]:
-    """Return what a namespace made now has."""
+def read_pristine(keys: Iterable[str] | None = None) -> dict[str, str]:
+    """Return what a namespace made now has; without keys, every parameter that can be set there."""
+    if keys is None:
+        return netns.run_in_new(read_settable)
     wanted = tuple(keys)
     return netns.run_in_new(lambda: read_all(wanted))
 
 
 def _try(sysctl: Sysctl, before: str | None, on_host: bool) -> None:  # noqa: FBT001 - private
-    path = _path(sysctl.key, LOOPBACK)
+    path = Path(_path(sysctl.key, LOOPBACK))
     if not path.is_file():
         raise InvalidRequest(_why_missing(sysctl.key, path, on_host=on_host))
     if not path.stat().st_mode & 0o200:
@@ -148,5 +179,6 @@ def _why_missing(key: str, path: Path, *, on_host: bool) -> str:
     return f"{key}: this kernel has no such parameter{hint}"
 
 
-def _path(key: str, ifname: str) -> Path:
-    return ROOT.joinpath(*path_components(key, ifname))
+def _path(key: str, ifname: str) -> str:
+    """Return a parameter's file; as text, for making a Path takes longer than reading it."""
+    return "/".join((str(ROOT), *path_components(key, ifname)))

@@ -29,6 +29,8 @@ COMMANDS = {
     "ls": ("plugin.cli.networks", "list_networks"),
     "ports": ("plugin.cli.networks", "list_ports"),
     "serve": ("plugin.cli.serve", "serve"),
+    "set": ("plugin.cli.change", "change"),
+    "sysctl": ("plugin.cli.sysctl", "sysctl"),
     "version": ("plugin.cli.version", "show_version"),
 }
 

@@ -16,26 +16,35 @@ PIPE_WIDTH = 10_000  # no line is broken that a program reads
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def print_title(text: str) -> None:
+    """Print what the lines below it are about."""
+    click.secho(text, bold=True)
+
+
 def print_json(value: object) -> None:
     """Print a value for programs."""
     click.echo(json.dumps(value, indent=2))
 
 
 def print_table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], marked: Iterable[int] = ()
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    marked: Iterable[int] = (),
+    whole: Iterable[int] = (),
 ) -> None:
     """Print columns as `docker ps` does, those rows that are `marked` by number in colour.
 
-    On a terminal it is as wide as that is, cells are broken rather than cut, and there is colour
-    unless NO_COLOR is set. Otherwise a row is a line.
+    On a terminal it is as wide as that is, cells are broken rather than cut, those of the columns
+    in `whole` last, and there is colour unless NO_COLOR is set. Otherwise a row is a line.
     """
     # Only here: the managed plugin does without, and every command prints.
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in head:
-        table.add_column(name, overflow="fold")
+    unbroken = frozenset(whole)
+    for number, name in enumerate(head):
+        table.add_column(name, overflow="fold", no_wrap=number in unbroken)
     colour = frozenset(marked)
     for number, row in enumerate(rows):
         table.add_row(*row, style="yellow" if number in colour else None)

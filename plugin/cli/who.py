@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
+from driver.options import NETWORK_OPTIONS
 from plugin.errors import AskError
 from plugin.settings import parse_settings
 
@@ -52,6 +54,17 @@ def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
     """Return the names of networks and containers that begin so, for a shell."""
     del ctx, param
     return [name for name in _names(containers=True) if name.startswith(incomplete)]
+
+
+def complete_parameters(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return what `pynet set` may give a value to, as `name=`, for a shell."""
+    del ctx, param
+    from plugin.ask import ask_driver  # noqa: PLC0415 - as above: an HTTP client is slow to come
+
+    names = {f"{option.name}=" for option in NETWORK_OPTIONS if option.field}
+    with suppress(AskError):
+        names |= {f"{key}=" for key in ask_driver(socket_path(), "/sysctls")["pristine"]}
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 def _names(*, containers: bool) -> list[str]:

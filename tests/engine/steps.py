@@ -75,9 +75,14 @@ def revive_driver(engine: Engine) -> Driver:
 
 def pynet(engine: Engine, *words: str, check: bool = True) -> CompletedProcess[str]:
     """Run the `pynet` command on the engine's host."""
-    command = ("env", f"--chdir={REPOSITORY}", sys.executable, "-m", "plugin.cli", *words)
-    env = {"DOCKER_HOST": f"unix://{DOCKER_SOCKET}", "PYTHONPATH": str(REPOSITORY)}
+    command, env = pynet_command(*words)
     return engine.run(*command, check=check, env=env)
+
+
+def pynet_command(*words: str) -> tuple[list[str], dict[str, str]]:
+    """Return the words that run the `pynet` command there, and its environment."""
+    command = ["env", f"--chdir={REPOSITORY}", sys.executable, "-m", "plugin.cli", *words]
+    return command, {"DOCKER_HOST": f"unix://{DOCKER_SOCKET}", "PYTHONPATH": str(REPOSITORY)}
 
 
 def published(engine: Engine) -> list[dict[str, Any]]:

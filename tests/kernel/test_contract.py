@@ -9,7 +9,7 @@ import pytest
 
 from driver import firewall
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
-from driver.model import Bridge, Endpoint, MacAddress, Veth, endpoint_alias, veth_of
+from driver.model import Bridge, Endpoint, MacAddress, Trace, Veth, endpoint_alias, veth_of
 from tests.engine.wait import wait_until
 from tests.kernel.host import parse
 from tests.samples import (
@@ -24,6 +24,9 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from driver.model import SandboxKey
     from tests.kernel.host import Host
 
 DUAL = network(1, pools=(pool("10.1.0.1/24"), pool("10.9.0.1/24"), pool("fd00:1::1/64")))
@@ -283,6 +286,74 @@ def test_an_interface_is_configured_once_it_is_in_its_sandbox(host: Host) -> Non
     assert host.value(sandbox, "net.ipv4.conf.eth0.rp_filter") == "2"
     host.kernel.await_interface_sysctls(sandbox, veth().host_end, [sysctl(f"{RP_FILTER}=1")])
     assert host.value(sandbox, "net.ipv4.conf.eth0.rp_filter") == "1"
+
+
+def test_many_sandboxes_change_with_a_trace_each(host: Host) -> None:
+    sandboxes = [host.add_sandbox(number) for number in (1, 2)]
+    gone = sandbox_key(9)
+
+    def decide(sandbox: SandboxKey, current: Mapping[str, str]) -> dict[str, str]:
+        assert current == {KEEPALIVE: "7200"}
+        return {KEEPALIVE: "600"} if sandbox == sandboxes[0] else {}
+
+    keys = [KEEPALIVE, "net.nowhere.at_all"]
+    written = host.kernel.change_all_sysctls([gone, *sandboxes], keys, decide)
+    assert dict(written) == {
+        sandboxes[0]: (Trace(KEEPALIVE, before="7200", written="600"),),
+        sandboxes[1]: (),
+    }
+    assert [host.value(sandbox, KEEPALIVE) for sandbox in sandboxes] == ["600", "7200"]
+
+
+def test_many_sandboxes_change_all_or_not_at_all(host: Host) -> None:
+    sandboxes = [host.add_sandbox(number) for number in (1, 2)]
+    wanted = dict(zip(sandboxes, ("600", "many"), strict=True))
+    with pytest.raises(KernelError, match=f"{KEEPALIVE}=many"):
+        host.kernel.change_all_sysctls(
+            sandboxes, [KEEPALIVE], lambda sandbox, _: {KEEPALIVE: wanted[sandbox]}
+        )
+    assert [host.value(sandbox, KEEPALIVE) for sandbox in sandboxes] == ["7200", "7200"]
+
+
+def test_sandboxes_are_read_by_the_host_ends_that_lead_there(host: Host) -> None:
+    sandbox = host.add_sandbox(1)
+    host_end, other = veth().host_end, veth(2).host_end
+    host.kernel.ensure_bridge(OURS)
+    host.kernel.create_veth(veth())
+    keys, ends = [KEEPALIVE, RP_FILTER], {host_end: sandbox, other: sandbox_key(9)}
+    assert host.kernel.read_sandboxes(ends, keys) == {host_end: {KEEPALIVE: "7200"}}
+    host.move(host_end, sandbox)
+    host.kernel.set_interface_sysctls(sandbox, host_end, [sysctl(f"{RP_FILTER}=2")])
+    found = host.kernel.read_sandboxes(ends, keys)
+    assert found == {host_end: {KEEPALIVE: "7200", RP_FILTER: "2"}}
+    everything = host.kernel.read_sandboxes(ends)[host_end]
+    assert everything[KEEPALIVE] == "7200"
+    assert RP_FILTER not in everything
+
+
+def test_what_host_and_new_namespaces_have_is_read(host: Host) -> None:
+    for read in (host.kernel.read_host, host.kernel.read_pristine):
+        assert read([KEEPALIVE, "net.nowhere.at_all"]) == {KEEPALIVE: "7200"}
+        assert read()[KEEPALIVE] == "7200"
+
+
+def test_an_interface_is_given_what_a_new_one_would_have(host: Host) -> None:
+    sandbox = host.add_sandbox(1)
+    host.kernel.ensure_bridge(OURS)
+    host.kernel.create_veth(veth())
+    host.move(veth().host_end, sandbox)
+    key = "net.ipv4.conf.eth0.rp_filter"
+    before = host.value(sandbox, key)
+    host.kernel.set_interface_sysctls(sandbox, veth().host_end, [sysctl(f"{RP_FILTER}=2")])
+    assert host.value(sandbox, key) == "2"
+    assert host.kernel.set_interface_sysctls(sandbox, veth().host_end, [], [RP_FILTER])
+    assert host.value(sandbox, key) == before
+
+
+def test_a_bridge_of_ours_gets_another_mtu(host: Host) -> None:
+    host.kernel.ensure_bridge(OURS)
+    host.kernel.ensure_bridge(replace(OURS, mtu=1400))
+    assert host.links()[OURS.name].mtu == 1400
 
 
 def test_a_boot_has_one_name(host: Host) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
 from driver.errors import InvalidRequest, KernelError
+from driver.inherit import Heritage
 from driver.kernel import netns, sysctl
-from driver.sysctls import DOCKER_DEFAULTS
+from driver.kernel.linux import LinuxKernel
+from driver.sysctls import DOCKER_DEFAULTS, NO_POLICY
 from tests.samples import KEEPALIVE, RP_FILTER
 from tests.samples import sysctl as parse
 
@@ -57,6 +60,26 @@ def test_a_parameter_of_the_whole_machine_is_refused() -> None:
     value = on_machine(lambda: sysctl.read(key))
     with pytest.raises(InvalidRequest, match=f"{key}: is not per network namespace"):
         on_machine(lambda: sysctl.check([parse(f"{key}={value}")]))
+
+
+def test_what_the_whole_machine_has_is_not_inherited() -> None:
+    heritage = Heritage(LinuxKernel(), NO_POLICY)
+    words = "not per network namespace; set on the host, it holds for every container"
+    with pytest.raises(InvalidRequest, match=rf"inherit net\.core\.rmem_\*: .*rmem_max: {words}"):
+        on_machine(lambda: heritage.check(["net.core.rmem_*"]))
+    on_machine(lambda: heritage.check(["net.core.somaxconn"]))
+
+
+def test_what_can_be_set_is_what_a_namespace_has_but_no_secrets_that_are_not_there() -> None:
+    found = sysctl.read_pristine()
+    assert found[KEEPALIVE] == "7200"
+    assert {f"net.ipv4.conf.{name}.rp_filter" for name in ("all", "default", "lo")} <= found.keys()
+    assert not [key for key in found if "stable_secret" in key or key.endswith(".flush")]
+    on_host = on_machine(sysctl.read_settable)
+    assert "net.core.rmem_max" in on_host
+    assert "net.core.rmem_max" not in found
+    interfaces = {name for _, name in on_machine(socket.if_nameindex)} - {"lo"}
+    assert not [key for key in on_host if interfaces & set(key.split("."))]
 
 
 def test_a_read_only_parameter_is_refused() -> None:

@@ -103,6 +103,34 @@ def test_the_command_is_on_the_path(installed: Path) -> None:
     assert (installed / "usr/local/bin/pynet").readlink() == Path("/opt/pynet/bin/pynet")
 
 
+@pytest.mark.parametrize(
+    ("shell", "name"),
+    [
+        ("bash", "bash-completion/completions/pynet"),
+        ("zsh", "zsh/site-functions/_pynet"),
+        ("fish", "fish/vendor_completions.d/pynet.fish"),
+    ],
+)
+def test_shells_complete_its_words(installed: Path, shell: str, name: str) -> None:
+    done = run(installed / "opt/pynet/bin/python", "-m", "plugin.cli", "completion", shell)
+    assert done.returncode == 0
+    assert (installed / "usr/local/share" / name).read_text() == done.stdout
+
+
+def test_bash_completes_a_command(installed: Path, tmp_path: Path) -> None:
+    command = tmp_path / "pynet"  # the installed one counts on its place
+    command.write_text(f'#!/bin/sh\nexec {installed}/opt/pynet/bin/python -m plugin.cli "$@"\n')
+    command.chmod(0o755)
+    words = f"""
+        PATH={tmp_path}:$PATH
+        . {installed}/usr/local/share/bash-completion/completions/pynet
+        COMP_WORDS=(pynet ins) COMP_CWORD=1
+        _pynet_completion pynet
+        echo "${{COMPREPLY[@]}}"
+    """
+    assert run("bash", "-c", words).stdout == "inspect\n"
+
+
 def test_installing_again_replaces_everything(installed: Path) -> None:
     leftover = installed / "opt/pynet/leftover"
     leftover.touch()

@@ -11,10 +11,13 @@ from hypothesis import settings
 from driver.bridge import BridgeDriver
 from driver.store import Store
 from tests.fakes import FakeKernel
+from tests.unit.command import run, run_without_docker, serve, with_networks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+__all__ = ["run", "run_without_docker", "serve", "with_networks"]  # fixtures
 
 # Nothing is written into the tree, which may be somebody else's, and a busy machine may be slow.
 settings.register_profile("pynet", database=None, deadline=None)

@@ -92,8 +92,11 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "forget_flows": _ONLY_REFUSED,
     "check_sysctls": (Fault.REFUSED, Fault.MALFORMED),
     "read_pristine": _ONLY_REFUSED,
+    "read_host": _ONLY_REFUSED,
+    "read_sandboxes": (),  # only looks, and belongs to no operation
     "has_sandbox": _ONLY_REFUSED,
     "change_sysctls": _IN_SANDBOX,
+    "change_all_sysctls": (Fault.REFUSED, Fault.MALFORMED),
     "find_interface": _IN_SANDBOX,
     "set_interface_sysctls": _IN_SANDBOX,
     "await_interface_sysctls": _IN_SANDBOX,

@@ -2,151 +2,25 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import threading
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 from flask import Flask
-from werkzeug.serving import make_server
 
-from driver.model import GatewayMode
 from plugin.app import create_app
 from plugin.cli import COMMANDS, DIFFERS, DRIVER_DOWN, FAILED, MISUSED, main
-from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, pool, ports
+from tests.samples import KEEPALIVE, endpoint_id
+from tests.unit.command import DUAL, OTHER, WEB, docker_app, runner, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
     from pathlib import Path
-
-    from click.testing import Result
 
     from driver.bridge import BridgeDriver
     from tests.fakes import FakeKernel
-
-    Run = Callable[..., Result]
-
-DUAL = network(
-    1,
-    f"{KEEPALIVE}=600",
-    pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64")),
-    icc=False,
-    trusted_host_interfaces=("eth1",),
-    gateway_mode_ipv6=GatewayMode.ROUTED,
-)
-OTHER = network(2)
-VERSION = "1.45"
-WEB = "3b" + 62 * "c"
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[[str, Flask], Path]]:
-    """Lend a function that serves an application on a socket of that name."""
-    servers = []
-
-    def start(name: str, app: Flask) -> Path:
-        path = tmp_path / name
-        server = make_server(f"unix://{path}", 0, app)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        servers.append((server, thread))
-        return path
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def docker_app(networks: Any, containers: Any, starting: Any = None) -> Flask:
-    """Return as much of Docker's API as the command asks."""
-    app = Flask("docker")
-    app.add_url_rule("/version", "version", lambda: {"ApiVersion": VERSION})
-    app.add_url_rule(f"/v{VERSION}/networks", "networks", lambda: networks)
-    app.add_url_rule(f"/v{VERSION}/containers/json", "containers", lambda: containers)
-    app.add_url_rule(f"/v{VERSION}/networks/<_>", "network", lambda _: {"Containers": starting})
-    return app
-
-
-def container(name: str, identity: str, **endpoints: str) -> dict[str, Any]:
-    """Return a container as Docker lists it, with its endpoint, if it runs, on each network."""
-    ids = {"back": DUAL.id, "front": OTHER.id}
-    settings = {
-        name: {"EndpointID": each, "NetworkID": ids.get(name, "") if each else ""}
-        for name, each in endpoints.items()
-    }
-    return {"Id": identity, "Names": [f"/{name}"], "NetworkSettings": {"Networks": settings}}
-
-
-DOCKER = docker_app(
-    [
-        {"Id": DUAL.id, "Name": "back", "Driver": "pynet"},
-        {"Id": OTHER.id, "Name": "front", "Driver": "pynet"},
-        {"Id": "0", "Name": "x", "Driver": "bridge"},
-    ],
-    [
-        container("web", WEB, back=endpoint_id(1), x=""),
-        container("stopped", 64 * "5", front=""),
-        container("elsewhere", 64 * "6", x=""),
-        container("none", 64 * "7"),
-    ],
-)
-
-
-@pytest.fixture
-def with_networks(driver: BridgeDriver, kernel: FakeKernel) -> BridgeDriver:
-    """Lend a driver with two networks, one of which has a container."""
-    for each in (DUAL, OTHER):
-        driver.create_network(each)
-    new = new_endpoint(ipv6="fd00:1::2/64")
-    driver.create_endpoint(new)
-    join = new_join(has_ports=True)
-    kernel.add_sandbox(join.sandbox)
-    driver.join(join)
-    kernel.move("pnhe1e1e1e1e1e1", join.sandbox)
-    driver.program_external_connectivity(DUAL.id, new.id, ports("8080:80", "127.0.0.1:53:53/udp"))
-    return driver
-
-
-def runner(driver: Path, docker: Path) -> Run:
-    environment = {"PYNET_SOCKET": str(driver), "DOCKER_HOST": f"unix://{docker}"}
-
-    def run(*words: str, env: Mapping[str, str] | None = None) -> Result:
-        with warnings.catch_warnings():
-            # docker-py leaves its sockets to the garbage collector when a connection fails.
-            warnings.simplefilter("ignore", ResourceWarning)
-            result = CliRunner().invoke(
-                main, words, env={**environment, **(env or {})}, catch_exceptions=False
-            )
-            gc.collect()
-        return result
-
-    return run
-
-
-@pytest.fixture
-def run(with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]) -> Run:
-    """Lend the command, with a driver and a Docker to ask."""
-    return runner(
-        serve("pynet.sock", create_app(lambda: with_networks)), serve("docker.sock", DOCKER)
-    )
-
-
-@pytest.fixture
-def run_without_docker(
-    with_networks: BridgeDriver, serve: Callable[[str, Flask], Path], tmp_path: Path
-) -> Run:
-    return runner(serve("pynet.sock", create_app(lambda: with_networks)), tmp_path / "none.sock")
-
-
-def table(result: Result) -> list[list[str]]:
-    """Return the cells of what was printed, which are two spaces apart at least."""
-    assert result.exit_code == 0, result.output
-    return [line.split() for line in result.stdout.splitlines()]
+    from tests.unit.command import Run
 
 
 def test_networks_are_listed(run: Run) -> None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from driver import options
 from driver.errors import Conflict
 from driver.model import Attach, host_end_name
+from driver.options import parse_change
 from tests.samples import (
     KEEPALIVE,
     RP_FILTER,
@@ -53,16 +55,16 @@ def kernel_has(action: Callable[[FakeKernel], None]) -> Prepare:
     return lambda world: action(world.kernel)
 
 
-def creates(number: int, *sysctls: str, **options: Any) -> Operation:
-    return lambda driver: driver.create_network(network(number, *sysctls, **options))
+def creates(number: int, *sysctls: str, **kind: Any) -> Operation:
+    return lambda driver: driver.create_network(network(number, *sysctls, **kind))
 
 
 def places(number: int, net: int = 1, *sysctls: str, **kind: Any) -> Operation:
     return lambda driver: driver.create_endpoint(new_endpoint(number, net, *sysctls, **kind))
 
 
-def creates_dual(number: int, **options: Any) -> Operation:
-    return creates(number, pools=dual_pools(number), **options)
+def creates_dual(number: int, **kind: Any) -> Operation:
+    return creates(number, pools=dual_pools(number), **kind)
 
 
 def dual_pools(number: int) -> tuple[Pool, ...]:
@@ -89,6 +91,12 @@ def removes(number: int, net: int = 1) -> Operation:
 
 def drops(number: int) -> Operation:
     return lambda driver: driver.delete_network(network_id(number))
+
+
+def changes(number: int, *unset: str, **given: str) -> Operation:
+    """Change a network's options, which go by their names in `NAMES`."""
+    change = parse_change({NAMES[name]: value for name, value in given.items()}, unset)
+    return lambda driver: driver.change_network(network_id(number), change)
 
 
 def reports(number: int, net: int = 1) -> Operation:
@@ -120,6 +128,16 @@ def superseding(driver: BridgeDriver) -> None:
     driver.create_network(network(2, pools=(pool("10.1.0.1/24", "LocalDefault"),)))
 
 
+NAMES = {
+    "keepalive": KEEPALIVE,
+    "somaxconn": SOMAXCONN,
+    "rp_filter": RP_FILTER,
+    "mtu": options.MTU,
+    "icc": options.ICC,
+    "masquerade": options.MASQUERADE,
+    "trusted": options.TRUSTED,
+    "inherit": options.INHERIT,
+}
 SYSCTLS = (f"{KEEPALIVE}=600", f"{RP_FILTER}=2")
 FOREIGN = kernel_has(lambda kernel: kernel.add_foreign("br0"))
 SANDBOX = kernel_has(lambda kernel: kernel.add_sandbox(sandbox_key(1)))
@@ -207,6 +225,24 @@ def _later(name: str, operation: Operation, *before: Prepare) -> Scenario:
     return Scenario(name, operation, before, after=After.FINISHED_LATER, may_log=True)
 
 
+def is_tuned(kernel: FakeKernel) -> None:
+    kernel.host |= {SOMAXCONN: "65535"}
+
+
+TUNED = kernel_has(is_tuned)
+HEIR = does(creates(1, inherit=("net.core.*",)))
+CHANGE = changes(
+    1,
+    RP_FILTER,
+    keepalive="300",
+    somaxconn="9",
+    mtu="1400",
+    icc="false",
+    masquerade="false",
+    trusted="eth1",
+    inherit="net.core.*",
+)
+
 SCENARIOS = (
     Scenario("the first network", creates(1, *SYSCTLS)),
     Scenario("another network", creates(2), (NETWORK,)),
@@ -245,6 +281,17 @@ SCENARIOS = (
         may_log=True,
         harmless=kernel_has(configure),
     ),
+    Scenario("a network that inherits", creates(1, inherit=("net.core.*",)), (TUNED,)),
+    Scenario("a join that inherits", joins(1), (TUNED, HEIR, ENDPOINT, SANDBOX)),
+    Scenario("a join that inherits, before the sandbox", joins(1), (TUNED, HEIR, ENDPOINT)),
+    Scenario("a change of a network", CHANGE, (NETWORK,)),
+    Scenario(
+        "a change of a network in use",
+        CHANGE,
+        (*TWO, SANDBOX, JOINED, MOVED, does(reports(1)), does(joins(2, 2))),
+    ),
+    Scenario("a change before the sandbox", CHANGE, (NETWORK, ENDPOINT, JOINED)),
+    Scenario("a change back", changes(1, KEEPALIVE), (NETWORK, ENDPOINT, SANDBOX, JOINED)),
     Scenario("the way out", programs(1), (NETWORK, ENDPOINT)),
     Scenario("the first network with IPv6", creates_dual(1)),
     Scenario("another network, the first with IPv6", creates_dual(2), (NETWORK,)),
@@ -397,5 +444,8 @@ def test_nothing_is_left_and_the_repeat_succeeds(
 def test_the_matrix_is_complete(store: Store) -> None:
     assert FAULTS.keys() == VERBS
     called = {call for scenario in SCENARIOS for call in scenario.record(store)[0]}
-    verbs = {f"FakeKernel.{verb}" for verb in VERBS - {"close", "watch_damage", "read_traffic"}}
+    verbs = {
+        f"FakeKernel.{verb}"
+        for verb in VERBS - {"close", "watch_damage", "read_traffic", "read_sandboxes"}
+    }
     assert called == verbs | STORE_CALLS

@@ -66,6 +66,7 @@ FULL = network(
     host_ipv4=IPv4Address("192.0.2.7"),
     host_ipv6=IPv6Address("2001:db8::7"),
     inhibit_ipv4=True,
+    inherit=("net.ipv4.tcp_*", "net.core.somaxconn"),
     trusted_host_interfaces=("eth1", "wg0"),
     attach=Attach.DIRECT,
     publish=Publish.DOCKER,

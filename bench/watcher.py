@@ -1,0 +1,85 @@
+"""Measure how often a first process misses its network's parameters, on a machine that is busy.
+
+On engines 20.10 to 27 the sandbox comes after Join, and the driver has until runc's hooks are done
+to see it and write: here with many starts at once, and every core at work on something else.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from bench.measure import Results, Row, Series
+from tests.engine.engine import Engine
+from tests.engine.steps import KEEPALIVE, create_network, proc_path, sysctl_options
+from tests.engine.wait import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SUITES = ("bookworm", "trixie")  # engines 20.10 and 26.1
+STARTS = 1000
+AT_ONCE = 50
+SECONDS = 600  # a start that is one of so many takes its time
+NETWORK = "bench-watcher"
+WANTED = {KEEPALIVE: "600", "net.ipv4.conf.IFNAME.arp_notify": "1"}
+FILES = (proc_path(KEEPALIVE), proc_path("net.ipv4.conf.eth0.arp_notify"))
+RIGHT = "600\n1\n"
+BUSY = "while True: pass"
+
+
+def measure() -> Results:
+    """Return a row for each of the old engines."""
+    rows, versions = [], []
+    for suite in SUITES:
+        with Engine(suite) as engine:
+            engine.start_driver()
+            versions.append(engine.version)
+            rows.append(count_misses(engine, STARTS))
+    return Results(", ".join(versions), tuple(rows))
+
+
+def count_misses(engine: Engine, starts: int) -> Row:
+    """Return how many of so many starts missed a value, on an engine with the driver running."""
+    create_network(engine, NETWORK, *sysctl_options(WANTED))
+    try:
+        with _busy_cores(), ThreadPoolExecutor(AT_ONCE) as pool:
+            seen = list(pool.map(lambda _: _start(engine), range(starts)))
+    finally:
+        # 20.10 lets go of endpoints some time after it has said that their containers are removed.
+        wait_until(lambda: _is_removed(engine), 60, "the network is removed")
+    return Row(
+        f"first processes of {starts:,} that miss a parameter, {AT_ONCE} starts at once and "
+        f"{os.cpu_count()} cores busy, engine {engine.version.partition('+')[0]}",
+        "starts",
+        Series((float(starts - seen.count(RIGHT)),)),
+        limit=0,
+    )
+
+
+def _start(engine: Engine) -> str:
+    """Return what a container's first and only process reads."""
+    words = ("run", "--rm", "--network", NETWORK, "bb", "cat", *FILES)
+    return engine.docker(*words, timeout=SECONDS).stdout
+
+
+def _is_removed(engine: Engine) -> bool:
+    return engine.docker("network", "rm", NETWORK, check=False).returncode == 0
+
+
+@contextmanager
+def _busy_cores() -> Iterator[None]:
+    """Have a process for every core that does nothing else than be busy."""
+    made = [
+        subprocess.Popen([sys.executable, "-I", "-c", BUSY]) for _ in range(os.cpu_count() or 1)
+    ]
+    try:
+        yield
+    finally:
+        for each in made:
+            each.kill()
+            each.wait()

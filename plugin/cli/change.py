@@ -1,0 +1,84 @@
+"""Be `pynet set`: change a network's options while it exists."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from plugin.ask import tell_driver
+from plugin.cli.terminal import json_option, print_json
+from plugin.cli.who import complete_networks, complete_parameters, look_around, socket_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@click.command("set")
+@click.argument("network", shell_complete=complete_networks)
+@click.argument(
+    "assignments", metavar="[KEY=VALUE]...", nargs=-1, shell_complete=complete_parameters
+)
+@click.option("--unset", metavar="KEY", multiple=True, help="Give it its default; can be repeated.")
+@json_option
+def change(
+    network: str, assignments: tuple[str, ...], unset: tuple[str, ...], *, as_json: bool
+) -> None:
+    """Change a network's options while it exists.
+
+    Kernel parameters are written into every running container that has them from the network;
+    what a container set itself stays. The other options that can be changed are those that
+    docs/options.md marks so: MTU, enable_icc, enable_ip_masquerade, trusted_host_interfaces,
+    pynet.sysctl.inherit. All of it is done, or none.
+
+    Connections that exist keep what they were opened with. `docker network inspect` goes on
+    showing what the network was made with; `pynet inspect` shows what it is.
+
+    \b
+    Examples:
+      pynet set back net.ipv4.tcp_keepalive_time=300
+      pynet set back --unset net.core.somaxconn
+      pynet set back com.docker.network.bridge.enable_icc=false
+    """
+    given = _parse(assignments)
+    inventory = look_around()
+    found = inventory.find_network(network)
+    names = {each["sandbox"]: inventory.container_name(each) for each in found["endpoints"]}
+    wanted = {"set": given, "unset": list(unset)}
+    answer = tell_driver(socket_path(), f"/networks/{found['id']}/options", wanted)
+    kept = {names.get(sandbox, sandbox): keys for sandbox, keys in answer["kept"].items()}
+    if as_json:
+        print_json({"network": inventory.network_name(found), **answer, "kept": kept})
+        return
+    _tell(answer, kept, touches_sysctls=any(key.startswith("net.") for key in {*given, *unset}))
+
+
+def _parse(assignments: tuple[str, ...]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for word in assignments:
+        key, separator, value = word.partition("=")
+        if not separator or not key:
+            raise click.BadParameter(f"{word!r} is not KEY=VALUE")
+        if key in given:
+            raise click.BadParameter(f"{key} is there twice")
+        given[key] = value
+    return given
+
+
+def _tell(
+    answer: Mapping[str, Any], kept: Mapping[str, list[str]], *, touches_sysctls: bool
+) -> None:
+    if not touches_sysctls:
+        click.echo("changed")
+        return
+    click.echo(f"changed, in {_count(answer['changed'])} that run{'s' * (answer['changed'] == 1)}")
+    if answer["awaited"]:
+        click.echo(f"{_count(answer['awaited'])} just starting will have it")
+    for name, keys in sorted(kept.items()):
+        click.echo(f"{name} keeps its own {', '.join(keys)}")
+    if answer["changed"]:
+        click.echo("connections that exist keep what they were opened with")
+
+
+def _count(number: int) -> str:
+    return f"{number} container{'s' * (number != 1)}"

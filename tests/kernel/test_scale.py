@@ -1,0 +1,108 @@
+"""What many parameters and many sandboxes cost, on a kernel that does everything for real."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+from ipaddress import IPv4Interface
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver.bridge import NewJoin
+from driver.kernel import sysctl as kernel_sysctl
+from driver.model import EndpointId
+from driver.options import parse_change
+from tests.engine.soak import repetitions
+from tests.samples import KEEPALIVE, network, network_id, new_endpoint, pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from driver.bridge import BridgeDriver
+    from driver.model import SandboxKey
+    from tests.kernel.host import RealHost
+
+TWENTY = {
+    "net.core.somaxconn": "8192",
+    "net.ipv4.ip_default_ttl": "63",
+    "net.ipv4.ip_local_port_range": "10000 60000",
+    "net.ipv4.tcp_ecn": "1",
+    "net.ipv4.tcp_fin_timeout": "30",
+    "net.ipv4.tcp_keepalive_intvl": "30",
+    "net.ipv4.tcp_keepalive_probes": "5",
+    "net.ipv4.tcp_keepalive_time": "600",
+    "net.ipv4.tcp_max_syn_backlog": "8192",
+    "net.ipv4.tcp_mtu_probing": "1",
+    "net.ipv4.tcp_notsent_lowat": "131072",
+    "net.ipv4.tcp_orphan_retries": "3",
+    "net.ipv4.tcp_retries1": "4",
+    "net.ipv4.tcp_retries2": "8",
+    "net.ipv4.tcp_rmem": "4096 65536 1048576",
+    "net.ipv4.tcp_slow_start_after_idle": "0",
+    "net.ipv4.tcp_syn_retries": "4",
+    "net.ipv4.tcp_synack_retries": "3",
+    "net.ipv4.tcp_tw_reuse": "1",
+    "net.ipv4.tcp_wmem": "4096 65536 1048576",
+}
+JOINS = 25
+JOIN_MILLISECONDS = 3.0
+SECONDS = 1.0
+
+
+def clock(action: Callable[[], object]) -> float:
+    """Return the seconds that an action takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def join(driver: BridgeDriver, number: int, net: int, sandbox: SandboxKey) -> float:
+    """Join an endpoint of its own to a network; return the seconds that the join takes."""
+    address = IPv4Interface(f"10.{net}.{1 + number // 250}.{2 + number % 250}/16")
+    identity = EndpointId(f"{net:02x}{number:010x}" + 52 * "e")
+    new = replace(new_endpoint(1, net), id=identity, ipv4=address)
+    driver.create_endpoint(new)
+    wanted = NewJoin(new.network_id, new.id, sandbox, has_ports=False)
+    return clock(lambda: driver.join(wanted))
+
+
+def test_twenty_parameters_cost_a_join_little(driver: BridgeDriver, real: RealHost) -> None:
+    wide = {number: (pool(f"10.{number}.0.1/16"),) for number in (1, 2)}
+    driver.create_network(network(1, pools=wide[1]))
+    wanted = [f"{key}={value}" for key, value in TWENTY.items()]
+    driver.create_network(network(2, *wanted, pools=wide[2]))
+    taken: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(JOINS):  # in turn, so that a busy moment hits both alike
+        for net, series in taken.items():
+            series.append(join(driver, number, net, real.add_sandbox(2 * number + net)))
+    cost = (statistics.median(taken[2]) - statistics.median(taken[1])) * 1000
+    print(f" {cost:.1f} ms for {len(TWENTY)} parameters", end="")
+    assert cost < JOIN_MILLISECONDS
+
+
+def test_a_network_of_all_parameters_is_soon_made(driver: BridgeDriver) -> None:
+    """A thousand are more than a kernel has: all that there are, scaled."""
+    pristine = kernel_sysctl.read_pristine()
+    wanted = [f"{key}={value}" for key, value in pristine.items() if not key.endswith("_key")]
+    seconds = clock(lambda: driver.create_network(network(1, *wanted)))
+    print(f" {seconds:.2f} s for {len(wanted)} parameters", end="")
+    assert seconds * 1000 / len(wanted) < SECONDS
+    assert clock(lambda: driver.create_network(network(2, inherit=("net.*",)))) < SECONDS
+
+
+@pytest.mark.soak
+def test_a_change_reaches_many_sandboxes_within_a_second(
+    driver: BridgeDriver, real: RealHost
+) -> None:
+    many = repetitions(1000)
+    driver.create_network(network(1, f"{KEEPALIVE}=600", pools=(pool("10.1.0.1/16"),)))
+    sandboxes = [real.add_sandbox(1 + number) for number in range(many)]
+    for number, sandbox in enumerate(sandboxes):
+        join(driver, number, 1, sandbox)
+    change = parse_change({KEEPALIVE: "300"}, ())
+    seconds = clock(lambda: driver.change_network(network_id(1), change))
+    print(f" {seconds:.2f} s for {many} sandboxes", end="")
+    assert seconds < SECONDS
+    assert {real.value(sandbox, KEEPALIVE) for sandbox in sandboxes} == {"300"}
