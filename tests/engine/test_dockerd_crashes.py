@@ -21,12 +21,13 @@ from tests.engine.steps import (
     stop,
     sysctl_options,
 )
+from tests.engine.transfer import transferring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LIVE_RESTORE = "--live-restore"
-STATIC = "10.77.0.50"
+STATIC, STATIC_TOO = "10.77.0.50", "10.77.0.60"
 # The containers' process has no handler that SIGTERM could reach, and dockerd would wait for it.
 DIES_AT_ONCE = ("--stop-signal", "KILL")
 
@@ -39,7 +40,7 @@ def start_containers(engine: Engine) -> None:
     """Have two containers, one with an address of its own and one that Docker starts again."""
     create_network(engine, "back", "--subnet", IPV4, *sysctl_options({KEEPALIVE: "600"}))
     run(engine, "fixed", "back", "--ip", STATIC, *DIES_AT_ONCE)
-    run(engine, "lasting", "back", "--restart", "always", *DIES_AT_ONCE)
+    run(engine, "lasting", "back", "--ip", STATIC_TOO, "--restart", "always", *DIES_AT_ONCE)
     works(engine)
 
 
@@ -74,12 +75,13 @@ def test_with_live_restore(engine: Engine, end: Callable[[Engine], None]) -> Non
     engine.start_dockerd(LIVE_RESTORE)
     start_containers(engine)
     sandbox = settings(engine, "lasting")["SandboxKey"]
-    end(engine)
-    from_lasting = ("nsenter", f"--net={sandbox}", engine.busybox, "ping", "-c1", "-w10")
-    engine.run(*from_lasting, STATIC)
-    revive_driver(engine)
-    engine.run(*from_lasting, STATIC)
-    engine.start_dockerd(LIVE_RESTORE)
+    with transferring(engine, "fixed", "lasting"):
+        end(engine)
+        from_lasting = ("nsenter", f"--net={sandbox}", engine.busybox, "ping", "-c1", "-w10")
+        engine.run(*from_lasting, STATIC)
+        revive_driver(engine)  # both are gone at once
+        engine.run(*from_lasting, STATIC)
+        engine.start_dockerd(LIVE_RESTORE)
     works(engine)
     everything_goes_on(engine)
 
@@ -102,6 +104,8 @@ def test_after_a_reboot(engine: Engine) -> None:
     engine.reboot()
     engine.start_driver()
     engine.start_dockerd()
+    assert engine.client.containers.get("lasting").status == "running"
+    assert address(engine, "lasting", "back") == STATIC_TOO
     engine.docker("start", "fixed")
     works(engine)
     everything_goes_on(engine)

@@ -19,6 +19,7 @@ from tests.engine.steps import (
     stop,
     sysctl_options,
 )
+from tests.engine.transfer import transferring
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ WANTED = sysctl_options({KEEPALIVE: "600", "net.ipv4.conf.IFNAME.arp_notify": "1
 ARP_NOTIFY = "net.ipv4.conf.eth0.arp_notify"
 FOREVER = ("bb", "sleep", "1000")
 AT_ONCE = 6
+RESTARTS = 2  # of either kind
 
 
 def has_parameters(engine: Engine, container: str) -> bool:
@@ -165,6 +167,22 @@ def test_killed_while_docker_creates_a_network(engine: Engine) -> None:
         assert rows(engine)["network"] == 1
         engine.docker("network", "rm", "back")
         await_nothing_left(engine)
+
+
+def test_no_byte_is_lost_over_restarts(engine: Engine) -> None:
+    create_network(engine, "back", *DUAL_STACK)
+    for name in ("source", "target"):
+        run(engine, name, "back")
+    with transferring(engine, "source", "target") as transfer:
+        for _ in range(RESTARTS):
+            assert engine.driver is not None
+            engine.driver.terminate()
+            engine.start_driver()
+            revive_driver(engine)
+        assert transfer.running
+    engine.docker("rm", "-f", "source", "target")
+    engine.docker("network", "rm", "back")
+    await_nothing_left(engine)
 
 
 def test_killed_while_containers_are_starting(engine: Engine) -> None:
