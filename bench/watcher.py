@@ -35,7 +35,8 @@ BUSY = "while True: pass"
 
 def measure() -> Results:
     """Return a row for each of the old engines."""
-    rows, versions = [], []
+    rows: list[Row] = []
+    versions: list[str] = []
     for suite in SUITES:
         with Engine(suite) as engine:
             engine.start_driver()
