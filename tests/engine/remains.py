@@ -36,7 +36,7 @@ def rules(engine: Engine) -> str:
 
 def rows(engine: Engine) -> dict[str, int]:
     """Return how many rows each table of the driver's state file has."""
-    state = f"file:{engine.folder}/state/pynet.db?mode=ro"
+    state = f"file:{engine.state}/pynet.db?mode=ro"
     with closing(sqlite3.connect(state, uri=True)) as database:
         counts = ((table, f"SELECT count(*) FROM {table}") for table in TABLES)
         return {table: database.execute(query).fetchone()[0] for table, query in counts}

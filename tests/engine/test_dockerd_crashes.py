@@ -25,6 +25,8 @@ from tests.engine.steps import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.managed
+
 LIVE_RESTORE = "--live-restore"
 STATIC = "10.77.0.50"
 # The containers' process has no handler that SIGTERM could reach, and dockerd would wait for it.

@@ -28,11 +28,10 @@ SECOND_NAME = "run/docker/plugins/pynet.sock"
 @pytest.fixture(scope="module", params=EVERY_SUITE)
 def host(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Lend an engine, pristine but for the plugin that was created there."""
-    with Engine("forky") as builder:
-        plugin_image.build(builder)
+    plugin_image.ensure_built()
     with Engine(request.param) as engine:
         assert not (engine.outside / "run/docker/netns").exists()
-        assert not Path(f"{engine.outside}{engine.folder}/root/var/lib/pynet").exists()
+        assert not engine.state.exists()
         plugin_image.create(engine)
         yield engine
 

@@ -16,7 +16,7 @@ import pytest
 
 from plugin.settings import Settings, parse_settings
 from tests.engine.engine import Engine
-from tests.engine.plugin_image import NAME, build, create, make_plugin
+from tests.engine.plugin_image import BUILDER, NAME, create, ensure_built, make_plugin
 from tests.engine.unixhttp import post_json
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ ABSENT_PACKAGES = ("docker", "requests", "rich", "pip", "setuptools", "ensurepip
 @pytest.fixture(scope="module")
 def host() -> Iterator[Engine]:
     """Lend an engine on which no driver runs."""
-    with Engine("forky") as engine:
+    with Engine(BUILDER) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
-def folder(host: Engine) -> Path:
-    return build(host)
+def folder() -> Path:
+    return ensure_built()
 
 
 @pytest.fixture(scope="module")
