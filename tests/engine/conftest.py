@@ -1,7 +1,7 @@
 """Lend real engines to tests, and take them back clean.
 
 A test that asks for `engine` runs on every suite's, with the driver as a process; one that is
-marked `managed` runs with the managed plugin as well (see `Choice`).
+marked `managed` runs with the managed plugin as well (see `pytest_generate_tests`).
 """
 
 from __future__ import annotations
@@ -129,6 +129,12 @@ def engine28(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Engin
     yield from engines.lend(request.param, driver=True)
 
 
+@pytest.fixture
+def managed_engine(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Engine]:
+    """Lend each suite's engine, with the managed plugin running."""
+    yield from engines.lend(request.param, driver=True)
+
+
 @pytest.fixture(params=EVERY_SUITE)
 def bare_engine(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Engine]:
     """Lend each suite's engine, whether or not the driver runs."""
@@ -136,31 +142,33 @@ def bare_engine(request: pytest.FixtureRequest, engines: Engines) -> Iterator[En
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Choose the engines of a test."""
-    for fixture, suites in (("engine", tuple(SUITES)), ("engine28", (NEWEST,))):
-        if fixture in metafunc.fixturenames:
-            chosen = choose(suites, metafunc.definition.get_closest_marker("managed"))
-            metafunc.parametrize(fixture, list(chosen), indirect=True)
+    """Choose the engines of a test, and when it runs with the managed plugin.
 
-
-def choose(suites: Sequence[str], managed: pytest.Mark | None) -> Iterator[ParameterSet]:
-    """Yield the engines, and those that run the managed plugin.
-
-    A test that is marked `managed` runs with the plugin on the newest engine in a full soak, one
-    that is marked `managed("always")` there in every run and on all engines in a full soak.
+    Marked `managed`, it does so in a full soak, on the newest engine; `managed("always")`, in every
+    run, and on the older engines in a full soak; `managed("everywhere")`, in every run on all. One
+    that is of the plugin alone is of the second kind unless it says otherwise.
     """
+    every, newest = tuple(SUITES), (NEWEST,)
+    mark = metafunc.definition.get_closest_marker("managed")
+    when = "never" if mark is None else mark.args[0] if mark.args else "soak"
+    for fixture, suites in (("engine", every), ("engine28", newest)):
+        if fixture in metafunc.fixturenames:
+            choices = [pytest.param(each, id=each.name) for each in map(Choice, suites)]
+            choices += choose_managed(suites, when)
+            metafunc.parametrize(fixture, choices, indirect=True)
+    if "managed_engine" in metafunc.fixturenames:
+        choices = [*choose_managed(every, when if mark else "always")]
+        metafunc.parametrize("managed_engine", choices, indirect=True)
+
+
+def choose_managed(suites: Sequence[str], when: str) -> Iterator[ParameterSet]:
+    """Yield the engines that run the managed plugin for a test."""
     for suite in suites:
-        yield pytest.param(choice := Choice(suite), id=choice.name)
-    if managed is None or managed.args == ("never",):
-        return
-    always = managed.args == ("always",)
-    for suite in suites:
-        in_every_run = always and suite == NEWEST
-        if in_every_run or (is_in_full() and (always or suite == NEWEST)):
-            choice = Choice(suite, ManagedPlugin)
-            yield pytest.param(
-                choice, id=choice.name, marks=() if in_every_run else pytest.mark.soak
-            )
+        choice = Choice(suite, ManagedPlugin)
+        if when == "everywhere" or (when == "always" and suite == NEWEST):
+            yield pytest.param(choice, id=choice.name)
+        elif is_in_full() and (when == "always" or (when == "soak" and suite == NEWEST)):
+            yield pytest.param(choice, id=choice.name, marks=pytest.mark.soak)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

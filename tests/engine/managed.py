@@ -1,6 +1,9 @@
 """Have the engine itself run the driver: the managed plugin, with the surface of any `Driver`.
 
-The engine starts it with itself, ends it with itself and starts it again at once when it dies.
+The engine starts it with itself, ends it with itself and starts it again at once when it dies. But
+one that dies before the engine has connected to it, half a second after its start, is given up and
+disabled, 12 s later (moby's pluginPostStart). So it is ready when the engine has asked it what it
+can.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ class ManagedPlugin(Driver):
         if wrapper:
             raise ValueError(f"run {plugin_image.NAME}: the engine runs it, and nobody in between")
         self._ended = False
+        before = engine.driver
+        self._greetings: int = before._greetings if isinstance(before, ManagedPlugin) else 0
         if engine.dockerd_running:
             self._enable()
 
@@ -55,7 +60,12 @@ class ManagedPlugin(Driver):
                 self.engine.docker("plugin", "disable", "-f", name)
             self.engine.docker("plugin", "set", name, *wanted)
         if not inspect(self.engine)["Enabled"]:
+            self._greetings = self._count_greetings()
             self.engine.docker("plugin", "enable", name)
+
+    def _count_greetings(self) -> int:
+        """Return how often the engine has asked a plugin what it can; it does after each start."""
+        return self.log().count(" INFO GetCapabilities ")
 
     @property
     def running(self) -> bool:
@@ -75,6 +85,9 @@ class ManagedPlugin(Driver):
         if self.engine.dockerd_running:
             super().wait_ready(timeout)
 
+    def _ready(self) -> bool:
+        return super()._ready() and self._count_greetings() > self._greetings
+
     def terminate(self) -> None:
         """Disable the plugin, whoever uses it."""
         self.engine.docker("plugin", "disable", "-f", plugin_image.NAME)
@@ -83,6 +96,7 @@ class ManagedPlugin(Driver):
     def kill(self) -> None:
         """Kill its processes at once; the engine starts others."""
         killed = self.pids
+        self._greetings = self._count_greetings()
         self._ended = True
         for pid in killed:
             with suppress(ProcessLookupError):  # the worker dies with its parent

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tests.engine.driver import REPOSITORY
 from tests.engine.engine import DOCKER_SOCKET, Engine
-from tests.engine.rootfs import MARKER, PYTHON, cache_folder, ensure_root, lock
+from tests.engine.rootfs import MARKER, PYTHON, cache_folder, ensure_root, lock, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,13 +88,8 @@ def run_docker_user(engine: Engine, *argv: str) -> str:
 
 
 def _write_docker(engine: Engine, command: Path) -> None:
-    """Make the suite's own client a command of the machine, by way of the suite's own loader."""
-    (loader,) = (engine.lower / "usr").glob("lib*/ld-linux*.so.*")
-    (libc,) = (engine.lower / "usr/lib").glob("*/libc.so.6")
-    client = engine.lower / "usr/bin/docker"
-    command.write_text(
-        f'#!/bin/sh\nexec "{loader}" --library-path "{libc.parent}" "{client}" "$@"\n'
-    )
+    """Make the suite's own client a command of the machine."""
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(program(engine.lower, "docker"))} "$@"\n')
     command.chmod(0o755)
 
 
