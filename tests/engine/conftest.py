@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.engine import plugin_image
 from tests.engine.driver import DriverProcess
 from tests.engine.engine import Engine
 from tests.engine.managed import ManagedPlugin
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
 
 EVERY_SUITE = [pytest.param(suite.name, id=suite.engine) for suite in SUITES.values()]
 NEWEST = "forky"
+# For a test that needs an engine of its own: the older ones in a full soak.
+THRIFTY = [
+    pytest.param(
+        suite.name, id=suite.engine, marks=() if suite.name == NEWEST else pytest.mark.soak
+    )
+    for suite in SUITES.values()
+    if suite.name == NEWEST or is_in_full()
+]
 PREDEFINED_NETWORKS = ("bridge", "host", "none")
 LOG_LINES = 60
 
@@ -115,6 +124,13 @@ def engines() -> Iterator[Engines]:
         pytest.skip("engines need root")
     with ExitStack() as stack:
         yield Engines(stack)
+
+
+@pytest.fixture(scope="session")
+def builder() -> Iterator[Engine]:
+    """Lend the engine that plugins are built on, which is not cleaned in between."""
+    with Engine(plugin_image.BUILDER) as engine:
+        yield engine
 
 
 @pytest.fixture
