@@ -7,8 +7,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,6 +29,9 @@ def print_table(
     On a terminal it is as wide as that is, cells are broken rather than cut, and there is colour
     unless NO_COLOR is set. Otherwise a row is a line.
     """
+    from rich.console import Console  # noqa: PLC0415 - the managed plugin is without, and prints none
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in head:
         table.add_column(name, overflow="fold")

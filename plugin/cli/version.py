@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from plugin.ask import AskError, ask_driver
 from plugin.cli.terminal import json_option, print_json
-from plugin.cli.who import socket_path
+from plugin.settings import parse_settings
 from plugin.version import find_revision, find_version
 
 
@@ -22,7 +24,7 @@ def show_version(*, as_json: bool) -> None:
     """
     own = {"version": find_version(), "revision": find_revision()}
     try:
-        driver = ask_driver(socket_path(), "/version")
+        driver = ask_driver(parse_settings(os.environ).socket, "/version")
     except AskError as error:
         driver, silence = None, str(error)
     if as_json:
