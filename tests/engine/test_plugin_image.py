@@ -33,6 +33,7 @@ from driver.kernel.nft import Nft
 
 Nft().run(sys.stdin.read())
 """
+IN_ROOT = 'mount -t proc proc "$1/proc"; exec chroot "$@"'
 ABSENT_PACKAGES = ("docker", "requests", "rich", "pip", "setuptools", "ensurepip", "venv", "test")
 
 
@@ -92,10 +93,10 @@ def content(path: Path) -> str:
 
 
 def in_image(root: Path, *argv: str, stdin: str = "") -> str:
-    """Run a program of the image in a network namespace of its own."""
+    """Run a program of the image in namespaces of its own, with a `/proc` as any process has."""
     (python,) = (path for path in root.glob("usr/**/bin/python3*") if path.is_file())
     words = [f"/{python.relative_to(root)}" if word == "python" else word for word in argv]
-    command = ["unshare", "--net", "chroot", str(root), *words]
+    command = ["unshare", "--net", "--mount", "sh", "-eu", "-c", IN_ROOT, "sh", str(root), *words]
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
