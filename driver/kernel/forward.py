@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from driver.undo import Rollback
 
 if TYPE_CHECKING:
@@ -59,6 +61,28 @@ def delete_forward_accept(nft: Nft, mark: int) -> None:
 def _delete_from(nft: Nft, table: str, chain: str, mark: int) -> None:
     for handle in _handles(nft, table, chain, mark):
         nft.run(f"delete rule {table} {chain} handle {handle}\n")
+
+
+def delete_bare_tables(nft: Nft) -> None:
+    """Delete Docker's tables if they hold what the rule needed to stand in, and nothing else.
+
+    An empty FORWARD chain that accepts is as good as none, to the kernel and to the iptables
+    command, which makes it when it needs it. It is left by either way of adding the rule.
+    """
+    for table in _tables():
+        if _is_bare(nft.show_table(table)):
+            nft.run(f"delete table {table}\n")
+
+
+def _is_bare(shown: bytes | None) -> bool:
+    """Tell whether a table holds one chain, FORWARD, without a rule and with the policy accept."""
+    if shown is None:
+        return False
+    _, *entries = msgspec.json.decode(shown)["nftables"]  # the first says which nft this is
+    if [kind for entry in entries for kind in entry] != ["table", "chain"]:
+        return False
+    chain = entries[1]["chain"]
+    return bool(chain["name"] == CHAINS[-1] and chain.get("policy") == "accept")
 
 
 def _tables() -> Iterator[str]:

@@ -152,6 +152,7 @@ class LinuxKernel:
             iptables.delete_forward_accept(mark)
         else:
             forward.delete_forward_accept(self._nft, mark)
+        forward.delete_bare_tables(self._nft)
 
     def ensure_forwarding(self, version: int) -> None:
         """See `Kernel`."""

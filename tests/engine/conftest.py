@@ -1,24 +1,60 @@
-"""Lend real engines to tests, and take them back clean."""
+"""Lend real engines to tests, and take them back clean.
+
+A test that asks for `engine` runs on every suite's, with the driver as a process; one that is
+marked `managed` runs with the managed plugin as well (see `pytest_generate_tests`).
+"""
 
 from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.engine import plugin_image
+from tests.engine.driver import DriverProcess
 from tests.engine.engine import Engine
+from tests.engine.managed import ManagedPlugin
 from tests.engine.remains import await_nothing_left
 from tests.engine.rootfs import SUITES
+from tests.engine.soak import is_in_full
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
+
+    from _pytest.mark.structures import ParameterSet
+
+    from tests.engine.driver import Driver
 
 EVERY_SUITE = [pytest.param(suite.name, id=suite.engine) for suite in SUITES.values()]
+NEWEST = "forky"
+# For a test that needs an engine of its own: the older ones in a full soak.
+THRIFTY = [
+    pytest.param(
+        suite.name, id=suite.engine, marks=() if suite.name == NEWEST else pytest.mark.soak
+    )
+    for suite in SUITES.values()
+    if suite.name == NEWEST or is_in_full()
+]
 PREDEFINED_NETWORKS = ("bridge", "host", "none")
 LOG_LINES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An engine to run a test on: whose, and with which kind of driver."""
+
+    suite: str
+    drivers: type[Driver] = DriverProcess
+
+    @property
+    def name(self) -> str:
+        """Return what stands for it in a test's name."""
+        version = SUITES[self.suite].engine
+        return f"{version}-plugin" if self.drivers is ManagedPlugin else version
 
 
 class Engines:
@@ -26,26 +62,27 @@ class Engines:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[Choice, Engine] = {}
 
-    def get(self, suite: str) -> Engine:
-        """Return the engine of a suite."""
-        if suite not in self._engines:
-            self._engines[suite] = self._stack.enter_context(Engine(suite))
-        return self._engines[suite]
+    def get(self, choice: Choice) -> Engine:
+        """Return the engine."""
+        if choice not in self._engines:
+            engine = Engine(choice.suite, drivers=choice.drivers)
+            self._engines[choice] = self._stack.enter_context(engine)
+        return self._engines[choice]
 
-    def lend(self, suite: str, *, driver: bool) -> Iterator[Engine]:
+    def lend(self, choice: Choice, *, driver: bool) -> Iterator[Engine]:
         """Lend an engine; what cannot be cleaned afterwards is not lent again.
 
         A spoilt engine stays until the session ends, for its logs belong to the test's report.
         """
-        engine = self.get(suite)
+        engine = self.get(choice)
         settle(engine, driver=driver)
         yield engine
         try:
             clean(engine, driver=driver)
         except BaseException:
-            del self._engines[suite]
+            del self._engines[choice]
             raise
 
 
@@ -59,7 +96,9 @@ def settle(engine: Engine, *, driver: bool) -> None:
 
 
 def start(engine: Engine, *, driver: bool) -> None:
-    """Start what does not run."""
+    """Start what does not run; the engine first if it is the engine that runs the driver."""
+    if engine.drivers is ManagedPlugin and not engine.dockerd_running:
+        engine.start_dockerd()
     if driver and not (engine.driver and engine.driver.running):
         engine.start_driver()
     if not engine.dockerd_running:
@@ -87,29 +126,82 @@ def engines() -> Iterator[Engines]:
         yield Engines(stack)
 
 
-@pytest.fixture(params=EVERY_SUITE)
+@pytest.fixture(scope="session")
+def builder() -> Iterator[Engine]:
+    """Lend the engine that plugins are built on, which is not cleaned in between."""
+    with Engine(plugin_image.BUILDER) as engine:
+        yield engine
+
+
+@pytest.fixture
 def engine(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Engine]:
     """Lend each suite's engine, with the driver running."""
+    yield from engines.lend(request.param, driver=True)
+
+
+@pytest.fixture
+def engine28(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Engine]:
+    """Lend the newest engine, with the driver running."""
+    yield from engines.lend(request.param, driver=True)
+
+
+@pytest.fixture
+def managed_engine(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Engine]:
+    """Lend each suite's engine, with the managed plugin running."""
     yield from engines.lend(request.param, driver=True)
 
 
 @pytest.fixture(params=EVERY_SUITE)
 def bare_engine(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Engine]:
     """Lend each suite's engine, whether or not the driver runs."""
-    yield from engines.lend(request.param, driver=False)
+    yield from engines.lend(Choice(request.param), driver=False)
 
 
-@pytest.fixture
-def engine28(engines: Engines) -> Iterator[Engine]:
-    """Lend the newest engine, with the driver running."""
-    yield from engines.lend("forky", driver=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the engines of a test, and when it runs with the managed plugin.
+
+    Marked `managed`, it does so in a full soak, on the newest engine; `managed("always")`, in every
+    run, and on the older engines in a full soak; `managed("everywhere")`, in every run on all. One
+    that is of the plugin alone is of the second kind unless it says otherwise.
+    """
+    every, newest = tuple(SUITES), (NEWEST,)
+    mark = metafunc.definition.get_closest_marker("managed")
+    when = "never" if mark is None else mark.args[0] if mark.args else "soak"
+    for fixture, suites in (("engine", every), ("engine28", newest)):
+        if fixture in metafunc.fixturenames:
+            choices = [pytest.param(each, id=each.name) for each in map(Choice, suites)]
+            choices += choose_managed(suites, when)
+            metafunc.parametrize(fixture, choices, indirect=True)
+    if "managed_engine" in metafunc.fixturenames:
+        choices = [*choose_managed(every, when if mark else "always")]
+        metafunc.parametrize("managed_engine", choices, indirect=True)
+
+
+def choose_managed(suites: Sequence[str], when: str) -> Iterator[ParameterSet]:
+    """Yield the engines that run the managed plugin for a test."""
+    for suite in suites:
+        choice = Choice(suite, ManagedPlugin)
+        if when == "everywhere" or (when == "always" and suite == NEWEST):
+            yield pytest.param(choice, id=choice.name)
+        elif is_in_full() and (when == "always" or (when == "soak" and suite == NEWEST)):
+            yield pytest.param(choice, id=choice.name, marks=pytest.mark.soak)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is in this folder."""
+    """Mark what is in this folder, and leave out what would be the same twice."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker("engine")
+    items[:] = [item for item in items if not is_without_our_driver(item)]
+
+
+def is_without_our_driver(item: pytest.Item) -> bool:
+    """Tell whether a test of Docker's own bridge is to run beside another kind of ours."""
+    callspec = getattr(item, "callspec", None)
+    values = callspec.params if callspec else {}
+    choices = (values.get("engine"), values.get("engine28"))
+    managed = any(choice and choice.drivers is ManagedPlugin for choice in choices)
+    return managed and values.get("driver") == "bridge"
 
 
 @pytest.hookimpl(wrapper=True)

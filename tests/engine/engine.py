@@ -18,7 +18,7 @@ from docker import DockerClient
 
 from tests.engine import warden
 from tests.engine.command import Command
-from tests.engine.driver import Driver
+from tests.engine.driver import DriverProcess
 from tests.engine.image import busybox_tar
 from tests.engine.rootfs import cache_folder, ensure_root
 from tests.engine.unixhttp import accepts, request
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import IO
+
+    from tests.engine.driver import Driver
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 DOCKER_SOCKET = "/run/docker.sock"
@@ -40,10 +42,18 @@ class Engine:
     """The engine of a Debian suite, from `with` to the end of the block.
 
     Nothing it does is seen outside, and nothing is left of it, also when our process is killed.
+    Its drivers are of one kind, unless a test makes another by itself.
     """
 
-    def __init__(self, suite: str, *, dockerd_args: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        suite: str,
+        *,
+        dockerd_args: Sequence[str] = (),
+        drivers: type[Driver] = DriverProcess,
+    ) -> None:
         self.suite = suite
+        self.drivers = drivers
         self.dockerd_args = tuple(dockerd_args)
         self.extra_args: tuple[str, ...] = ()
         self.driver: Driver | None = None
@@ -122,6 +132,11 @@ class Engine:
     def outside(self) -> Path:
         """Return `/` outside the chroot but inside the namespaces, as the machine can reach it."""
         return Path(f"/proc/{self.init_pid}/root")
+
+    @property
+    def state(self) -> Path:
+        """Return what is `/var/lib/pynet` in the chroot, under its name outside."""
+        return self.folder / "lib/pynet"
 
     @property
     def busybox(self) -> str:
@@ -270,7 +285,7 @@ class Engine:
         """
         if self.driver and self.driver.running:
             raise RuntimeError("start the driver: it runs already")
-        self.driver = Driver(self, env, wrapper)
+        self.driver = self.drivers(self, env, wrapper)
         self.driver.wait_ready()
         return self.driver
 
@@ -278,6 +293,8 @@ class Engine:
 
     def log(self, name: str) -> str:
         """Return the log of `dockerd`, `containerd` or `driver`, over all their lives."""
+        if name == "driver":
+            return self.drivers.read_log(self)
         path = self._log(name)
         return path.read_text(errors="replace") if path.exists() else ""
 

@@ -12,13 +12,12 @@ lower=$1 folder=$2 root=$2/root
 # /proc is still the machine's, so it tells our pid as seen from there.
 read -r pid _ </proc/self/stat
 
-mkdir -p "$folder/upper" "$folder/work" "$folder/docker" "$folder/containerd" "$root"
+mkdir -p "$folder/upper" "$folder/work" "$folder/lib/docker" "$root"
 mount -t overlay -o "lowerdir=$lower,upperdir=$folder/upper,workdir=$folder/work" overlay "$root"
 
-# overlay2 cannot have an overlay as its upper layer.
-mkdir -p "$root/var/lib/docker" "$root/var/lib/containerd"
-mount --bind "$folder/docker" "$root/var/lib/docker"
-mount --bind "$folder/containerd" "$root/var/lib/containerd"
+# overlay2 cannot have an overlay as its upper layer; and the driver's state is read from outside, of
+# which SQLite would see nothing through /proc/PID/root.
+mount --bind "$folder/lib" "$root/var/lib"
 
 # Inside and outside the chroot /run is one, and what is mounted there shows up in both, so that
 # a driver outside sees the engine's sockets and network namespaces under their real names.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     # Gets the call's name and what passes it on; returns the reply, or None for a lost one.
     Action = Callable[[str, Forward], tuple[int, bytes] | None]
 
-BEHIND = "/run/pynet-behind.sock"
+BEHIND = "/run/docker/plugins/pynet-behind"  # a folder that the managed plugin reaches
 
 
 class _Server(ThreadingMixIn, UnixStreamServer):

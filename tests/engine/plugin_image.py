@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,15 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.engine.driver import REPOSITORY
-from tests.engine.engine import DOCKER_SOCKET
-from tests.engine.rootfs import MARKER, PYTHON, cache_folder, ensure_root, lock
+from tests.engine.engine import DOCKER_SOCKET, Engine
+from tests.engine.rootfs import MARKER, PYTHON, cache_folder, ensure_root, lock, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.engine.engine import Engine
-
 BASE = "pynet-base"
+BUILDER = "forky"
 NAME = "pynet/pynet:latest"
 LOCK = REPOSITORY / "packaging/plugin.lock"
 # What `make plugin` reads; packaging/ also holds the service's files.
@@ -36,16 +36,17 @@ INPUTS = (
 KEPT = 4  # builds in the cache, the newest
 
 
-def build(engine: Engine) -> Path:
+def ensure_built() -> Path:
     """Return a folder with config.json and rootfs/, built from the tree as it is now.
 
-    The engine is used only if there is none yet. The folder is the cache's: copy it to change it.
+    It is built once, on an engine of its own. The folder is the cache's: copy it to change it.
     """
     folder = cache_folder() / f"plugin-{_key()}"
     with lock(cache_folder() / "plugin.lock"):
         if not folder.is_dir():
             partial = folder.with_suffix(".partial")
-            make_plugin(engine, partial)
+            with Engine(BUILDER) as engine:
+                make_plugin(engine, partial)
             partial.rename(folder)
         os.utime(folder)
         _forget_old_builds()
@@ -62,9 +63,9 @@ def make_plugin(engine: Engine, folder: Path, *build_flags: str) -> None:
     )
 
 
-def create(engine: Engine, name: str = NAME) -> None:
-    """Have the engine hold the plugin, not yet enabled."""
-    run_docker_user(engine, "docker", "plugin", "create", name, str(build(engine)))
+def create(engine: Engine, name: str = NAME, folder: Path | None = None) -> None:
+    """Have the engine hold the plugin, or the one in the folder, not yet enabled."""
+    run_docker_user(engine, "docker", "plugin", "create", name, str(folder or ensure_built()))
 
 
 def run_docker_user(engine: Engine, *argv: str) -> str:
@@ -87,13 +88,8 @@ def run_docker_user(engine: Engine, *argv: str) -> str:
 
 
 def _write_docker(engine: Engine, command: Path) -> None:
-    """Make the suite's own client a command of the machine, by way of the suite's own loader."""
-    (loader,) = (engine.lower / "usr").glob("lib*/ld-linux*.so.*")
-    (libc,) = (engine.lower / "usr/lib").glob("*/libc.so.6")
-    client = engine.lower / "usr/bin/docker"
-    command.write_text(
-        f'#!/bin/sh\nexec "{loader}" --library-path "{libc.parent}" "{client}" "$@"\n'
-    )
+    """Make the suite's own client a command of the machine."""
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(program(engine.lower, "docker"))} "$@"\n')
     command.chmod(0o755)
 
 

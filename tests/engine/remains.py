@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Self
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.engine.engine import Engine
 
 LINK_PREFIXES = ("pn-", "pnh", "pnc")
@@ -36,7 +38,7 @@ def rules(engine: Engine) -> str:
 
 def rows(engine: Engine) -> dict[str, int]:
     """Return how many rows each table of the driver's state file has."""
-    state = f"file:{engine.folder}/state/pynet.db?mode=ro"
+    state = f"file:{engine.state}/pynet.db?mode=ro"
     with closing(sqlite3.connect(state, uri=True)) as database:
         counts = ((table, f"SELECT count(*) FROM {table}") for table in TABLES)
         return {table: database.execute(query).fetchone()[0] for table, query in counts}
@@ -71,6 +73,43 @@ class Holdings:
         """Return what there is now."""
         names = engine.docker("network", "ls", "--format", "{{.Name}}").stdout.split()
         return cls(links(engine), rules(engine), rows(engine), sorted(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Everything by which a driver can be seen on a host, but for its state."""
+
+    links: list[str]
+    rules: str
+    routing: str
+    listening: str
+    names: list[str]
+    processes: list[str]
+
+    @classmethod
+    def of(cls, engine: Engine) -> Self:
+        """Return what there is now."""
+        plugins = engine.outside / "run/docker/plugins"
+        return cls(
+            links=links(engine),
+            rules=rules(engine),
+            routing="".join(engine.run("ip", family, "rule").stdout for family in ("-4", "-6")),
+            listening=engine.run("ss", "-Hltnu").stdout,
+            names=sorted(path.name for path in plugins.iterdir()) if plugins.is_dir() else [],
+            processes=sorted(_command_lines(engine)),
+        )
+
+
+def _command_lines(engine: Engine) -> Iterator[str]:
+    """Yield what runs on a host."""
+    space = Path(f"/proc/{engine.init_pid}/ns/pid").readlink()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            # Gone, or the machine's.
+            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if (entry / "ns/pid").readlink() == space:
+                    yield b" ".join(words).decode()
 
 
 @dataclass(frozen=True, slots=True)

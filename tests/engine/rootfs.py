@@ -104,6 +104,13 @@ def ensure_root(suite: str) -> Path:
     return root
 
 
+def program(root: Path, name: str) -> list[str]:
+    """Return the words that run a program of a root outside it, by the root's own loader."""
+    (loader,) = (root / "usr").glob("lib*/ld-linux*.so.*")
+    (libc,) = (root / "usr/lib").glob("*/libc.so.6")
+    return [str(loader), "--library-path", str(libc.parent), str(root / "usr/bin" / name)]
+
+
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Keep other processes out of the block."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Self
 from tests.engine import steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from tests.engine.command import Command
     from tests.engine.engine import Engine
 
 PROBE = str(Path(__file__).with_name("probe.py"))
+STREAM = str(Path(__file__).with_name("stream.py"))
 HOST = "host"
 LAN = "lan"
 HOST_ADDRESS = {4: "192.0.2.1", 6: "2001:db8:2::1"}
@@ -117,11 +118,27 @@ class Site:
 
     def serve(self, where: str, protocol: str, *ports: int) -> None:
         """Answer on the ports there, as soon as this returns and until the site is left."""
-        server = self._probe(where, "serve", protocol, *map(str, ports), stdout=PIPE)
-        self._stack.callback(_end, server)
-        assert server.stdout is not None
-        if server.stdout.readline() != "ready\n":
-            raise AssertionError(f"{where} cannot answer on {ports}/{protocol}")
+        self._serve(where, PROBE, "serve", protocol, *map(str, ports))
+
+    def echo(self, where: str, port: int) -> None:
+        """Send back there what comes by TCP, as long as `serve` answers."""
+        self._serve(where, STREAM, "echo", str(port))
+
+    @contextmanager
+    def stream(self, origin: str, host: str, port: int) -> Iterator[None]:
+        """Have one connection carry data both ways over the whole block, and not a byte go astray.
+
+        On the other side has to be an `echo`.
+        """
+        pouring = self._start(origin, STREAM, "pour", host, str(port), stdin=PIPE, stdout=PIPE)
+        self._stack.callback(_end, pouring)
+        assert pouring.stdout is not None
+        if pouring.stdout.readline() != "flowing\n":
+            raise AssertionError(f"{origin} cannot stream to {host} {port}")
+        yield
+        counted = json.loads(pouring.result().stdout)
+        print(f"\n{origin} to {host} {port}: {counted}")
+        assert counted["received"] == counted["sent"]
 
     def ask(self, questions: Iterable[Question]) -> list[tuple[Question, str | None]]:
         """Ask everything at once; return each question with its answer, None if there was none."""
@@ -156,20 +173,31 @@ class Site:
 
     def _ask(self, questions: Sequence[Question]) -> list[str | None]:
         """Ask questions that have one origin."""
-        asker = self._probe(questions[0].origin, "ask", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        origin = questions[0].origin
+        asker = self._start(origin, PROBE, "ask", stdin=PIPE, stdout=PIPE, stderr=PIPE)
         text = json.dumps([question.encode() for question in questions])
         answers: list[str | None] = json.loads(asker.result(stdin=text).stdout)
         return answers
 
-    def _probe(
+    def _serve(self, where: str, program: str, *words: str) -> None:
+        """Start a program that serves, and have it ended with the site."""
+        server = self._start(where, program, *words, stdout=PIPE)
+        self._stack.callback(_end, server)
+        assert server.stdout is not None
+        if server.stdout.readline() != "ready\n":
+            raise AssertionError(f"{where} cannot {words}")
+
+    def _start(
         self,
         where: str,
+        program: str,
         *words: str,
         stdin: int = DEVNULL,
         stdout: int | None = None,
         stderr: int | None = None,
     ) -> Command:
-        argv = (sys.executable, "-I", PROBE, *words)
+        """Start a program of ours in a place's network."""
+        argv = (sys.executable, "-I", program, *words)
         if where == LAN:
             return self.engine.lan_popen(*argv, stdin=stdin, stdout=stdout, stderr=stderr)
         argv = (*self.enter(where), *argv)

@@ -7,6 +7,11 @@ import os
 PART = 10
 
 
+def is_in_full() -> bool:
+    """Tell whether this is the full soak."""
+    return os.environ.get("PYNET_SOAK") == "1"
+
+
 def repetitions(full: int) -> int:
     """Return how often to repeat what a full run repeats so often."""
-    return full if os.environ.get("PYNET_SOAK") == "1" else full // PART
+    return full if is_in_full() else full // PART

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.engine import steps
+from tests.engine.conftest import Choice
 from tests.engine.site import HOST, HOST_ADDRESS, LAN, LAN_ADDRESS, LOOPBACK, Question, Site, check
 from tests.engine.steps import KEEPALIVE
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from tests.engine.conftest import Engines
     from tests.engine.engine import Engine
+
+pytestmark = pytest.mark.managed
 
 DIRECT = ("-o", "pynet.attach=direct")
 PREFIX = "com.docker.network.container_iface_prefix"
@@ -124,7 +127,7 @@ def test_who_names_an_interface_is_settled_before_two_have_one_name(site: Site) 
     "suite", [pytest.param("bookworm", id="20.10"), pytest.param("trixie", id="26.1")]
 )
 def test_an_older_engine_is_told_that_it_is_too_old(engines: Engines, suite: str) -> None:
-    for engine in engines.lend(suite, driver=True):
+    for engine in engines.lend(Choice(suite), driver=True):
         steps.create_network(engine, "a", *DIRECT)
         done = engine.docker("run", "--rm", "--network", "a", "bb", "true", check=False)
         assert done.returncode != 0

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from tests.engine.engine import Engine
 
+pytestmark = pytest.mark.managed
+
 IMAGES = ("IMAGE", "WEB_IMAGE", "DATABASE_IMAGE", "CLIENT_IMAGE", "RELAY_IMAGE")
 VARIABLES = (*(f"{name}=idle" for name in IMAGES), "PULL_POLICY=never")
 EXAMPLES = sorted(path.name for path in (REPOSITORY / "examples").iterdir())

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.engine.engine import Engine
 
+pytestmark = pytest.mark.managed
+
 FORWARD_POLICIES = (("iptables", "10.77.0.3"), ("ip6tables", "fd77::3"))
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tests.engine.driver import Driver
     from tests.engine.engine import Engine
 
+pytestmark = pytest.mark.managed
+
 HEAD = b"POST /Plugin.Activate HTTP/1.1\r\nHost: pynet\r\nContent-Length: 1\r\n\r\n"
 WARM_UP = 2
 SAMPLES = 30

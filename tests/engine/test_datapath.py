@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from tests.engine.engine import Engine
 
+pytestmark = pytest.mark.managed
+
 BRIDGE = "com.docker.network.bridge"
 PORT, UNPUBLISHED = 80, 81
 PUBLISHED, LOCAL_ONLY, FAR, DOCK, DEFAULT = 8080, 8081, 8082, 8083, 8084

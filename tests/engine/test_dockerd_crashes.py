@@ -26,6 +26,8 @@ from tests.engine.transfer import transferring
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.managed
+
 LIVE_RESTORE = "--live-restore"
 STATIC, STATIC_TOO = "10.77.0.50", "10.77.0.60"
 # The containers' process has no handler that SIGTERM could reach, and dockerd would wait for it.

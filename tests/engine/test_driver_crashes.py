@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.engine.interceptor import intercepted
 from tests.engine.remains import await_nothing_left, rows
 from tests.engine.steps import (
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from tests.engine.engine import Engine
     from tests.engine.interceptor import Forward
+
+pytestmark = pytest.mark.managed
 
 WANTED = sysctl_options({KEEPALIVE: "600", "net.ipv4.conf.IFNAME.arp_notify": "1"})
 ARP_NOTIFY = "net.ipv4.conf.eth0.arp_notify"

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.engine.driver import DriverProcess
 from tests.engine.steps import create_network, run
 from tests.engine.unixhttp import request
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
-    from tests.engine.driver import Driver
     from tests.engine.engine import Engine
 
 ACTIVATE = "/Plugin.Activate"
@@ -25,36 +25,37 @@ HEAD = b"POST /NetworkDriver.DeleteNetwork HTTP/1.1\r\nHost: pynet\r\nContent-Le
 
 
 @pytest.fixture
-def driver(engine28: Engine) -> Driver:
+def driver(engine28: Engine) -> DriverProcess:
     """Have the driver of one engine: none of this depends on Docker."""
-    assert engine28.driver is not None
+    assert isinstance(engine28.driver, DriverProcess)
     return engine28.driver
 
 
-def test_the_socket_answers_within_half_a_second(engine28: Engine, driver: Driver) -> None:
+def test_the_socket_answers_within_half_a_second(engine28: Engine, driver: DriverProcess) -> None:
     create_network(engine28, "back")
     run(engine28, "box", "back")
     waited = []
     for _ in range(STARTS):
-        driver.terminate()
+        assert engine28.driver is not None
+        engine28.driver.terminate()
         began = time.perf_counter()
-        driver = engine28.start_driver()
+        engine28.start_driver()
         assert request(driver.socket, "POST", ACTIVATE)[0] == 200
         waited.append(time.perf_counter() - began)
     print(f"\nstart to answer, best of {STARTS}: {min(waited):.2f} s")
     assert min(waited) < 0.5
 
 
-def test_only_root_may_open_the_socket(driver: Driver) -> None:
+def test_only_root_may_open_the_socket(driver: DriverProcess) -> None:
     assert stat.S_IMODE(driver.socket.stat().st_mode) == 0o600
 
 
-def test_sigterm_removes_the_socket(driver: Driver) -> None:
+def test_sigterm_removes_the_socket(driver: DriverProcess) -> None:
     driver.terminate()
     assert not driver.socket.exists()
 
 
-def test_sigterm_lets_a_call_in_flight_end(driver: Driver) -> None:
+def test_sigterm_lets_a_call_in_flight_end(driver: DriverProcess) -> None:
     body = b'{"NetworkID": "%s"}' % (b"f" * 64)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as call:
         call.connect(str(driver.socket))
@@ -71,12 +72,12 @@ def test_sigterm_lets_a_call_in_flight_end(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("method", ["NetworkDriver.AllocateNetwork", "IpamDriver.RequestPool", "x"])
-def test_what_it_does_not_know_is_not_found(driver: Driver, method: str) -> None:
+def test_what_it_does_not_know_is_not_found(driver: DriverProcess, method: str) -> None:
     status, answer = request(driver.socket, "POST", f"/{method}", b"{}")
     assert (status, answer) == (404, b'{"Err":"no such method: %s"}' % method.encode())
 
 
-def test_every_request_is_one_line_of_the_log(driver: Driver) -> None:
+def test_every_request_is_one_line_of_the_log(driver: DriverProcess) -> None:
     before = len(driver.log().splitlines())
     driver.call("NetworkDriver.GetCapabilities")
     for _ in range(2):

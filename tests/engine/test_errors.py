@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from tests.engine.engine import Engine
 
+pytestmark = pytest.mark.managed
+
 VETH = "somebodys"
 BRIDGE_NAME = "com.docker.network.bridge.name"
 MTU = "com.docker.network.driver.mtu"

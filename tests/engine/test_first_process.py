@@ -14,6 +14,8 @@ from tests.engine.steps import KEEPALIVE, create_network, proc_path, run_once, s
 if TYPE_CHECKING:
     from tests.engine.engine import Engine
 
+pytestmark = pytest.mark.managed
+
 STARTS = {"bookworm": 200, "trixie": 200, "forky": 500}
 AT_A_TIME = 10
 WANTED = {KEEPALIVE: "600", "net.ipv4.conf.IFNAME.arp_notify": "1"}

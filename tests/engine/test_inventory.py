@@ -13,6 +13,8 @@ from tests.engine.steps import KEEPALIVE, create_network, pynet, run
 if TYPE_CHECKING:
     from tests.engine.engine import Engine
 
+pytestmark = pytest.mark.managed
+
 SUBNETS = ("--subnet", "10.77.0.0/24", "--ipv6", "--subnet", "fd77::/64")
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from tests.engine.engine import Engine
 
+pytestmark = pytest.mark.managed
+
 BRIDGE_NAME = "com.docker.network.bridge.name"
 FOREIGN = "br-foreign"
 

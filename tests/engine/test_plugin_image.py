@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from plugin.settings import Settings, parse_settings
-from tests.engine.engine import Engine
-from tests.engine.plugin_image import NAME, build, create, make_plugin
+from tests.engine.managed import inspect
+from tests.engine.plugin_image import NAME, create, ensure_built, make_plugin
 from tests.engine.unixhttp import post_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.engine.engine import Engine
 
 MEGABYTE = 1_000_000
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -31,19 +33,13 @@ from driver.kernel.nft import Nft
 
 Nft().run(sys.stdin.read())
 """
+IN_ROOT = 'mount -t proc proc "$1/proc"; exec chroot "$@"'
 ABSENT_PACKAGES = ("docker", "requests", "rich", "pip", "setuptools", "ensurepip", "venv", "test")
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Engine]:
-    """Lend an engine on which no driver runs."""
-    with Engine("forky") as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def folder(host: Engine) -> Path:
-    return build(host)
+def folder() -> Path:
+    return ensure_built()
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +54,11 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def plugin(host: Engine) -> Iterator[str]:
+def plugin(builder: Engine) -> Iterator[str]:
     """Lend the name of the plugin, created and not enabled."""
-    create(host)
+    create(builder)
     yield NAME
-    host.docker("plugin", "rm", "--force", NAME)
+    builder.docker("plugin", "rm", "--force", NAME)
 
 
 def files(root: Path) -> list[Path]:
@@ -97,19 +93,13 @@ def content(path: Path) -> str:
 
 
 def in_image(root: Path, *argv: str, stdin: str = "") -> str:
-    """Run a program of the image in a network namespace of its own."""
+    """Run a program of the image in namespaces of its own, with a `/proc` as any process has."""
     (python,) = (path for path in root.glob("usr/**/bin/python3*") if path.is_file())
     words = [f"/{python.relative_to(root)}" if word == "python" else word for word in argv]
-    command = ["unshare", "--net", "chroot", str(root), *words]
+    command = ["unshare", "--net", "--mount", "sh", "-eu", "-c", IN_ROOT, "sh", str(root), *words]
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def attributes(host: Engine, plugin: str) -> dict[str, Any]:
-    """Return what the engine says of the plugin."""
-    answer: dict[str, Any] = json.loads(host.docker("plugin", "inspect", plugin).stdout)[0]
-    return answer
 
 
 # -- what is in it
@@ -167,8 +157,10 @@ def test_nothing_of_the_container_it_was_taken_from_is_in_it(root: Path) -> None
     ]
 
 
-def test_the_same_sources_give_the_same_bytes(host: Engine, folder: Path, tmp_path: Path) -> None:
-    make_plugin(host, tmp_path / "again", "--no-cache")
+def test_the_same_sources_give_the_same_bytes(
+    builder: Engine, folder: Path, tmp_path: Path
+) -> None:
+    make_plugin(builder, tmp_path / "again", "--no-cache")
     assert fingerprint(tmp_path / "again") == fingerprint(folder)
 
 
@@ -253,20 +245,20 @@ def test_its_settings_are_valid_and_the_socket_is_where_the_engine_looks(
 # -- the engine's part
 
 
-def test_it_is_created_enabled_and_answers(host: Engine, plugin: str) -> None:
-    host.docker("plugin", "enable", plugin)
-    seen = attributes(host, plugin)
-    socket = host.outside / "run/docker/plugins" / seen["Id"] / "pynet.sock"
+def test_it_is_created_enabled_and_answers(builder: Engine, plugin: str) -> None:
+    builder.docker("plugin", "enable", plugin)
+    seen = inspect(builder, plugin)
+    socket = builder.outside / "run/docker/plugins" / seen["Id"] / "pynet.sock"
     assert post_json(socket, "/Plugin.Activate", None) == {"Implements": ["NetworkDriver"]}
     assert seen["Config"]["PidHost"] is True
 
 
-def test_its_settings_and_its_sources_can_be_set(host: Engine, plugin: str) -> None:
+def test_its_settings_and_its_sources_can_be_set(builder: Engine, plugin: str) -> None:
     settings = ("PYNET_LOG_LEVEL=DEBUG", "engine.source=/run/docker", "plugins.source=/run")
-    host.docker("plugin", "set", plugin, *settings)
-    now = attributes(host, plugin)["Settings"]
+    builder.docker("plugin", "set", plugin, *settings)
+    now = inspect(builder, plugin)["Settings"]
     assert "PYNET_LOG_LEVEL=DEBUG" in now["Env"]
     assert {"/run/docker", "/run"} <= {mount["Source"] for mount in now["Mounts"]}
-    refused = host.docker("plugin", "set", plugin, "state.source=/srv", check=False)
+    refused = builder.docker("plugin", "set", plugin, "state.source=/srv", check=False)
     assert refused.returncode != 0
-    host.docker("plugin", "enable", plugin)
+    builder.docker("plugin", "enable", plugin)

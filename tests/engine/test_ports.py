@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from tests.engine.engine import Engine
 
+pytestmark = pytest.mark.managed
+
 UNIT = REPOSITORY / "packaging/pynet.service"
 BINDING = "com.docker.network.bridge.host_binding_ipv4"
 PORT, PUBLISHED = 80, 8080
@@ -237,6 +239,7 @@ def test_sctp_is_translated(site: Site, version: int) -> None:
     assert packet == (LAN_ADDRESS[version], PORT, PACKET)
 
 
+@pytest.mark.managed("never")
 def test_the_service_may_do_what_publishing_takes(site: Site) -> None:
     """Binding a low port and naming a holder need more of a service than making links."""
     engine = site.engine

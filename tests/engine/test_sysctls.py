@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.engine.rootfs import SUITES
 from tests.engine.steps import (
     KEEPALIVE,
@@ -23,6 +25,8 @@ from tests.engine.steps import (
 
 if TYPE_CHECKING:
     from tests.engine.engine import Engine
+
+pytestmark = pytest.mark.managed
 
 INTERVAL = "net.ipv4.tcp_keepalive_intvl"
 BUFFERS = "net.ipv4.tcp_rmem"

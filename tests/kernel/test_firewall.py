@@ -130,6 +130,27 @@ def test_the_accepting_rule_is_there_once_and_first(linux: LinuxKernel, chain: s
 
 
 @pytest.mark.usefixtures("way")
+def test_nothing_is_left_where_nothing_was(linux: LinuxKernel) -> None:
+    assert listing() == ""
+    linux.ensure_forward_accept(MARK)
+    linux.delete_forward_accept(MARK)
+    assert listing() == ""
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(
+    "other", ["-N OTHER", "-P FORWARD DROP", "-A FORWARD -j ACCEPT", "-A INPUT -j ACCEPT"]
+)
+def test_what_others_have_beside_the_rule_stays(linux: LinuxKernel, other: str) -> None:
+    for command in ("iptables", "ip6tables"):
+        run(command, "-w", *other.split())
+    linux.ensure_forward_accept(MARK)
+    linux.delete_forward_accept(MARK)
+    for command in ("iptables", "ip6tables"):
+        assert other in run(command, "-w", "-S")
+
+
+@pytest.mark.usefixtures("way")
 def test_the_rule_goes_from_wherever_it_is(linux: LinuxKernel) -> None:
     linux.ensure_forward_accept(MARK)
     run("iptables", "-w", "-N", "DOCKER-USER")

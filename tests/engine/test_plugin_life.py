@@ -1,0 +1,116 @@
+"""What the managed plugin outlives, and what outlives it: crashes, upgrades, moves, restarts.
+
+Under each of them connections carry data all the time: one from another host, through a published
+port, and one between two containers. None may break, nor lose a byte.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.engine.driver import DriverProcess
+from tests.engine.plugin_image import NAME
+from tests.engine.site import HOST_ADDRESS, LAN, LAN_ADDRESS, Question, Site, check
+from tests.engine.steps import KEEPALIVE, first_value, sysctl_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.engine.engine import Engine
+
+PORT, PUBLISHED, NEXT = 80, 8080, 8090
+SHORT_NAME = "pynet"
+NUMBERS = {SHORT_NAME: 60, NAME: 61}
+DIES_AT_ONCE = ("--stop-signal", "KILL")
+
+
+@pytest.fixture
+def site(managed_engine: Engine) -> Iterator[Site]:
+    with Site(managed_engine) as site:
+        yield site
+
+
+@contextmanager
+def connections(site: Site, *drivers: str) -> Iterator[None]:
+    """Have a network by each of these names, and connections over it that must not break."""
+    with ExitStack() as streams:
+        for driver in drivers:
+            number = NUMBERS[driver]
+            network, port = f"net{number}", PUBLISHED + number
+            site.network(driver, network, number, *sysctl_options({KEEPALIVE: "600"}))
+            web, near = f"web{number}", f"near{number}"
+            site.container(web, network, "-p", f"{port}:{PORT}", *DIES_AT_ONCE)
+            site.container(near, network, *DIES_AT_ONCE)
+            site.echo(web, PORT)
+            streams.enter_context(site.stream(LAN, HOST_ADDRESS[4], port))
+            streams.enter_context(site.stream(near, site.address(web, network, 4), PORT))
+        yield
+        for driver in drivers:
+            starts_work(site, f"net{NUMBERS[driver]}")
+
+
+def starts_work(site: Site, network: str) -> None:
+    """Start containers as if nothing had been: with their parameters, and ports for others."""
+    assert first_value(site.engine, network, KEEPALIVE) == "600"
+    site.container("next", network, "-p", f"{NEXT}:{PORT}")
+    site.serve("next", "tcp", PORT)
+    check(site, [Question(LAN, HOST_ADDRESS[4], NEXT, LAN_ADDRESS[4])])
+    site.engine.docker("rm", "-f", "next")
+
+
+@pytest.mark.managed("everywhere")
+def test_a_killed_plugin_breaks_no_connection(site: Site) -> None:
+    engine = site.engine
+    with connections(site, SHORT_NAME, NAME):
+        assert engine.driver is not None
+        engine.driver.kill()
+        engine.start_driver()
+
+
+def test_settings_are_changed_and_no_connection_breaks(site: Site) -> None:
+    engine = site.engine
+    with connections(site, SHORT_NAME, NAME):
+        assert engine.driver is not None
+        engine.driver.terminate()
+        engine.start_driver(env={"PYNET_LOG_LEVEL": "DEBUG"})
+
+
+def test_dockerd_restarts_with_live_restore_and_no_connection_breaks(site: Site) -> None:
+    engine = site.engine
+    engine.stop_dockerd()
+    engine.start_dockerd("--live-restore")
+    with connections(site, SHORT_NAME, NAME):
+        assert engine.driver is not None
+        before = engine.driver.pids
+        engine.stop_dockerd()
+        assert engine.driver.pids == before  # it lives on, as the containers do
+        engine.start_dockerd("--live-restore")
+        assert engine.driver.pids == before
+
+
+def test_from_the_service_to_the_plugin_and_back(site: Site) -> None:
+    """The first start of a plugin on a host where a service has kept state; and the reverse."""
+    engine = site.engine
+    assert engine.driver is not None
+    engine.driver.terminate()
+    shutil.rmtree(engine.state)
+    engine.driver = serve(engine)
+    with connections(site, SHORT_NAME):
+        engine.driver.terminate()
+        engine.start_driver()
+        starts_work(site, f"net{NUMBERS[SHORT_NAME]}")
+        engine.driver.terminate()
+        engine.driver = serve(engine)
+    engine.driver.terminate()
+    engine.start_driver()
+
+
+def serve(engine: Engine) -> DriverProcess:
+    """Run the driver as a service does."""
+    driver = DriverProcess(engine)
+    driver.wait_ready()
+    return driver
