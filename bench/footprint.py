@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from bench.measure import Results, Row, Series
 from bench.stage import private_engine, worker_on
-from tests.engine.driver import Driver
+from tests.engine.driver import DriverProcess
 from tests.engine.unixhttp import accepts, request
 
 if TYPE_CHECKING:
+    from tests.engine.driver import Driver
     from tests.engine.engine import Engine
 
 STARTS, RESTARTS = 15, 7
@@ -47,10 +48,10 @@ def measure() -> Results:
 
 def _start(engine: Engine, target: str, method: str) -> float:
     """End the driver, start it, and return the seconds until it answers."""
-    assert engine.driver is not None
+    assert isinstance(engine.driver, DriverProcess)
     engine.driver.terminate(60)
     began = time.perf_counter()
-    engine.driver = Driver(engine)
+    engine.driver = DriverProcess(engine)
     while not _answers(engine.driver, target, method):
         time.sleep(0.002)
     return time.perf_counter() - began
