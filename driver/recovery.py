@@ -87,7 +87,7 @@ def _replace(folder: Path, damage: StateDamaged, health: Health) -> tuple[Store,
     aside = _set_aside(folder)
     what = f"the state file was damaged ({damage}) and is set aside as {aside}"
     copy = folder / COPY_NAME
-    if not copy.exists():
+    if not copy.exists() or copy.stat().st_size == 0:
         return _open_whole(folder, health), (what, "there is no copy of it")
     shutil.copyfile(copy, folder / FILE_NAME)
     try:
