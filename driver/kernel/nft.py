@@ -11,7 +11,6 @@ import ctypes
 import os
 import socket
 import stat
-from pathlib import Path
 from threading import Lock
 
 from driver.errors import KernelError
@@ -22,6 +21,7 @@ _DEFAULT_CONTEXT = 0  # NFT_CTX_DEFAULT
 _HANDLES = 1 << 3  # NFT_CTX_OUTPUT_HANDLE
 _JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
 _NUMERIC = 0b1111 << 7  # NFT_CTX_OUTPUT_NUMERIC_ALL
+_LOW_DESCRIPTORS = 256  # among which those of a context are that is made at the start
 _NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 _ABSENT = "No such file or directory"
 
@@ -101,9 +101,11 @@ class Nft:
 
 
 def _netlink_sockets() -> set[int]:
-    """Return the descriptors of this process that are sockets of nfnetlink."""
-    listed = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
-    return {descriptor for descriptor in listed if _netfilter_port(descriptor) is not None}
+    """Return the low descriptors of this process that are sockets of nfnetlink.
+
+    Without a list of them all: a root file system that is only being tried has no /proc.
+    """
+    return {each for each in range(_LOW_DESCRIPTORS) if _netfilter_port(each) is not None}
 
 
 def _netfilter_port(descriptor: int) -> int | None:
