@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import replace
 from ipaddress import IPv4Interface
@@ -77,7 +76,8 @@ def test_twenty_parameters_cost_a_join_little(driver: BridgeDriver, real: RealHo
     for number in range(JOINS):  # in turn, so that a busy moment hits both alike
         for net, series in taken.items():
             series.append(join(driver, number, net, real.add_sandbox(2 * number + net)))
-    cost = (statistics.median(taken[2]) - statistics.median(taken[1])) * 1000
+    # The least of many: what the work costs, without what a busy machine adds to it.
+    cost = (min(taken[2]) - min(taken[1])) * 1000
     print(f" {cost:.1f} ms for {len(TWENTY)} parameters", end="")
     assert cost < JOIN_MILLISECONDS
 
