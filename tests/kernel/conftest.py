@@ -21,7 +21,7 @@ from driver.bridge import BridgeDriver
 from driver.kernel.linux import LinuxKernel
 from driver.store import Store
 from tests.kernel.daemon import Daemon
-from tests.kernel.host import COMMANDS, FakeHost, RealHost, run
+from tests.kernel.host import COMMANDS, FakeHost, RealHost, die_with_parent, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +73,7 @@ def run_apart(item: pytest.Item) -> list[pytest.TestReport]:
 def run_and_exit(item: pytest.Item, writer: int) -> None:
     """Run the test in new namespaces, write its reports and end the process."""
     try:
+        die_with_parent()
         enter_new_namespaces()
         limit = item.get_closest_marker("timeout")
         seconds = limit.args[0] if limit else SECONDS

@@ -17,6 +17,7 @@ from plugin.settings import Settings
 from tests.engine.driver import REPOSITORY
 from tests.engine.unixhttp import accepts, request
 from tests.engine.wait import wait_until
+from tests.kernel.host import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,7 @@ class Daemon:
         from plugin.server import serve  # noqa: PLC0415 - as `pynet serve` does it
 
         os.setsid()
+        die_with_parent()
         with self._log.open("ab") as log:
             for descriptor in (1, 2):
                 os.dup2(log.fileno(), descriptor)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
+import signal
 import socket
 import subprocess
 from collections import Counter
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from driver.kernel.linux import LinuxKernel
 
 COMMANDS = {4: "iptables", 6: "ip6tables"}
+PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 NEEDS = {"vxlan": ("id", "1", "dstport", "4789")}  # what `ip link add` asks for beside the kind
 
 
@@ -240,6 +243,11 @@ def ip(*arguments: str, sandbox: SandboxKey | None = None) -> str:
     """Run ip, in a sandbox if one is given."""
     enter = () if sandbox is None else ("nsenter", f"--net={sandbox}")
     return run(*enter, "ip", *arguments)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent goes, whatever that dies of."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def mount_namespace(path: str) -> None:
