@@ -17,7 +17,7 @@ from driver.errors import Busy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STALLED_SECONDS = 3.0  # whoever has had the lock for so long may have it for ever
+STALLED_SECONDS = 2.0  # whoever has had the lock for so long may have it for ever
 
 
 @dataclass(slots=True, eq=False)
