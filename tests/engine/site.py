@@ -30,6 +30,7 @@ LAN = "lan"
 HOST_ADDRESS = {4: "192.0.2.1", 6: "2001:db8:2::1"}
 LAN_ADDRESS = {4: "192.0.2.2", 6: "2001:db8:2::2"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+ECHO_PORT = 9999
 SHORT = 1.0  # seconds that a question waits which is not to be answered
 LONG = 10.0
 
@@ -125,17 +126,17 @@ class Site:
         self._serve(where, STREAM, "echo", str(port))
 
     @contextmanager
-    def stream(self, origin: str, host: str, port: int) -> Iterator[None]:
+    def stream(self, origin: str, host: str, port: int) -> Iterator[Command]:
         """Have one connection carry data both ways over the whole block, and not a byte go astray.
 
-        On the other side has to be an `echo`.
+        On the other side has to be an `echo`. Yields what runs for as long as nothing is wrong.
         """
         pouring = self._start(origin, STREAM, "pour", host, str(port), stdin=PIPE, stdout=PIPE)
         self._stack.callback(_end, pouring)
         assert pouring.stdout is not None
         if pouring.stdout.readline() != "flowing\n":
             raise AssertionError(f"{origin} cannot stream to {host} {port}")
-        yield
+        yield pouring
         counted = json.loads(pouring.result().stdout)
         print(f"\n{origin} to {host} {port}: {counted}")
         assert counted["received"] == counted["sent"]
@@ -202,6 +203,16 @@ class Site:
             return self.engine.lan_popen(*argv, stdin=stdin, stdout=stdout, stderr=stderr)
         argv = (*self.enter(where), *argv)
         return self.engine.popen(*argv, stdin=stdin, stdout=stdout, stderr=stderr)
+
+
+@contextmanager
+def transferring(engine: Engine, source: str, target: str) -> Iterator[Command]:
+    """Have bytes flow between two containers of one network, as `Site.stream` does."""
+    (network,) = steps.settings(engine, target)["Networks"]
+    with Site(engine) as site:
+        site.echo(target, ECHO_PORT)
+        with site.stream(source, site.address(target, network, 4), ECHO_PORT) as pouring:
+            yield pouring
 
 
 def check(site: Site, questions: Iterable[Question]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.engine.engine import Engine
 from tests.engine.remains import await_nothing_left
+from tests.engine.site import transferring
 from tests.engine.steps import (
     IPV4,
     KEEPALIVE,
@@ -21,7 +22,6 @@ from tests.engine.steps import (
     stop,
     sysctl_options,
 )
-from tests.engine.transfer import transferring
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.engine.remains import await_nothing_left
+from tests.engine.site import transferring
 from tests.engine.soak import repetitions
 from tests.engine.steps import DUAL_STACK, create_network, ping, revive_driver, run
-from tests.engine.transfer import transferring
 from tests.unit.strangers import random_seed
 
 if TYPE_CHECKING:
