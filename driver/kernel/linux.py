@@ -79,6 +79,7 @@ class LinuxKernel:
 
     def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
         """See `Kernel`."""
+        self._reaper.expect_no_more(bridge.name)
         return links.ensure_bridge(bridge)
 
     def delete_bridge(self, bridge: Bridge, added: Sequence[IPInterface]) -> None:

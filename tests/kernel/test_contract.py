@@ -47,6 +47,14 @@ def test_a_bridge_keeps_its_mtu_when_its_last_port_goes(host: Host) -> None:
     assert host.links()[OURS.name].mtu == 9000
 
 
+def test_a_link_that_is_made_again_under_its_name_is_seen(host: Host) -> None:
+    for _ in range(2):
+        host.kernel.delete_links([veth().host_end, OURS.name])
+        host.kernel.ensure_bridge(OURS)
+        host.kernel.create_veth(veth())
+    assert {veth().host_end, OURS.name} <= host.kernel.observe_links().keys()
+
+
 def test_a_bridge_is_made_as_described(host: Host) -> None:
     assert host.kernel.ensure_bridge(replace(OURS, mtu=9000)) == OURS.addresses
     link = host.links()[OURS.name]
