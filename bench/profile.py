@@ -81,9 +81,10 @@ def _live(engine: Engine, network: str, path: Path) -> list[tuple[str, float, di
     steps: list[tuple[str, float, dict[str, float]]] = []
     last = began
     for connection in connections:
-        own = [span for span in spans if span.thread == connection.thread]
-        inside = [span for span in own if connection.holds(span) and span != connection]
+        # Whatever thread did it: the server hands the work to another one than it answers from.
+        inside = [span for span in spans if connection.holds(span) and span.name != "connection"]
         call = next(span for span in inside if span.name.startswith("call "))
+        inside = [span for span in inside if span == call or not span.name.startswith("call ")]
         name = call.name.rpartition(".")[2]
         steps.append((f"before {name}", (connection.begin - last) / NANO_PER_MILLI, {}))
         steps.append((name, _milliseconds(connection), _parts(connection, call, inside)))

@@ -22,7 +22,7 @@ PATH = os.environ.get("PYNET_SPANS", "")
 
 # Module, then what is measured in it and what it is called.
 SPANS: dict[str, dict[str, str]] = {
-    "gunicorn.workers.gthread": {"ThreadWorker.handle": "connection"},
+    "plugin.worker": {"Worker.handle": "connection"},
     "plugin.app": {"_answer": "call", "_log": "log", "_reply": "encode the answer"},
     "plugin.protocol": {
         "decode_create_endpoint": "decode",
@@ -64,8 +64,8 @@ def _measured(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return original(*args, **kwargs)
         finally:
-            what = args[1] if name == "call" and len(args) > 1 else ""
-            _write(f"{name} {what}".strip(), began)
+            method = next((each for each in args if isinstance(each, str)), "")
+            _write(f"call {method}" if name == "call" else name, began)
 
     return measured
 

@@ -18,20 +18,26 @@ from driver.heal import Healer
 from driver.health import Health
 from driver.lock import Lock
 from driver.model import (
+    BRIDGE_PORTS,
+    PARTS,
     Attach,
+    BridgeFull,
     DirectInterface,
     Endpoint,
     JoinInfo,
     MacAddress,
     PortInUse,
     derive_mac,
+    find_room,
     hash_mac,
     host_end_name,
+    sandbox_end_name,
     short,
     takes_name_of,
     veth_of,
 )
 from driver.options import apply_change
+from driver.parts import add_part, delete_bridges
 from driver.ports import is_satisfied
 from driver.publish import Publisher
 from driver.reality import find_bridges_with_ports
@@ -165,7 +171,7 @@ class BridgeDriver:
             attempt_all(
                 [
                     *self._clean_up(endpoints, network),
-                    partial(self._kernel.delete_bridge, network.bridge, added),
+                    *delete_bridges(self._kernel, network, added),
                     partial(self._rules.drop_network, network, is_last=is_last),
                 ]
             )
@@ -213,22 +219,47 @@ class BridgeDriver:
                 network = self._network(new.network_id)
                 endpoint = self._endpoint(new.network_id, new.endpoint_id)
                 joined = endpoint.joined(new.sandbox, self._sandboxes.inherit(network))
-                veth = veth_of(joined, network, hairpin=new.has_ports)
                 if joined == endpoint:
-                    return _join_info(joined, network, veth)
+                    return _join_info(joined, network)
                 self._check_name(joined, network)
             is_written = self._sandboxes.join(joined, undo_writes)
             with self._change() as undo:
-                self._kernel.delete_links([veth.host_end])  # of an earlier join
-                undo.push(self._kernel.delete_links, [veth.host_end])
-                self._attach(joined, network, veth)
+                host_end = host_end_name(new.endpoint_id)
+                self._kernel.delete_links([host_end])  # of an earlier join
+                undo.push(self._kernel.delete_links, [host_end])
+                joined = self._attach_where_room_is(joined, network, undo, hairpin=new.has_ports)
                 self._rules.join(joined, network, undo)
                 if self._sandboxes.is_complete(joined):
                     joined = joined.configured()
                 self._store.put_endpoint(joined)
                 if not is_written:
                     self._sandboxes.await_sandbox(joined, undo)
-            return _join_info(joined, network, veth)
+            return _join_info(joined, network)
+
+    def _attach_where_room_is(
+        self, endpoint: Endpoint, network: Network, undo: Rollback, *, hairpin: bool
+    ) -> Endpoint:
+        """Make the veth pair on the network's first bridge that has room; return the endpoint.
+
+        The kernel has the last word: others may have put ports on a bridge, or links that are
+        being deleted may still be there.
+        """
+        for number in find_room(self._store.count_ports(network.id)):
+            if number and number not in network.parts:
+                add_part(self._kernel, network, number, undo)
+                self._store.add_part(network.id, number)
+                self._rules.add_part(network, number, undo)
+            placed = endpoint.on_bridge(number)
+            try:
+                self._attach(placed, network, veth_of(placed, network, hairpin=hairpin))
+            except BridgeFull as error:
+                log.info("endpoint %s goes on the next bridge: %s", short(endpoint.id), error)
+                continue
+            return placed
+        raise Conflict(
+            f"join: network {short(network.id)} is full; it has {len(PARTS) + 1} bridges of "
+            f"{BRIDGE_PORTS:,} endpoints each"
+        )
 
     def _check_name(self, endpoint: Endpoint, network: Network) -> None:
         """Raise Conflict if libnetwork and the driver may give one name to two interfaces."""
@@ -418,11 +449,20 @@ class BridgeDriver:
                 added = {each.id: self._store.added_addresses(each.id) for each in networks}
             idle = [network for network in networks if network.id not in in_use]
             links = self._kernel.observe_links() if idle else {}
-            with_ports = find_bridges_with_ports(links)
-            attempt_each(
-                partial(self._kernel.delete_bridge, network.bridge, added[network.id])
+            joints = {
+                end
                 for network in idle
-                if network.bridge_name not in with_ports
+                for joint in network.joints
+                for end in (joint.host_end, joint.sandbox_end)
+            }
+            with_ports = find_bridges_with_ports(
+                {name: link for name, link in links.items() if name not in joints}
+            )
+            attempt_each(
+                step
+                for network in idle
+                if with_ports.isdisjoint(bridge.name for bridge in network.bridges)
+                for step in delete_bridges(self._kernel, network, added[network.id])
             )
             attempt_each(
                 [partial(self._rules.drop_network, network, is_last=False) for network in idle]
@@ -536,10 +576,10 @@ class BridgeDriver:
         return endpoint
 
 
-def _join_info(endpoint: Endpoint, network: Network, veth: Veth) -> JoinInfo:
+def _join_info(endpoint: Endpoint, network: Network) -> JoinInfo:
     is_handed_over = network.options.attach is Attach.HANDOVER
     return JoinInfo(
-        sandbox_end=veth.sandbox_end if is_handed_over else None,
+        sandbox_end=sandbox_end_name(endpoint.id) if is_handed_over else None,
         ifname_prefix=network.options.ifname_prefix,
         gateway=network.gateway_for(endpoint.ipv4),
         gateway_ipv6=network.gateway_for(endpoint.ipv6),

@@ -54,11 +54,16 @@ class Difference:
 def compare_bridges(networks: Iterable[Network], links: Mapping[str, Link]) -> Iterator[Difference]:
     """Yield what is wrong with the networks' bridges."""
     for network in networks:
-        bridge = network.bridge
-        link = links.get(bridge.name)
-        faults = ["is gone"] if link is None else _bridge_faults(bridge, link)
-        for fault in faults:
-            yield Difference(Kind.BRIDGE, bridge.name, f"{fault} (network {short(network.id)})")
+        for bridge in network.bridges:
+            link = links.get(bridge.name)
+            faults = ["is gone"] if link is None else _bridge_faults(bridge, link)
+            for fault in faults:
+                yield Difference(Kind.BRIDGE, bridge.name, f"{fault} (network {short(network.id)})")
+        for number, joint in zip(network.parts, network.joints, strict=True):
+            part = network.bridge_at(number)
+            for end, bridge_name in ((joint.host_end, joint.bridge), (joint.sandbox_end, part)):
+                if end not in links or any(_host_end_faults(links[end], bridge_name)):
+                    yield Difference(Kind.BRIDGE, part, f"is not joined to {joint.bridge}: {end}")
 
 
 def _bridge_faults(bridge: Bridge, link: Link) -> Iterator[str]:
@@ -95,7 +100,7 @@ def compare_endpoints(
         if is_dead(endpoint, links, sandboxes):
             yield Difference(Kind.DEAD, endpoint.id, "its sandbox has ended")
         elif link is not None:
-            bridge = networks[endpoint.network_id].bridge_name
+            bridge = networks[endpoint.network_id].bridge_at(endpoint.attachment.bridge)
             for fault in _host_end_faults(link, bridge):
                 yield Difference(Kind.HOST_END, name, fault)
         else:
@@ -134,7 +139,9 @@ def find_leftovers(
     networks: Iterable[Network], endpoints: Iterable[Endpoint], links: Mapping[str, Link]
 ) -> Iterator[Difference]:
     """Yield the links of ours that belong to no network and to no endpoint."""
-    known = {network.bridge_name for network in networks}
+    networks = tuple(networks)
+    known = {bridge.name for network in networks for bridge in network.bridges}
+    known |= {joint.host_end for network in networks for joint in network.joints}
     known |= {host_end_name(endpoint.id) for endpoint in endpoints}
     for name, link in sorted(links.items()):
         if link.is_ours and name not in known:

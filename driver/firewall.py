@@ -53,6 +53,10 @@ table {TABLE} {{
 		typeof iifname
 		comment "the bridge of every network"
 	}}
+	set parts {{
+		typeof iifname
+		comment "further bridges of networks with more than a thousand containers"
+	}}
 	set uplinks {{
 		typeof iifname
 		comment "other bridges that lead out of the host, and not to somebody's containers"
@@ -143,6 +147,7 @@ table {TABLE} {{
 	chain guard {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname @bridges ip daddr 127.0.0.0/8 drop
+		iifname @parts notrack
 		iifname "{LOOPBACK_PAIR.in_end}" meta mark set 0 ct original zone set {LOOPBACK_PAIR.table}
 	}}
 	chain prerouting {{
@@ -152,7 +157,7 @@ table {TABLE} {{
 	}}
 	chain mark_translated {{
 		type filter hook prerouting priority dstnat + 5; policy accept;
-		iifname @no_icc ct status dnat meta mark set meta mark | {TRANSLATED_MARK:#x}
+		iifname @bridges ct status dnat meta mark set meta mark | {TRANSLATED_MARK:#x}
 	}}
 	chain route_loopback {{
 		type route hook output priority mangle; policy accept;
@@ -220,8 +225,18 @@ table {BRIDGE_TABLE} {{
 		typeof iifname
 		comment "host ends of containers that reach each other by published ports only"
 	}}
+	set joints {{
+		typeof iifname . oifname
+		comment "a joint to a further bridge, twice: out where it came in"
+	}}
+	map joint_macs {{
+		typeof iifname : ether saddr
+		comment "the first bridge's own address, by joint"
+	}}
 	chain forward {{
 		type filter hook forward priority filter - 10; policy accept;
+		iifname . oifname @joints meta mark & {TRANSLATED_MARK:#x} == 0 drop
+		iifname . oifname @joints ether saddr set iifname map @joint_macs
 		iifname @closed oifname @closed ether type {{ ip, ip6 }} \
 meta mark & {TRANSLATED_MARK:#x} == 0 drop
 	}}
@@ -275,6 +290,16 @@ def render_change(old: Network, new: Network, endpoints: Iterable[Endpoint]) -> 
     return "".join(elements)
 
 
+def render_part(network: Network, number: int) -> str:
+    """Return the elements that a further bridge of a network adds."""
+    return _add(_part_elements(network, number), _network_comment(network))
+
+
+def render_no_part(network: Network, number: int) -> str:
+    """Return the text that takes them out again."""
+    return _delete(_part_elements(network, number))
+
+
 def render_join(endpoint: Endpoint, network: Network) -> str:
     """Return the elements that an endpoint adds when it joins; most add none."""
     return _add(_join_elements(endpoint, network), _endpoint_comment(endpoint.id))
@@ -314,6 +339,25 @@ def _network_elements(network: Network) -> Iterator[_Element]:
     for version in (4, 6):
         if network.has_family(version):
             yield from _family_elements(network, version)
+    for number in network.parts:
+        yield from _part_elements(network, number)
+
+
+def _part_elements(network: Network, number: int) -> Iterator[_Element]:
+    """Yield what a further bridge adds, which the host sees behind br_netfilter only.
+
+    Frames pass it untouched: everything is translated on the first bridge. Where containers may not
+    talk to each other, the first bridge's end of the joint is closed as theirs are, and the further
+    one's is not: that way lead the host and all others.
+    """
+    bridge, joint = _quote(network.bridge_at(number)), _quote(network.joint(number).host_end)
+    yield f"{TABLE} bridges", bridge, ""
+    yield f"{TABLE} parts", bridge, ""
+    yield f"{TABLE} same_bridge", f"{bridge} . {bridge}", ""
+    yield f"{BRIDGE_TABLE} joints", f"{joint} . {joint}", ""
+    yield f"{BRIDGE_TABLE} joint_macs", joint, network.bridge.mac
+    if not network.options.icc:
+        yield f"{BRIDGE_TABLE} closed", joint, ""
 
 
 def _family_elements(network: Network, version: int) -> Iterator[_Element]:

@@ -14,9 +14,12 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
-from driver.errors import Conflict, InvalidRequest
+from driver.errors import Conflict, InvalidRequest, KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
@@ -30,6 +33,10 @@ MacAddress = NewType("MacAddress", str)
 DEFAULT_MTU = 1500
 DEFAULT_PREFIX = "eth"
 IFNAME_LENGTH = 15  # IFNAMSIZ less the closing NUL, include/uapi/linux/if.h
+# The kernel has 1,023 ports a bridge (BR_MAX_PORTS in net/bridge/br_private.h). Some are for the
+# joints to further bridges, and for what the host's administrator puts there.
+BRIDGE_PORTS = 1000
+PARTS = range(1, 10)  # one digit of an interface's name
 ID_LENGTH = 12  # what `docker ps` and `docker network ls` show of an id
 
 _ID = re.compile(r"[0-9a-z]{12,64}")  # 64 hex from the engine, 25 of [0-9a-z] from swarm
@@ -209,6 +216,10 @@ class HostPort:
         return f"{ip}:{self.port}/{self.protocol}"
 
 
+class BridgeFull(KernelError):  # noqa: N818 - it is what the bridge is
+    """The kernel has no port left on the bridge."""
+
+
 class PortInUse(Conflict):
     """Somebody has the host port `place` already."""
 
@@ -329,11 +340,15 @@ class DirectInterface:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network as Docker defined it, once, in CreateNetwork."""
+    """A network as Docker defined it, once, in CreateNetwork.
+
+    `parts` are the further bridges that it has come to need since, by number.
+    """
 
     id: NetworkId
     pools: tuple[Pool, ...]
     options: NetworkOptions = field(default_factory=NetworkOptions)
+    parts: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def bridge_name(self) -> str:
@@ -358,6 +373,47 @@ class Network:
             must_be_ours=self.options.bridge_name is None,
             routes_loopback=self.publishes(4),
         )
+
+    @property
+    def bridges(self) -> tuple[Bridge, ...]:
+        """All bridges of the network, the first one first."""
+        return (self.bridge, *map(self.part, self.parts))
+
+    @property
+    def joints(self) -> tuple[Veth, ...]:
+        """The pairs that join the further bridges to the first one."""
+        return tuple(map(self.joint, self.parts))
+
+    def part(self, number: int) -> Bridge:
+        """Return the further bridge of a number from 1 on; the host has no address on it."""
+        return Bridge(
+            name=self.bridge_at(number),
+            alias=f"pynet part {number} of network {self.id}",
+            mac=hash_mac(f"part {number} of {self.id}"),
+            mtu=self.options.mtu,
+            addresses=(),
+            must_be_ours=True,
+        )
+
+    def joint(self, number: int) -> Veth:
+        """Return the pair between the first bridge, where its host end is, and a further one.
+
+        A frame may go back where it came from: br_netfilter translates on the first bridge, and the
+        published port may be of a neighbour on the further one.
+        """
+        return Veth(
+            host_end=f"pnu{number}{self.id[: ID_LENGTH - 1]}",
+            sandbox_end=f"pnd{number}{self.id[: ID_LENGTH - 1]}",
+            alias=f"pynet joint {number} of network {self.id}",
+            bridge=self.bridge_name,
+            mac=hash_mac(f"joint {number} of {self.id}"),
+            mtu=self.options.mtu,
+            hairpin=True,
+        )
+
+    def bridge_at(self, number: int) -> str:
+        """Return the name of the bridge of a number, 0 for the first."""
+        return f"pn{number}{short(self.id)}" if number else self.bridge_name
 
     def _is_on_bridge(self, gateway: IPInterface) -> bool:
         if gateway.version == 4 and self.options.inhibit_ipv4:  # noqa: PLR2004
@@ -428,11 +484,13 @@ class Attachment:
 
     `configured` also tells that the sandbox has been seen: on engines up to 27 it comes after Join.
     `inherited` is what its network's patterns found on the host at that moment.
+    `bridge` is the number of the network's bridge that its host end is on.
     """
 
     sandbox: SandboxKey
     configured: bool = False
     inherited: tuple[Sysctl, ...] = ()
+    bridge: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +528,12 @@ class Endpoint:
             )
         attachment = self.attachment or Attachment(sandbox, inherited=inherited)
         return replace(self, attachment=attachment)
+
+    def on_bridge(self, number: int) -> Endpoint:
+        """Return the attached endpoint on the network's bridge of that number."""
+        if self.attachment is None:
+            return self
+        return replace(self, attachment=replace(self.attachment, bridge=number))
 
     def configured(self) -> Endpoint:
         """Return the endpoint with its interface's parameters written."""
@@ -511,11 +575,19 @@ def veth_of(endpoint: Endpoint, network: Network, *, hairpin: bool = False) -> V
         host_end=host_end_name(endpoint.id),
         sandbox_end=sandbox_end_name(endpoint.id),
         alias=endpoint_alias(endpoint.network_id, endpoint.id),
-        bridge=network.bridge_name,
+        bridge=network.bridge_at(endpoint.attachment.bridge if endpoint.attachment else 0),
         mac=endpoint.mac,
         mtu=network.options.mtu,
         hairpin=hairpin,
     )
+
+
+def find_room(taken: Mapping[int, int]) -> Iterator[int]:
+    """Yield the numbers of the bridges that have room, given how many endpoints are on each.
+
+    The lowest first, so that a network with few endpoints has one bridge.
+    """
+    return (number for number in (0, *PARTS) if taken.get(number, 0) < BRIDGE_PORTS)
 
 
 def takes_name_of(direct: Endpoint, theirs: Network, ours: Network) -> bool:
@@ -561,7 +633,7 @@ def is_plain_ifname(name: str) -> bool:
 
 def is_our_alias(alias: str) -> bool:
     """Tell whether an interface alias is one that this driver wrote."""
-    return alias.startswith(("pynet network ", "pynet endpoint "))
+    return alias.startswith(("pynet network ", "pynet endpoint ", "pynet part ", "pynet joint "))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from driver.errors import StateDamaged
 from driver.firewall import TABLES
 from driver.model import (
+    PARTS,
     Endpoint,
     EndpointId,
     Network,
@@ -174,6 +175,9 @@ def _recover_networks(
             ),
         )
         store.add_network(network, ())
+        for number in PARTS:
+            if network.bridge_at(number) in links:
+                store.add_part(network_id, number)
         yield short(network_id)
 
 

@@ -24,6 +24,7 @@ from driver.check import (
     is_dead,
 )
 from driver.model import short, veth_of
+from driver.parts import ensure_bridges
 from driver.reality import find_uplinks
 from driver.sandbox import sandbox_of
 from driver.undo import Rollback, attempt_each
@@ -218,7 +219,11 @@ class Restorer:
         match kind:
             case Kind.BRIDGE:
                 networks = intent.networks.values()
-                damaged = [each for each in networks if each.bridge_name in subjects]
+                damaged = [
+                    each
+                    for each in networks
+                    if any(bridge.name in subjects for bridge in each.bridges)
+                ]
                 yield from map(self._ensure_bridge, damaged)
                 # A bridge that was made anew has lost its ports.
                 yield from self._ensure_ports(intent, [each.id for each in damaged])
@@ -247,7 +252,7 @@ class Restorer:
                 pass
 
     def _ensure_bridge(self, network: Network) -> Callable[[], object]:
-        return partial(self._kernel.ensure_bridge, network.bridge)
+        return partial(ensure_bridges, self._kernel, network)
 
     def _ensure_ports(
         self, intent: Intent, networks: Iterable[NetworkId]
@@ -308,6 +313,7 @@ class Restorer:
                 return
             for endpoint in self._store.endpoints():
                 self._store.delete_endpoint(endpoint.id)
+            self._store.delete_parts()
             self._store.set_boot_id(boot_id)
 
     def _forget_dead(self, forgotten: list[Endpoint]) -> None:

@@ -48,6 +48,11 @@ class Rules:
             self._kernel.apply_rules(text)
             undo.push(self._kernel.apply_rules, firewall.render_change(new, old, joined))
 
+    def add_part(self, network: Network, number: int, undo: Rollback) -> None:
+        """Add the elements of a further bridge of a network."""
+        self._kernel.apply_rules(firewall.render_part(network, number))
+        undo.push(self._kernel.apply_rules, firewall.render_no_part(network, number))
+
     def drop_network(self, network: Network, *, is_last: bool) -> None:
         """Take a network's elements out; the last one takes everything along."""
         if is_last:

@@ -87,7 +87,18 @@ MIGRATIONS = (
     ALTER TABLE network ADD COLUMN defined TEXT;
     ALTER TABLE endpoint ADD COLUMN inherited TEXT NOT NULL DEFAULT '[]';
     """,
+    """
+    CREATE TABLE part (
+        network_id TEXT NOT NULL REFERENCES network ON DELETE CASCADE, number INTEGER NOT NULL,
+        PRIMARY KEY (network_id, number)
+    ) STRICT;
+    ALTER TABLE endpoint ADD COLUMN bridge INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX endpoint_bridge ON endpoint (network_id, bridge) WHERE sandbox IS NOT NULL;
+    """,
 )
+
+_NETWORK = """id, options,
+    (SELECT group_concat(number) FROM part WHERE network_id = network.id)"""
 
 
 class Store:
@@ -244,7 +255,7 @@ class Store:
 
     def find_network(self, network_id: NetworkId) -> Network | None:
         """Return a network, None if it is not known."""
-        row = self._one("SELECT id, options FROM network WHERE id = ?", network_id)
+        row = self._one(f"SELECT {_NETWORK} FROM network WHERE id = ?", network_id)  # noqa: S608
         return None if row is None else self._network(*row)
 
     def find_options(self, network_id: NetworkId) -> NetworkOptions | None:
@@ -254,8 +265,25 @@ class Store:
 
     def networks(self) -> tuple[Network, ...]:
         """Return all networks."""
-        rows = self._all("SELECT id, options FROM network ORDER BY id")
+        rows = self._all(f"SELECT {_NETWORK} FROM network ORDER BY id")  # noqa: S608 - ours
         return tuple(self._network(*row) for row in rows)
+
+    def add_part(self, network_id: NetworkId, number: int) -> None:
+        """Store that a network has a further bridge."""
+        self._run("INSERT INTO part VALUES (?, ?)", network_id, number)
+
+    def delete_parts(self) -> None:
+        """Forget the further bridges of all networks, which no endpoint may be on."""
+        self._run("DELETE FROM part")
+
+    def count_ports(self, network_id: NetworkId) -> dict[int, int]:
+        """Return how many joined endpoints are on each bridge of a network, by its number."""
+        rows = self._all(
+            """SELECT bridge, count(*) FROM endpoint
+               WHERE network_id = ? AND sandbox IS NOT NULL GROUP BY bridge""",
+            network_id,
+        )
+        return dict(rows)
 
     def added_addresses(self, network_id: NetworkId) -> tuple[IPInterface, ...]:
         """Return the addresses that the network's bridge did not have before."""
@@ -266,14 +294,14 @@ class Store:
         """Store an endpoint as it is now."""
         self._run(
             """INSERT INTO endpoint (id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
-                                     sandbox, configured, inherited)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                                     sandbox, configured, inherited, bridge)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (id) DO UPDATE SET
                    joins = CASE WHEN excluded.sandbox IS NULL THEN NULL
                            WHEN excluded.sandbox IS sandbox THEN joins
                            ELSE (SELECT coalesce(max(joins), 0) + 1 FROM endpoint) END,
                    sandbox = excluded.sandbox, configured = excluded.configured,
-                   inherited = excluded.inherited""",
+                   inherited = excluded.inherited, bridge = excluded.bridge""",
             endpoint.id,
             endpoint.network_id,
             _text(endpoint.ipv4),
@@ -285,6 +313,7 @@ class Store:
             None if endpoint.attachment is None else endpoint.attachment.sandbox,
             endpoint.attachment is not None and endpoint.attachment.configured,
             _encode_sysctls(() if endpoint.attachment is None else endpoint.attachment.inherited),
+            0 if endpoint.attachment is None else endpoint.attachment.bridge,
         )
 
     def delete_endpoint(self, endpoint_id: EndpointId) -> None:
@@ -390,7 +419,7 @@ class Store:
             )
         return bool(version == 0)
 
-    def _network(self, network_id: str, options: str) -> Network:
+    def _network(self, network_id: str, options: str, parts: str | None = None) -> Network:
         pools = self._all(
             """SELECT subnet, gateway, address_space, default_gateway FROM pool
                WHERE network_id = ? ORDER BY position""",
@@ -400,12 +429,13 @@ class Store:
             id=NetworkId(network_id),
             pools=tuple(_pool(*pool) for pool in pools),
             options=_decode_options(options),
+            parts=tuple(sorted(map(int, parts.split(",")))) if parts else (),
         )
 
     def _endpoints(self, where: str, *values: object) -> tuple[Endpoint, ...]:
         rows = self._all(
             f"""SELECT id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
-                       sandbox, configured, inherited
+                       sandbox, configured, inherited, bridge
                 FROM endpoint {where} ORDER BY joins, id""",  # noqa: S608 - `where` is ours
             *values,
         )
@@ -453,7 +483,7 @@ def _pool(subnet: str, gateway: str | None, space: str, default_gateway: str | N
 
 def _endpoint(row: tuple[Any, ...], bindings: tuple[PortBinding, ...]) -> Endpoint:
     endpoint_id, network_id, ipv4, ipv6, mac, sysctls, keys, ifname, *attachment = row
-    sandbox, configured, inherited = attachment
+    sandbox, configured, inherited, bridge = attachment
     return Endpoint(
         id=EndpointId(endpoint_id),
         network_id=NetworkId(network_id),
@@ -470,6 +500,7 @@ def _endpoint(row: tuple[Any, ...], bindings: tuple[PortBinding, ...]) -> Endpoi
             SandboxKey(sandbox),
             configured=bool(configured),
             inherited=_decode_sysctls(inherited),
+            bridge=bridge,
         ),
     )
 

@@ -21,7 +21,7 @@ from driver.errors import Conflict, KernelError, NotFound
 from driver.kernel import netns, sysctl
 from driver.kernel.netlink import NetlinkError
 from driver.kernel.rtnetlink import IFF_UP, LINK_CHANGES, LinkInfo, Rtnetlink, VethPeer
-from driver.model import is_our_alias
+from driver.model import BridgeFull, is_our_alias
 from driver.reality import Link
 from driver.undo import Rollback
 
@@ -129,7 +129,12 @@ def _bridge_index(veth: Veth) -> int:
 
 def _create_pair(route: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> None:
     """Make the pair, its host end complete and on the bridge of that index."""
-    route.create_veth(veth.host_end, veth.mtu, HALF_MADE, peer, bridge)
+    try:
+        route.create_veth(veth.host_end, veth.mtu, HALF_MADE, peer, bridge)
+    except NetlinkError as error:
+        if error.errno == errno.EXFULL:
+            raise BridgeFull(f"create {veth.host_end}: bridge {veth.bridge} is full") from error
+        raise
     with Rollback() as undo:
         undo.push(route.delete_link, veth.host_end)
         route.finish_link(veth.host_end, veth.alias, NO_GROUP, hairpin=veth.hairpin)

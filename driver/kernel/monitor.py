@@ -138,7 +138,8 @@ def is_link_damage(
         return (is_off or _IFLA_MASTER not in attributes) and not is_expected(name)
     info = parse_attributes(attributes.get(_IFLA_LINKINFO, b""))
     return is_off and (
-        parse_text(info.get(_IFLA_INFO_KIND, b"")) == "bridge" or name.startswith("pnlo")
+        parse_text(info.get(_IFLA_INFO_KIND, b"")) == "bridge"
+        or name.startswith(("pnlo", "pnu", "pnd"))
     )
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
 
 import pytest
 
-from driver import options
+from driver import model, options
 from driver.errors import Conflict
 from driver.model import Attach, host_end_name
 from driver.options import parse_change
@@ -79,6 +80,16 @@ def places_dual(number: int, net: int = 1, **kind: Any) -> Operation:
 def joins(number: int, net: int = 1, sandbox: int = 1) -> Operation:
     join = new_join(number, net, sandbox_key(sandbox), has_ports=True)
     return lambda driver: driver.join(join)
+
+
+def on_small_bridges(operation: Operation) -> Operation:
+    """Have an operation think that a bridge has room for one endpoint."""
+
+    def run(driver: BridgeDriver) -> object:
+        with patch.object(model, "BRIDGE_PORTS", 1):
+            return operation(driver)
+
+    return run
 
 
 def leaves(number: int, net: int = 1) -> Operation:
@@ -265,6 +276,17 @@ SCENARIOS = (
     ),
     Scenario("a join", joins(1), (NETWORK, ENDPOINT, SANDBOX)),
     Scenario("a join before the sandbox", joins(1), (NETWORK, ENDPOINT)),
+    Scenario(
+        "a join on a further bridge",
+        on_small_bridges(joins(3)),
+        (NETWORK, ENDPOINT, SANDBOX, JOINED, does(places(3))),
+    ),
+    Scenario(
+        "the end of a network with a further bridge",
+        drops(1),
+        (NETWORK, ENDPOINT, SANDBOX, JOINED, does(places(3)), does(on_small_bridges(joins(3)))),
+        after=After.CARRIED_ON,
+    ),
     Scenario("a join again", joins(1), (NETWORK, ENDPOINT, SANDBOX, JOINED)),
     Scenario(
         "a join after a leave",

@@ -1,0 +1,166 @@
+"""A network that has outgrown its bridge is still one network; a bridge has room for two here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver import model
+from driver.bridge import BridgeDriver, NewJoin
+from driver.errors import KernelError
+from driver.kernel.rtnetlink import Rtnetlink, VethPeer
+from driver.model import EndpointId, MacAddress, find_room, host_end_name
+from driver.store import Store
+from tests.engine.wait import wait_until
+from tests.kernel.container import (
+    FAMILIES,
+    arrives,
+    calling,
+    is_connected,
+    reaches,
+    serving,
+    socket_in,
+    start,
+)
+from tests.kernel.host import run
+from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, pool, ports
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from driver.kernel.linux import LinuxKernel
+    from driver.model import Endpoint
+    from tests.kernel.host import RealHost
+
+POOLS = (pool("10.1.0.1/24"), pool("fd00:1::1/64"))
+COUNT = 5
+REFUSED_SECONDS = 1.0
+FIRST, SECOND, THIRD = "pn-010101010101", "pn1010101010101", "pn2010101010101"
+
+pytestmark = pytest.mark.usefixtures("as_docker_leaves_it")
+
+
+@pytest.fixture(autouse=True)
+def small_bridges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "BRIDGE_PORTS", 2)
+
+
+def fill(driver: BridgeDriver, real: RealHost, *, icc: bool = True) -> list[Endpoint]:
+    """Start five containers on a network, which then has three bridges."""
+    driver.create_network(network(1, f"{KEEPALIVE}=600", pools=POOLS, icc=icc))
+    return [
+        start(
+            driver,
+            real,
+            number,
+            new_endpoint(number, 1, ipv6=f"fd00:1::{number + 1}/64"),
+            has_ports=True,
+        )
+        for number in range(1, COUNT + 1)
+    ]
+
+
+def bridges(real: RealHost) -> dict[str, str | None]:
+    """Return what bridge each host end is on."""
+    links = real.links()
+    return {name: link.bridge for name, link in links.items() if name.startswith("pnh")}
+
+
+def test_the_lowest_bridge_with_room_is_taken() -> None:
+    assert next(find_room({})) == 0
+    assert next(find_room({0: 2, 1: 1})) == 1
+    assert next(find_room({0: 1, 1: 2})) == 0
+    assert list(find_room(dict.fromkeys(range(10), 2))) == []
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+def test_all_reach_each_other(driver: BridgeDriver, real: RealHost, version: int) -> None:
+    endpoints = fill(driver, real)
+    assert list(bridges(real).values()) == [FIRST, FIRST, SECOND, SECOND, THIRD]
+    for client in endpoints:
+        for server in endpoints:
+            assert client is server or reaches(client, server, version)
+    assert driver.check() == ()
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+def test_apart_they_reach_each_other_by_published_ports_only(
+    driver: BridgeDriver, real: RealHost, version: int
+) -> None:
+    host = {4: "10.1.0.1", 6: "fd00:1::1"}[version]  # the gateway's: on the way without a route
+    endpoints = fill(driver, real, icc=False)
+    for number, server in enumerate(endpoints):
+        published = ports(f"{8000 + number}:80")
+        driver.program_external_connectivity(server.network_id, server.id, published)
+    pairs = [(0, 2), (2, 0), (2, 3), (2, 4), (4, 1), (0, 1)]
+    for one, other in pairs:
+        with calling(endpoints[one], endpoints[other], version) as caller:
+            assert not is_connected(caller, REFUSED_SECONDS), (one, other)
+    for one, other in [*pairs, (2, 2), (0, 0)]:
+        with serving(endpoints[other], version, 80):
+            caller = socket_in(endpoints[one], FAMILIES[version])
+            assert arrives(caller, host, 8000 + other), (one, other)
+
+
+def test_nothing_is_left_of_it(driver: BridgeDriver, real: RealHost) -> None:
+    fill(driver, real)
+    driver.delete_network(network(1).id)
+    wait_until(lambda: not real.links(), 5, "all links are deleted")
+    assert "pynet" not in run("nft", "list", "ruleset")
+
+
+def test_it_comes_back_after_a_restart(
+    driver: BridgeDriver, real: RealHost, linux: LinuxKernel, tmp_path: Path
+) -> None:
+    endpoints = fill(driver, real)
+    run("ip", "link", "del", SECOND)
+    run("ip", "link", "del", THIRD)
+    run("nft", "flush", "ruleset")
+    assert driver.check() != ()
+    again = BridgeDriver(Store(tmp_path / "state"), linux)
+    again.restore()
+    assert again.check() == ()
+    assert reaches(endpoints[1], endpoints[4])
+    assert reaches(endpoints[4], endpoints[2])
+
+
+def test_a_joint_that_is_lost_is_found_and_mended(driver: BridgeDriver, real: RealHost) -> None:
+    endpoints = fill(driver, real)
+    run("ip", "link", "del", next(name for name in real.links() if name.startswith("pnu1")))
+    assert {each.subject for each in driver.check()} == {SECOND}
+    assert driver.repair_all() == ()
+    assert reaches(endpoints[0], endpoints[2])
+
+
+def test_who_leaves_makes_room(driver: BridgeDriver, real: RealHost) -> None:
+    fill(driver, real)
+    of = (network(1).id, endpoint_id(2))
+    driver.leave(*of)
+    driver.delete_endpoint(*of)
+    new = replace(new_endpoint(9, 1, host=30), id=EndpointId("9" * 64))
+    start(driver, real, 9, new)
+    assert bridges(real)[host_end_name(new.id)] == FIRST
+
+
+def test_the_kernel_has_the_last_word_on_room(
+    driver: BridgeDriver, real: RealHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # as large as they are
+    driver.create_network(network(1))
+    with Rtnetlink() as route:
+        bridge = route.find_link(FIRST)
+        assert bridge is not None
+        for number in range(1023):
+            other = VethPeer(f"o{number}", MacAddress("02:00:00:00:00:01"))
+            route.create_veth(f"p{number}", 1500, 0, other, bridge.index)
+    driver.create_endpoint(new_endpoint())
+    run("ip", "link", "del", "p7")  # the joint to the next bridge needs one
+    with Rtnetlink() as route:
+        route.create_veth("p7", 1500, 0, VethPeer("o7", MacAddress("02:00:00:00:00:01")))
+    driver.join(NewJoin(network(1).id, endpoint_id(1), real.add_sandbox(1), has_ports=False))
+    assert bridges(real)[host_end_name(endpoint_id(1))] == FIRST
+    driver.create_endpoint(new_endpoint(2))
+    with pytest.raises(KernelError, match="is full"):
+        driver.join(NewJoin(network(1).id, endpoint_id(2), real.add_sandbox(2), has_ports=False))
