@@ -147,15 +147,21 @@ class Sandboxes:
             return False
         wanted = [each.sysctl for each in wishes.values() if each.endpoint in {endpoint.id, None}]
 
+        foreseen: list[Trace] = []
+
         def announce(current: Mapping[str, str], plan: Mapping[str, str]) -> None:
+            if not plan:
+                return
+            foreseen.extend(foresee_traces(current, plan))
             undo.push(self._remember, sandbox, traces, plan.keys())
             with self._store.transaction():
-                self._store.put_traces(sandbox, foresee_traces(current, plan))
+                self._store.put_traces(sandbox, foreseen)
 
         written = self._write(sandbox, wanted, traces, announce)
         undo.push(self._put_back, sandbox, written)
-        with self._store.transaction():
-            self._store.put_traces(sandbox, written)
+        if written != tuple(foreseen):  # the kernel shows it otherwise
+            with self._store.transaction():
+                self._store.put_traces(sandbox, written)
         return True
 
     def await_sandbox(self, endpoint: Endpoint, undo: Rollback) -> None:
