@@ -129,9 +129,9 @@ SAME = {
 }
 EXPECTED = {
     # The pair, then its alias; the sandbox entered for the parameter.
-    Attach.HANDOVER: SAME | {"join": Cost(links=2, statements=17, threads=1, opened=6)},
+    Attach.HANDOVER: SAME | {"join": Cost(links=2, statements=23, threads=1, opened=6)},
     # Besides the address and the link up, inside, and what is written for the interface.
-    Attach.DIRECT: SAME | {"join": Cost(links=4, statements=17, threads=2, opened=11)},
+    Attach.DIRECT: SAME | {"join": Cost(links=4, statements=23, threads=2, opened=11)},
 }
 
 
