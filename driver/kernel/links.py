@@ -313,6 +313,10 @@ def _write_parameters(bridge: Bridge) -> None:
     if has_ipv6:
         # A router advertisement from a container must not configure the host.
         sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", bridge.name)
+        # Until its link-local address is known to be nobody else's the host asks nobody on the
+        # bridge for their MAC address on behalf of others (ndisc_solicit(), net/ipv6/ndisc.c): for
+        # 1 to 3 s after the bridge came up, packets from outside would be answered "unreachable".
+        sysctl.write("net.ipv6.conf.IFNAME.accept_dad", "0", bridge.name)
     _route_loopback(bridge, on=bridge.routes_loopback)
 
 
