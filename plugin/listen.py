@@ -49,8 +49,7 @@ class Names:
         """
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if answers(path):
-                raise Conflict(f"open the socket {path}: another driver is answering on it")
+            check_free(path)
             if path.is_socket():
                 log.info("removing the stale socket %s", path)
                 path.unlink(missing_ok=True)
@@ -87,6 +86,12 @@ class Names:
             except FileNotFoundError:
                 continue
         self._made.clear()
+
+
+def check_free(path: Path) -> None:
+    """Raise Conflict if a driver answers on the socket, so that the name is not to be taken."""
+    if answers(path):
+        raise Conflict(f"open the socket {path}: another driver is answering on it")
 
 
 def answers(path: Path) -> bool:

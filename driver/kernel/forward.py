@@ -7,6 +7,7 @@ Rules of the older iptables, which nftables does not see, are out of reach.
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from driver.kernel.nft import Nft
 
 IPV6 = Path("/proc/sys/net/ipv6")  # not there on a kernel started without IPv6
+OLD_TABLES = Path("/proc/net/ip_tables_names")  # of the older iptables, in this network namespace
 CHAINS = ("DOCKER-USER", "FORWARD")
+log = logging.getLogger(__name__)
+
 _HANDLE = re.compile(r"# handle (\d+)$")
 
 
@@ -30,6 +34,11 @@ def ensure_forward_accept(nft: Nft, mark: int) -> None:
 
     A host that boots has no such chain yet: then into FORWARD, made as iptables makes it.
     """
+    if _has_old_filter():
+        log.warning(
+            "this host has rules of the older iptables (iptables-legacy -S): if Docker's are among "
+            "them, containers do not reach each other, and pynet has to run as a service instead"
+        )
     with Rollback() as undo:
         for table in _tables():
             chain = next((each for each in CHAINS if nft.list_chain(table, each) is not None), None)
@@ -83,6 +92,11 @@ def _is_bare(shown: bytes | None) -> bool:
         return False
     chain = entries[1]["chain"]
     return bool(chain["name"] == CHAINS[-1] and chain.get("policy") == "accept")
+
+
+def _has_old_filter() -> bool:
+    """Tell whether the older iptables has the table that Docker's rules would be in."""
+    return OLD_TABLES.is_file() and "filter" in OLD_TABLES.read_text().split()
 
 
 def _tables() -> Iterator[str]:

@@ -6,12 +6,15 @@ import os
 
 import click
 
-from plugin.listen import Names
+from plugin.listen import Names, check_free
 from plugin.settings import parse_settings
 
 
 @click.command
-def serve() -> None:
+@click.option(
+    "--check", is_flag=True, help="Serve nothing; fail if a driver answers on PYNET_SOCKET."
+)
+def serve(*, check: bool) -> None:
     """Serve the driver in the foreground.
 
     Settings come from the environment; docs/options.md lists them. Listens on the sockets that
@@ -22,9 +25,12 @@ def serve() -> None:
       pynet serve
       PYNET_LOG_LEVEL=DEBUG PYNET_STATE_DIR=/srv/pynet pynet serve
     """
+    settings = parse_settings(os.environ)
+    if check:
+        check_free(settings.socket)
+        return
     names = Names()
     try:
-        settings = parse_settings(os.environ)
         if not names.inherit():
             names.open(settings.socket)
         # Only now: what it imports takes longer than Docker should wait for a socket.

@@ -31,11 +31,9 @@ if TYPE_CHECKING:
 
 EVERY_SUITE = [pytest.param(suite.name, id=suite.engine) for suite in SUITES.values()]
 NEWEST = "forky"
-# For a test that needs an engine of its own: the older ones in a full soak.
+# For a test that needs an engine of its own: the newest, and in a full soak every one.
 THRIFTY = [
-    pytest.param(
-        suite.name, id=suite.engine, marks=() if suite.name == NEWEST else pytest.mark.soak
-    )
+    pytest.param(suite.name, id=suite.engine, marks=pytest.mark.soak if is_in_full() else ())
     for suite in SUITES.values()
     if suite.name == NEWEST or is_in_full()
 ]

@@ -50,6 +50,7 @@ def reaches_all(site: Site) -> None:
     steps.ping(site.engine, "near", "web")
 
 
+@pytest.mark.managed("always")
 def test_an_interface_made_in_the_sandbox(site: Site) -> None:
     engine = site.engine
     parameters = ("-o", f"{KEEPALIVE}=600", "-o", "net.ipv4.conf.IFNAME.rp_filter=2")

@@ -74,6 +74,7 @@ def test_every_example_is_run_here() -> None:
     assert [f"compose-{name}.yaml" for name in tested] == EXAMPLES
 
 
+@pytest.mark.managed("always")
 @drivers
 def test_kernel_parameters(site: Site, driver: str) -> None:
     project = Project(site, driver, "sysctls")
@@ -90,6 +91,7 @@ def test_kernel_parameters(site: Site, driver: str) -> None:
     project.down()
 
 
+@pytest.mark.managed("always")
 @drivers
 def test_a_web_application_with_a_database_behind(site: Site, driver: str) -> None:
     project = Project(site, driver, "web")

@@ -71,6 +71,7 @@ def test_a_container_may_end_by_itself_and_be_started_again(engine: Engine) -> N
         engine.docker("start", "--attach", "brief")
 
 
+@pytest.mark.managed("always")
 def test_a_running_container_is_connected_and_disconnected(engine: Engine) -> None:
     for network in ("front", "back"):
         create_network(engine, network)
@@ -100,6 +101,7 @@ def test_a_container_is_in_two_networks(engine: Engine) -> None:
         stop(engine, "box")
 
 
+@pytest.mark.managed("always")
 def test_a_container_has_the_addresses_that_were_asked_for(engine: Engine) -> None:
     create_network(engine, "back", *DUAL_STACK)
     wishes = ("--ip", "10.77.0.50", "--ip6", "fd77::50", "--mac-address", "02:00:00:00:be:ef")

@@ -88,6 +88,7 @@ def test_with_live_restore(engine: Engine, end: Callable[[Engine], None]) -> Non
     everything_goes_on(engine)
 
 
+@pytest.mark.managed("always")
 @ends
 def test_without_live_restore(engine: Engine, end: Callable[[Engine], None]) -> None:
     start_containers(engine)
@@ -101,6 +102,7 @@ def test_without_live_restore(engine: Engine, end: Callable[[Engine], None]) -> 
     everything_goes_on(engine)
 
 
+@pytest.mark.managed("always")
 def test_after_a_reboot(engine: Engine) -> None:
     start_containers(engine)
     engine.reboot()

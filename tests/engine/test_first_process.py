@@ -22,6 +22,7 @@ WANTED = {KEEPALIVE: "600", "net.ipv4.conf.IFNAME.arp_notify": "1"}
 FILES = (proc_path(KEEPALIVE), proc_path("net.ipv4.conf.eth0.arp_notify"))
 
 
+@pytest.mark.managed("always")
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_the_first_process_reads_the_value(engine: Engine) -> None:

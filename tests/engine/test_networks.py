@@ -42,6 +42,7 @@ def foreign_bridge(engine: Engine) -> Iterator[str]:
     engine.run("ip", "link", "delete", FOREIGN)
 
 
+@pytest.mark.managed("always")
 def test_a_network_is_created_inspected_and_removed(engine: Engine) -> None:
     identity = create_network(engine, "back", "--subnet", IPV4, "-o", "net.ipv4.tcp_sack=0")
     told = engine.client.networks.get("back").attrs
@@ -128,6 +129,7 @@ def test_an_ipv4_network_has_no_ipv6(engine: Engine) -> None:
     assert "default" not in execute(engine, "box", "ip", "-6", "route")
 
 
+@pytest.mark.managed("always")
 def test_a_dual_stack_network_has_both(engine: Engine) -> None:
     create_network(engine, "both", *DUAL_STACK)
     run(engine, "box", "both")
@@ -148,6 +150,7 @@ def test_a_network_of_ipv6_alone(engine28: Engine) -> None:
         ping(engine28, "left", target)
 
 
+@pytest.mark.managed("always")
 def test_an_internal_network_has_no_way_out(engine: Engine) -> None:
     create_network(engine, "inner", "--internal", *DUAL_STACK)
     for name in ("left", "right"):

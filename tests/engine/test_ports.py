@@ -74,6 +74,7 @@ def refused(engine: Engine, network: str, *words: str) -> str:
     return done.stderr
 
 
+@pytest.mark.managed("always")
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_default_binding_ranges_and_chosen_ports(site: Site, driver: str) -> None:
     engine = site.engine
@@ -137,6 +138,7 @@ def test_a_default_binding_and_every_exposed_port(site: Site) -> None:
     )
 
 
+@pytest.mark.managed("always")
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_a_conflict_says_who_holds_the_port(site: Site, protocol: str) -> None:
     engine = site.engine

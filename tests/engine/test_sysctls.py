@@ -72,6 +72,7 @@ def disconnect(engine: Engine, container: str, network: str) -> None:
     engine.docker("network", "disconnect", network, container)
 
 
+@pytest.mark.managed("always")
 def test_parameters_of_several_kinds_are_there_before_the_first_process(engine: Engine) -> None:
     wanted = {
         KEEPALIVE: "600",
@@ -86,6 +87,7 @@ def test_parameters_of_several_kinds_are_there_before_the_first_process(engine: 
     assert seen == list(wanted.values())
 
 
+@pytest.mark.managed("always")
 def test_parameters_of_the_interface(engine: Engine) -> None:
     key = "net.ipv4.conf.{}.{}"
     wanted = {"IFNAME": "arp_notify", "ifname": "arp_accept", "IfName": "arp_announce"}
@@ -115,6 +117,7 @@ def test_the_value_is_there_after_stop_start_and_restart(engine: Engine) -> None
         assert kernel_value(engine, "box", KEEPALIVE) == "600"
 
 
+@pytest.mark.managed("always")
 def test_the_containers_own_value_beats_the_networks(engine: Engine) -> None:
     networks(engine, back=600)
     assert first_value(engine, "back", KEEPALIVE, "--sysctl", f"{KEEPALIVE}=900") == "900"

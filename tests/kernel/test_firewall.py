@@ -161,6 +161,17 @@ def test_the_rule_goes_from_wherever_it_is(linux: LinuxKernel) -> None:
     assert rules("iptables", "FORWARD") == rules("iptables", "DOCKER-USER") == []
 
 
+def test_rules_that_are_out_of_reach_are_told_of(
+    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(iptables, "is_installed", lambda: False)
+    linux.ensure_forward_accept(MARK)
+    assert caplog.text == ""
+    run("iptables-legacy", "-w", "-P", "FORWARD", "DROP")
+    linux.ensure_forward_accept(MARK)
+    assert "this host has rules of the older iptables" in caplog.text
+
+
 def test_what_iptables_refuses_is_passed_on(
     linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tests.engine import warden
 from tests.engine.command import Command
 from tests.engine.rootfs import SERVICE, cache_folder, ensure_root
+from tests.engine.unixhttp import accepts, request
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
+SOCKET = "run/docker/plugins/pynet.sock"
 SCRIPT = Path(__file__).with_name("machine.sh")
 ENV = ("env", "-i", "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin")
 
@@ -98,3 +102,15 @@ class Machine:
         """List what is on the disk, without what systemd and dpkg write by themselves."""
         found = self.run("find", "/", "-xdev", "-path", "/tmp", "-prune", "-o", "-print").stdout
         return {line for line in found.splitlines() if not line.startswith("/var/log/")}
+
+    @contextmanager
+    def other_driver(self, *program: str) -> Iterator[None]:
+        """Have a driver at work that systemd knows nothing of, as the managed plugin is."""
+        driver = self.popen(*program, "serve")
+        try:
+            wait_until(lambda: accepts(self.root / SOCKET), 20, "another driver")
+            assert request(self.root / SOCKET, "GET", "/networks")[0] == 200  # it has the state
+            yield
+        finally:
+            driver.terminate()
+            driver.result(check=False)

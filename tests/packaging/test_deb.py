@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from tests.engine.rootfs import SERVICE, ensure_root
 from tests.engine.unixhttp import post_json, request
 from tests.packaging.conftest import build, copy
+from tests.packaging.machine import SOCKET
 
 if TYPE_CHECKING:
     from tests.packaging.machine import Machine
 
 REPOSITORY = Path(__file__).parents[2]
-SOCKET = "run/docker/plugins/pynet.sock"
 STATE = "var/lib/pynet/pynet.db"
 NETWORK = {
     "NetworkID": "a" * 64,
@@ -159,3 +159,16 @@ def test_removing_it_ends_the_service_and_keeps_the_state(machine: Machine, pack
     assert not (machine.root / STATE).parent.exists()
     left = machine.files() - before - {where}
     assert {name for name in left if "pynet" in name} == set()
+
+
+def test_purging_it_leaves_alone_what_another_driver_is_using(
+    machine: Machine, package: Path
+) -> None:
+    machine.run("dpkg", "--install", copy(package, machine))
+    machine.run("systemctl", "disable", "--now", "pynet.socket", "pynet.service")
+    machine.run("cp", "-a", "/usr/lib/pynet", "/root/other")
+    with machine.other_driver("/root/other/bin/python", "-m", "plugin.cli"):
+        post_json(machine.root / SOCKET, "/NetworkDriver.CreateNetwork", NETWORK)
+        said = machine.run("dpkg", "--purge", "pynet").stderr
+        assert "/var/lib/pynet stays, since a driver is using it" in said
+        assert (machine.root / STATE).exists()

@@ -236,3 +236,20 @@ def test_the_service_sees_the_machines_mounts() -> None:
     names = {line.partition("=")[0] for line in text.splitlines() if not line.startswith("#")}
     prefixes = ("Protect", "Private", "Bind", "Inaccessible", "Temporary", "Mount", "Root")
     assert [name for name in names if name.startswith((*prefixes, "ReadOnly", "ReadWrite"))] == []
+
+
+def test_uninstalling_a_service_that_gave_way_to_another_driver_takes_nothing_from_it(
+    machine: Machine, staged: Path
+) -> None:
+    put(machine, staged)
+    machine.run("/root/packaging/install")
+    docker = machine.root / "usr/local/bin/docker"
+    docker.write_text("#!/bin/sh\necho back\n")
+    docker.chmod(0o755)
+    machine.run("systemctl", "disable", "--now", "pynet.socket", "pynet.service")
+    machine.run("cp", "-a", "/opt/pynet", "/root/other")
+    with machine.other_driver("/root/other/bin/python", "-m", "plugin.cli"):
+        said = machine.run("/root/packaging/uninstall", "--purge").stderr
+        assert "/var/lib/pynet stays, since a driver is using it" in said
+        assert (machine.root / STATE[0]).exists()
+        assert not (machine.root / "opt/pynet").exists()

@@ -14,6 +14,7 @@ import pytest
 from tests.engine.unixhttp import post_json, request
 from tests.engine.wait import wait_until
 from tests.packaging.conftest import PACKAGING, copy
+from tests.packaging.machine import SOCKET
 from tests.packaging.test_socket_activation import Question
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from tests.packaging.machine import Machine
 
-SOCKET = "run/docker/plugins/pynet.sock"
 UNITS = ("pynet.socket", "pynet.service")
 # What `systemd-analyze security` of Debian 12 says; docs/operations.md says what is left, and why.
 SCORE = 4.4
@@ -291,3 +291,17 @@ def test_sigkill_of_the_worker_alone_is_noticed(service: Machine) -> None:
     service.run("sh", "-c", f"kill -{signal.SIGKILL.value} {worker}")
     assert Question(service.root / SOCKET).answer()
     assert status(service)["pid"] != worker
+
+
+def test_the_name_is_left_to_a_driver_that_has_it(machine: Machine, package: Path) -> None:
+    machine.run("dpkg", "--install", copy(package, machine))
+    machine.run("systemctl", "stop", *UNITS)
+    with machine.other_driver("pynet"):
+        inode = (machine.root / SOCKET).stat().st_ino
+        assert machine.run("systemctl", "start", "pynet.service", check=False).returncode != 0
+        said = machine.run("journalctl", "--unit=pynet.socket", "--no-pager").stdout
+        assert "another driver is answering on it" in said
+        assert (machine.root / SOCKET).stat().st_ino == inode
+        assert Question(machine.root / SOCKET).answer()
+    machine.run("systemctl", "start", "pynet.service")
+    assert Question(machine.root / SOCKET).answer()

@@ -115,6 +115,14 @@ def test_a_docker_that_answers_nonsense_is_as_good_as_down(
     assert "ids instead of names" in run("ls").stderr
 
 
+def test_a_name_that_a_driver_has_is_not_to_be_taken(run: Run, tmp_path: Path) -> None:
+    refused = run("serve", "--check")
+    assert refused.exit_code == FAILED
+    assert "another driver is answering on it" in refused.stderr
+    free = runner(tmp_path / "none.sock", tmp_path)("serve", "--check")
+    assert (free.exit_code, free.output) == (0, "")
+
+
 @pytest.mark.parametrize("words", [("ls",), ("ports",), ("inspect", "x")])
 def test_a_driver_that_is_down_is_said(tmp_path: Path, words: tuple[str, ...]) -> None:
     socket = tmp_path / "none.sock"
