@@ -55,6 +55,8 @@ class Daemon:
 
     def fork(self, prepare: Callable[[], object] = lambda: None) -> None:
         """Start the server as a child that need not import anything; `prepare` runs in it."""
+        # The worker of one that was killed may be dying yet, and its socket be open.
+        wait_until(lambda: not accepts(self.socket), END_SECONDS, "the end of the one before")
         self._process = None
         self.pid = os.fork()
         if self.pid == 0:
@@ -62,11 +64,13 @@ class Daemon:
                 self._serve(prepare)
             finally:
                 os._exit(1)
+        with suppress(ProcessLookupError, PermissionError):  # whichever of the two comes first
+            os.setpgid(self.pid, self.pid)
 
     def _serve(self, prepare: Callable[[], object]) -> None:
         from plugin.server import serve  # noqa: PLC0415 - as `pynet serve` does it
 
-        os.setsid()
+        os.setpgid(0, 0)
         die_with_parent()
         with self._log.open("ab") as log:
             for descriptor in (1, 2):

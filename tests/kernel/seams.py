@@ -6,6 +6,7 @@ iptables command, bind(2). A step is named by its seam and what is asked of it.
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from threading import Thread
@@ -17,6 +18,7 @@ from driver.kernel.elements import Elements
 from driver.kernel.netlink import Connection
 from driver.kernel.nft import Nft
 from driver.kernel.rtnetlink import Rtnetlink
+from driver.kernel.ruleset import Preview
 from driver.store import Store
 
 if TYPE_CHECKING:
@@ -47,10 +49,20 @@ _LOOKS_ELSEWHERE: tuple[tuple[Any, str, str], ...] = (
 
 @contextmanager
 def stepping_in(before: Before, *, reads: bool = False) -> Iterator[None]:
-    """Have `before` called before every step that changes something; before the looks as well."""
+    """Have `before` called before every step that changes something; before the looks as well.
+
+    What is tried in a namespace of its own, to compare rules, changes nothing.
+    """
+    looking = threading.local()
+
+    def before_rules(step: str) -> None:
+        if not getattr(looking, "now", False):
+            before(step)
+
     with ExitStack() as stack:
+        preview = _marked(Preview.list_rules, looking)
+        stack.enter_context(patch.object(Preview, "list_rules", preview))
         for target, name, seam in (
-            (Nft, "run", NFT),
             (sysctl, "write", SYSCTL),
             (ports, "_bind", BIND),
             (Elements, "change", NFT),
@@ -58,6 +70,7 @@ def stepping_in(before: Before, *, reads: bool = False) -> Iterator[None]:
         ):
             wrapped = _wrapped(getattr(target, name), seam, before)
             stack.enter_context(patch.object(target, name, wrapped))
+        stack.enter_context(patch.object(Nft, "run", _wrapped(Nft.run, NFT, before_rules)))
         for name in _MESSAGES if reads else _MESSAGES - _QUESTIONS:
             wrapped = _wrapped(getattr(Rtnetlink, name), f"{ROUTE} {name}", before)
             stack.enter_context(patch.object(Rtnetlink, name, wrapped))
@@ -76,6 +89,20 @@ def _wrapped(function: Callable[..., Any], seam: str, before: Before) -> Callabl
         return function(*args, **kwargs)
 
     return step
+
+
+def _marked(function: Callable[..., Any], mark: threading.local) -> Callable[..., Any]:
+    """Return the function with the mark set on its thread for as long as it runs."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        mark.now = True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            mark.now = False
+
+    return call
 
 
 def _iptables(before: Before, *, reads: bool) -> Callable[..., Any]:
