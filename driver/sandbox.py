@@ -375,7 +375,7 @@ class Sandboxes:
         try:
             for endpoint, sysctls in interfaces.items():
                 if sysctls:
-                    self._await_interface(sandbox, host_end_name(endpoint.id), sysctls)
+                    self._await_interface(endpoint, sysctls)
         finally:
             with self._lock, self._store.transaction():
                 if self._store.endpoints_in(sandbox):
@@ -389,15 +389,26 @@ class Sandboxes:
         late = {sysctl.key for sysctl in set(written) ^ set(values_of(wishes))}
         self._rewrite({sandbox: wishes}, late, Followed(), Rollback())
 
-    def _await_interface(
-        self, sandbox: SandboxKey, host_end: str, sysctls: tuple[Sysctl, ...]
-    ) -> None:
+    def _await_interface(self, endpoint: Endpoint, sysctls: tuple[Sysctl, ...]) -> None:
+        """Write an interface's parameters as soon as it is up; one whose endpoint left needs none.
+
+        A container may be gone before its interface has been seen to be up.
+        """
+        sandbox, host_end = sandbox_of(endpoint), host_end_name(endpoint.id)
         try:
             self._kernel.await_interface_sysctls(sandbox, host_end, sysctls)
-        except DriverError:
+        except DriverError as error:
+            if self._has_left(endpoint, sandbox):
+                log.info("endpoint %s has left meanwhile: %s", short(endpoint.id), error)
+                return
             self._counts.missed_watch()
             raise
         self._counts.wrote_sysctls(len(sysctls))
+
+    def _has_left(self, endpoint: Endpoint, sandbox: SandboxKey) -> bool:
+        with self._lock, self._store.transaction():
+            known = self._store.find_endpoint(endpoint.id)
+        return known is None or known.attachment is None or sandbox_of(known) != sandbox
 
     def _renew_watch(self, sandbox: SandboxKey) -> None:
         with self._store.transaction():

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from driver.errors import KernelError
 from driver.model import host_end_name
 from tests.samples import (
     KEEPALIVE,
+    RP_FILTER,
     SOMAXCONN,
     endpoint_id,
     network,
@@ -151,6 +153,25 @@ def test_an_interface_that_arrives_is_configured_once(
     kernel.sandboxes[SANDBOX][key] = "1"
     driver.endpoint_info(network_id(1), endpoint_id(1))
     assert kernel.sandboxes[SANDBOX][key] == "1"
+
+
+@pytest.mark.parametrize("has_left", [True, False])
+def test_a_container_that_is_gone_before_its_interface_was_seen_is_no_failure(
+    driver: BridgeDriver, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, *, has_left: bool
+) -> None:
+    def wait_in_vain(*_: object) -> None:
+        if has_left:
+            leave(driver, 1)
+        raise KernelError("it was not up")
+
+    monkeypatch.setattr(kernel, "await_interface_sysctls", wait_in_vain)
+    add(driver, 1, f"{RP_FILTER}=2")
+    join(driver, 1)
+    if has_left:
+        kernel.arrive(SANDBOX)
+    else:
+        with pytest.raises(KernelError):
+            kernel.arrive(SANDBOX)
 
 
 def test_a_sandbox_that_was_never_seen_is_told_of(
