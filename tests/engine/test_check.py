@@ -92,7 +92,7 @@ def test_what_others_break_is_mended_within_a_second(site: Site) -> None:
         engine.run(*command.split())
         print(f"{damage}: mended after {seconds_until_mended(engine, driver):.2f} s")
         works(site)
-    engine.stop_dockerd()  # only a restart brings back its own rules
+    engine.reboot()  # for the next test, the firewall of a fresh machine
 
 
 def test_check_finds_what_was_broken_while_the_driver_was_away(site: Site) -> None:
