@@ -6,7 +6,7 @@ import json
 import os
 import random
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -88,6 +88,9 @@ class Host:
         if comes_late:
             sandbox.come()
         name = sandbox.bring(answer, addresses)
+        if comes_late:  # as a container, whose first process takes longer than the driver
+            key = RP_FILTER.replace("IFNAME", str(name))
+            wait_until(lambda: sandbox.value(key) == "2", REST_SECONDS, "the interface's parameter")
         call("ProgramExternalConnectivity", ids | published)
         call("EndpointOperInfo", ids)
         call("RevokeExternalConnectivity", ids)
@@ -135,6 +138,8 @@ def test_lives(
     for _ in range(repetitions(LIVES) - settled):
         host.live()
     wait_until(lambda: host.held()["links"] == at_first["links"], REST_SECONDS, "the links gone")
+    with suppress(TimeoutError):
+        wait_until(lambda: host.held() == before, REST_SECONDS, "the driver at rest")
     after, grown = host.held(), host.memory() / memory
     record_property("lives of endpoints", repetitions(LIVES))
     record_property(

@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from driver.bridge import BridgeDriver
 from driver.store import Store
+from plugin.crew import Crew
 from tests.fakes import FakeKernel
 from tests.unit.command import run, run_without_docker, serve, with_networks
 
@@ -55,8 +56,12 @@ class Unexpected(logging.Handler):
 
 
 @pytest.fixture
-def quiet() -> Iterator[Unexpected]:
-    """Keep the log from being written a hundred thousand times; lend what it says of defects."""
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[Unexpected]:
+    """Keep the log from being written a hundred thousand times; lend what it says of defects.
+
+    Nor is work handed over to a thread each time, which costs more than the work.
+    """
+    monkeypatch.setattr(Crew, "run", lambda _, work, *__: work())
     logs = {name: logging.getLogger(name) for name in ("pynet", "driver")}
     levels = {name: log.level for name, log in logs.items()}
     handler = Unexpected()
