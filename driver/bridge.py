@@ -168,7 +168,7 @@ class BridgeDriver:
                 added = self._store.added_addresses(network_id)
                 self._store.delete_network(network_id)
                 is_last = not self._store.networks()
-            attempt_all(
+            self._remove(
                 [
                     *self._clean_up(endpoints, network),
                     *delete_bridges(self._kernel, network, added),
@@ -197,7 +197,7 @@ class BridgeDriver:
                     self._store.delete_endpoint(stale.id)
                     self.counts.evicted("endpoint")
                 self._store.put_endpoint(endpoint)
-            attempt_each(self._clean_up(evicted, network))
+            attempt_each([partial(self._remove, self._clean_up(evicted, network))])
             return endpoint
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
@@ -209,7 +209,7 @@ class BridgeDriver:
                     return
                 network = self._network(network_id)
                 self._store.delete_endpoint(endpoint_id)
-            attempt_all(self._clean_up([endpoint], network))
+            self._remove(self._clean_up([endpoint], network))
 
     def join(self, new: NewJoin) -> JoinInfo:
         """Make the veth pair and give the sandbox its kernel parameters."""
@@ -315,7 +315,7 @@ class BridgeDriver:
             ]
             if network.options.attach is Attach.DIRECT:
                 steps.append(partial(self._kernel.release_links, [host_end_name(endpoint_id)]))
-            attempt_all(steps)
+            self._remove(steps)
 
     def endpoint_info(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Finish the endpoint's interface, which libnetwork has brought into the sandbox by now.
@@ -389,7 +389,7 @@ class BridgeDriver:
                 if endpoint is None:
                     return
                 self._store.put_bindings(endpoint_id, ())
-            self._publisher.withdraw(endpoint)
+            self._remove([partial(self._publisher.withdraw, endpoint)])
 
     def restore(self) -> None:
         """Bring the kernel to what the state file says; see `Restorer`."""
@@ -484,9 +484,25 @@ class BridgeDriver:
     @contextmanager
     def _change(self, *, durable: bool = False) -> Iterator[Rollback]:
         """Hold the lock; commit on the way out, or take back rows and kernel steps alike."""
-        with self._lock, Rollback() as undo, self._store.transaction(durable=durable):
+        with self._lock, Rollback(self._look) as undo, self._store.transaction(durable=durable):
             yield undo
             self._lock.check()
+
+    def _remove(self, steps: Iterable[Callable[[], object]]) -> None:
+        """Run every step that removes what has no row any more; raise the first failure.
+
+        Docker ignores that and does not ask again, so what a failed step has left is looked for.
+        """
+        try:
+            attempt_all(steps)
+        except Exception:
+            self._look()
+            raise
+
+    def _look(self) -> None:
+        """Have the healer look for what a failed step of the driver's own has left."""
+        if self._healer is not None:
+            self._healer.damaged()
 
     def _lives(self, endpoint: Endpoint) -> bool:
         """Tell whether the endpoint's container runs."""
@@ -528,7 +544,7 @@ class BridgeDriver:
         with self._store.transaction(frees=True):
             network = self._network(endpoint.network_id)
             self._store.delete_endpoint(endpoint.id)
-        attempt_all(self._clean_up([endpoint], network))
+        self._remove(self._clean_up([endpoint], network))
 
     def _clean_up(
         self, endpoints: Iterable[Endpoint], network: Network

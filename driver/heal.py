@@ -1,5 +1,7 @@
 """Mend what others break, as soon as it breaks, without fighting them; knows no kernel.
 
+What a failed step of the driver's own has left behind is mended in the same way.
+
 Somebody who breaks the same thing again and again means it, or has a tool that does: after three
 repairs within a minute it is left alone for a while, loudly.
 """
@@ -121,8 +123,10 @@ class Healer:
             try:
                 mended = self._patient.repair(self._choose)
             except Exception as error:
-                log.exception("could not look for damage; it is looked for again after the next")
+                log.exception("could not look for damage")
                 self._health.report(LOOKING, f"damage is not repaired: {error}")
+                if self._backoff.allows(LOOKING, self._clock()):
+                    self.damaged()
                 continue
             self._health.clear(LOOKING)
             for kind in {difference.kind: None for difference in mended}:

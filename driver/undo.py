@@ -23,8 +23,10 @@ class Rollback:
     keeps the older steps from being undone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_failure: Callable[[], object] | None = None) -> None:
+        """Begin with nothing to undo; `on_failure` is called once for each undo that fails."""
         self._undos: list[Callable[[], object]] = []
+        self._on_failure = on_failure
 
     def push(self, undo: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Remember how to take back the step that has just succeeded."""
@@ -48,6 +50,8 @@ class Rollback:
             except Exception as failure:
                 log.exception("could not take back a step after: %s", error)
                 error.add_note(f"and taking back a step failed: {failure}")
+                if self._on_failure is not None:
+                    self._on_failure()
 
 
 def attempt_all(steps: Iterable[Callable[[], object]]) -> None:

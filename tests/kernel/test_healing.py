@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.check import Kind
+from driver.errors import KernelError
 from driver.firewall import LOOPBACK_PAIR
 from driver.heal import REPAIRS
 from driver.model import host_end_name
 from tests.engine.wait import wait_until
+from tests.kernel import seams
 from tests.kernel.container import FAMILIES, arrives, sandbox_of, serving, start
 from tests.kernel.host import run, unmount_namespace
 from tests.kernel.test_published import DUAL, HOST_ADDRESSES, dual_endpoint
 from tests.samples import endpoint_id, network, new_endpoint, ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from driver.bridge import BridgeDriver
     from driver.check import Difference
@@ -140,6 +142,31 @@ def test_nothing_that_we_do_is_damage(
     wait_until(lambda: not driver.check(), SECONDS, "everything is as it was")
     driver._stop_healing()
     assert len(looks) <= 3, "one at first, one for the damage, one to see that it is mended"
+
+
+REMOVALS: dict[str, Callable[[BridgeDriver], object]] = {
+    "the ports": lambda driver: driver.revoke_external_connectivity(DUAL.id, endpoint_id(1)),
+    "a leave": lambda driver: driver.leave(DUAL.id, endpoint_id(1)),
+    "an endpoint": lambda driver: driver.delete_endpoint(DUAL.id, endpoint_id(1)),
+    "a network": lambda driver: driver.delete_network(DUAL.id),
+    "a closed one": lambda driver: driver.delete_network(CLOSED.id),
+}
+
+
+@pytest.mark.parametrize("remove", REMOVALS.values(), ids=REMOVALS)
+def test_what_a_failed_removal_leaves_is_gone_at_once(
+    driver: BridgeDriver, watched: Endpoint, remove: Callable[[BridgeDriver], object]
+) -> None:
+    failed: list[str] = []
+
+    def fail_once(step: str) -> None:
+        if step == seams.NFT and not failed:
+            failed.append(step)
+            raise KernelError("injected")
+
+    with seams.stepping_in(fail_once), pytest.raises(KernelError, match="injected"):
+        remove(driver)
+    wait_until(lambda: not driver.check(), SECONDS, "nothing is left of it")
 
 
 def test_rules_are_compared_however_many_ports_are_published(

@@ -123,12 +123,17 @@ def test_a_remedy_that_does_not_help_is_tried_a_few_times(
 def test_a_look_that_fails_does_not_end_the_healing(caplog: pytest.LogCaptureFixture) -> None:
     patient = Patient(BRIDGE, broken=True)
     health = Health()
-    healer = Healer(patient, Counts(), health)
+    now = 0.0
+    healer = Healer(patient, Counts(), health, lambda: now)
     healer.damaged()
-    wait_until(lambda: "no buffer space" in caplog.text, 5, "the failure is in the log")
+    wait_until(healer.resting, 5, "it is not looked for over and over")
+    assert patient.looks == REPAIRS + 1
+    assert "no buffer space" in caplog.text
     assert health.problems() == ("damage is not repaired: list the interfaces: no buffer space",)
     patient.broken = False
-    healer.damaged()
+    now = FIRST_REST_SECONDS
+    with healer._condition:  # the thread waits by another clock than the test's
+        healer._condition.notify()
     wait_until(lambda: not patient.damage, 5, "it is mended")
     healer.close()
     assert not health.problems()
