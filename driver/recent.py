@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-LENGTH = 4096
+LENGTH = 1024
 
 
 class Recent(Generic[T]):

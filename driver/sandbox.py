@@ -217,8 +217,11 @@ class Sandboxes:
         with self._store.transaction():
             if not self._kernel.has_sandbox(sandbox):
                 self.renew_watch(sandbox)
-            wanted = values_of(self._wishes.of_sandbox(sandbox))
+            endpoints = self._store.endpoints_in(sandbox)
+            wanted = values_of(self._wishes.of_endpoints(endpoints))
             traces = self._store.traces(sandbox)
+        if not endpoints:
+            self._seen.discard(sandbox)  # nobody will ask whether it has ended
         values = {sysctl.key: sysctl.value for sysctl in wanted}
         if not traces:
             return

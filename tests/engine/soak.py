@@ -1,10 +1,25 @@
-"""How often the long repetitions are repeated: in full for the soak, a tenth otherwise."""
+"""How often the long repetitions are repeated, and what a server at rest is compared by."""
 
 from __future__ import annotations
 
 import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from plugin.server import THREADS
+from tests.engine.unixhttp import request
+from tests.engine.wait import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+T = TypeVar("T")
 
 PART = 10
+SAMPLES = 30
+REST_SECONDS = 30
 
 
 def is_in_full() -> bool:
@@ -13,5 +28,31 @@ def is_in_full() -> bool:
 
 
 def repetitions(full: int) -> int:
-    """Return how often to repeat what a full run repeats so often."""
+    """Return how often to repeat what a full run repeats so often, a tenth of it otherwise."""
     return full if is_in_full() else full // PART
+
+
+def make_all_threads(socket: Path, count: Callable[[], int], processes: int) -> None:
+    """Have a new server make all the threads that it may have, by asking much at once.
+
+    `count` returns those of its `processes` now, each of which has a first thread of its own.
+    """
+
+    def has_all() -> bool:
+        list(callers.map(lambda _: request(socket, "GET", "/networks"), range(2 * THREADS)))
+        return count() >= THREADS + processes
+
+    with ThreadPoolExecutor(2 * THREADS) as callers:
+        wait_until(has_all, REST_SECONDS, "all threads")
+
+
+def at_rest(look: Callable[[], T]) -> T:
+    """Return what a look shows when it shows the same again and again."""
+    seen: deque[T] = deque(maxlen=SAMPLES)
+
+    def is_at_rest() -> bool:
+        seen.append(look())
+        return seen.count(seen[0]) == SAMPLES
+
+    wait_until(is_at_rest, REST_SECONDS, "a driver that does nothing")
+    return seen[0]

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.engine.soak import repetitions
+from tests.engine.soak import REST_SECONDS, at_rest, make_all_threads, repetitions
 from tests.engine.wait import wait_until
 from tests.kernel.host import run
 from tests.kernel.libnetwork import Sandbox, network_call, port_options
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
     from tests.kernel.daemon import Daemon
 
-# The names of the last 4,096 links and sandboxes are remembered, so it goes on growing for a while.
 LIVES, SETTLED = 10_000, 1_000
 GROWTH = 1.05
-REST_SECONDS = 30
 AGE = 10  # lives in one sandbox
 PAGE = os.sysconf("SC_PAGE_SIZE")
 HANDOVER, DIRECT = 1, 2
@@ -130,17 +128,16 @@ def test_lives(
     host = Host(daemon, tmp_path)
     host.create_networks()
     at_first = host.held()
+    make_all_threads(daemon.socket, lambda: host.held()["threads"], 1)
     settled = min(SETTLED, repetitions(LIVES) // 2)
     for _ in range(settled):
         host.live()
     wait_until(lambda: host.held()["links"] == at_first["links"], REST_SECONDS, "the links gone")
-    before, memory = host.held(), host.memory()
+    before, memory = at_rest(host.held), host.memory()
     for _ in range(repetitions(LIVES) - settled):
         host.live()
     wait_until(lambda: host.held()["links"] == at_first["links"], REST_SECONDS, "the links gone")
-    with suppress(TimeoutError):
-        wait_until(lambda: host.held() == before, REST_SECONDS, "the driver at rest")
-    after, grown = host.held(), host.memory() / memory
+    after, grown = at_rest(host.held), host.memory() / memory
     record_property("lives of endpoints", repetitions(LIVES))
     record_property(
         "memory after them", f"{host.memory() / 2**20:.1f} MiB, {grown:.3f} of that at first"
