@@ -391,15 +391,21 @@ class BridgeDriver:
                 self._store.put_bindings(endpoint_id, ())
             self._remove([partial(self._publisher.withdraw, endpoint)])
 
+    def start(self) -> None:
+        """Restore, and have what others damage meanwhile or later repaired, until the end."""
+        with self._lock:  # so that a repair waits for the end of the restoring
+            self.keep_whole()
+            self.restore()
+
     def restore(self) -> None:
         """Bring the kernel to what the state file says; see `Restorer`."""
-        self._restorer.restore()
+        if not self._restorer.restore():
+            self._look()
 
     def keep_whole(self) -> None:
         """Have whatever others damage repaired from now on, until `stand_down` or `close`."""
         self._healer = Healer(self._restorer, self.counts, self.health)
         self._kernel.watch_damage(self._healer.damaged)
-        self._healer.damaged()  # what was damaged just before anybody watched
 
     def check(self) -> tuple[Difference, ...]:
         """Return all that differs between the state file and the kernel, and change nothing."""

@@ -18,8 +18,9 @@ class Link:
     """An interface of the host, whoever made it.
 
     `kind` is the kernel's word for it ("bridge", "veth"), None for a network card. `bridge` is the
-    name of the bridge that it is a port of. `half_made` marks one that this driver had only begun
-    to make. `hairpin` tells whether its bridge sends frames back by it.
+    name of the bridge that it is a port of, `addresses` are a bridge's own. `half_made` marks one
+    that this driver had only begun to make. `hairpin` tells whether its bridge sends frames back by
+    it.
     """
 
     kind: str | None

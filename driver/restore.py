@@ -93,31 +93,37 @@ class Restorer:
         self._counts = parts.counts
         self._drop_endpoint = drop_endpoint
 
-    def restore(self) -> None:
-        """Make all of it, after a restart, a crash or a reboot.
+    def restore(self) -> bool:
+        """Make all of it, after a restart, a crash or a reboot; tell whether that succeeded.
 
         What cannot be restored is logged and does not keep the rest from being restored.
         """
         with self._lock:
             self._forget_last_boot()
             dead: list[Endpoint] = []
-            attempt_each([partial(self._forget_dead, dead)])
+            is_known = attempt_each([partial(self._forget_dead, dead)])
             intent = self._intent()
             bindings = [binding for endpoint in dead for binding in endpoint.bindings]
             with self._store.transaction():
                 traced = self._store.sandboxes()
-            attempt_each(
+            links: dict[str, Link] = {}
+            is_made = attempt_each(
                 [
                     self._sandboxes.check_defaults,
                     *(self._ensure_bridge(each) for each in intent.networks.values()),
                     partial(self._raise_rules, intent),
                     partial(self._kernel.forget_flows, bindings),
-                    self._sweep,
+                    lambda: links.update(self._kernel.observe_links()),
+                    partial(self._sweep, intent, links),
                     *(partial(self._publisher.restore, each) for each in intent.endpoints),
-                    *self._restore_endpoints(intent),
+                    *(
+                        partial(self._restore_endpoint, each, intent, links)
+                        for each in intent.joined
+                    ),
                     *(partial(self._sandboxes.settle, sandbox) for sandbox in traced),
                 ]
             )
+            return is_known and is_made
 
     def check(self) -> tuple[Difference, ...]:
         """Return all that differs between the state file and the kernel, and change nothing."""
@@ -272,19 +278,14 @@ class Restorer:
     def _raise_rules(self, intent: Intent) -> None:
         self._rules.raise_for(intent.networks.values(), intent.endpoints)
 
-    def _restore_endpoints(self, intent: Intent) -> Iterator[Callable[[], object]]:
-        """Return a step for each joined endpoint; what is as it should be is not asked for again.
-
-        One listing tells that of all of them. A question for each would have to wait for the
-        kernel's lock every time, and for 15 to 30 ms while a namespace is being destroyed.
-        """
-        found: dict[str, Link] = {}
-        yield lambda: found.update(self._kernel.observe_links())
-        yield from (partial(self._restore_endpoint, each, intent, found) for each in intent.joined)
-
     def _restore_endpoint(
         self, endpoint: Endpoint, intent: Intent, links: Mapping[str, Link]
     ) -> None:
+        """Put a joined endpoint's host end back, unless a listing shows that it is in place.
+
+        A question for each would have to wait for the kernel's lock every time, and for 15 to 30 ms
+        while a namespace is being destroyed.
+        """
         veth = self._veth(endpoint, intent)
         link = links.get(veth.host_end)
         is_in_place = link is not None and link.is_port(veth)
@@ -295,10 +296,8 @@ class Restorer:
         with Rollback() as undo, self._store.transaction():
             self._sandboxes.restore(sandbox, undo)
 
-    def _sweep(self) -> None:
+    def _sweep(self, intent: Intent, links: Mapping[str, Link]) -> None:
         """Delete links that carry our alias and belong to nothing."""
-        intent = self._intent()
-        links = self._kernel.observe_links()
         leftovers = list(find_leftovers(intent.networks.values(), intent.endpoints, links))
         for leftover in leftovers:
             log.warning("deleting %s", leftover)

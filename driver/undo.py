@@ -72,10 +72,16 @@ def attempt_all(steps: Iterable[Callable[[], object]]) -> None:
         raise first
 
 
-def attempt_each(steps: Iterable[Callable[[], object]]) -> None:
-    """Run every step and log what fails; for what must not stop at something that is left over."""
+def attempt_each(steps: Iterable[Callable[[], object]]) -> bool:
+    """Run every step and log what fails; tell whether nothing did.
+
+    For what must not stop at something that is left over.
+    """
+    has_failed = False
     for step in steps:
         try:
             step()
         except DriverError:
-            log.exception("a step failed, and is tried again at the next start; the rest goes on")
+            has_failed = True
+            log.exception("a step failed, and is tried again later; the rest goes on")
+    return not has_failed

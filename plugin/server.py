@@ -202,8 +202,7 @@ def _build(settings: Settings, kernel: LinuxKernel, counts: Counts, health: Heal
     policy = SysctlPolicy(settings.default_sysctls, settings.sysctl_allow)
     store = open_state(settings.state_dir, kernel, health)
     driver = BridgeDriver(store, kernel, policy, counts, health)
-    driver.restore()
-    driver.keep_whole()
+    driver.start()
     return driver
 
 

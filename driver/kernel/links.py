@@ -208,10 +208,10 @@ def _doom(route: Rtnetlink, index: int) -> bool:
 
 
 def observe_links() -> dict[str, Link]:
-    """Return every interface of the host, by name, in two dumps."""
+    """Return every interface of the host, by name, in two dumps; addresses of bridges alone."""
     with _route("list the interfaces") as route:
         found = route.links()
-        addresses = route.addresses()
+        addresses = route.addresses(*(link.index for link in found if link.kind == "bridge"))
     names = {link.index: link.name for link in found}
     return {
         link.name: Link(

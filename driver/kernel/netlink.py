@@ -155,13 +155,16 @@ def parse_messages(datagram: bytes) -> Iterator[Message]:
 
 def parse_attributes(body: bytes, offset: int = 0) -> dict[int, bytes]:
     """Return the attributes that follow a fixed head of `offset` bytes, by type."""
+    # 40 of them a link, and a listing may have thousands of links: nothing is looked up twice.
     found: dict[int, bytes] = {}
-    while offset + _ATTRIBUTE.size <= len(body):
-        length, kind = _ATTRIBUTE.unpack_from(body, offset)
-        if length < _ATTRIBUTE.size:
+    unpack, size = _ATTRIBUTE.unpack_from, _ATTRIBUTE.size
+    last = len(body) - size
+    while offset <= last:
+        length, kind = unpack(body, offset)
+        if length < size:
             break
-        found[kind & _TYPE_MASK] = body[offset + _ATTRIBUTE.size : offset + length]
-        offset += aligned(length)
+        found[kind & _TYPE_MASK] = body[offset + size : offset + length]
+        offset += (length + 3) & ~3
     return found
 
 

@@ -200,12 +200,16 @@ class Rtnetlink(Connection):
         """Take an address from an interface."""
         self.change(_DELETE_ADDRESS, _address(index, address, new=False))
 
-    def addresses(self, index: int = 0) -> dict[int, frozenset[IPInterface]]:
-        """Return the addresses of an interface, or of all, by index."""
+    def addresses(self, *indexes: int) -> dict[int, frozenset[IPInterface]]:
+        """Return the addresses of some interfaces, by index; of one it takes a short listing."""
+        index = indexes[0] if len(indexes) == 1 else 0
         answers = self.dump(_GET_ADDRESS, _ADDRESS_HEAD.pack(0, 0, 0, 0, index))
         found: dict[int, set[IPInterface]] = {}
+        wanted = frozenset(indexes)
         for answer in answers:
-            found.setdefault(_index_of(answer), set()).add(_parse_address(answer))
+            index = _index_of(answer)
+            if index in wanted:
+                found.setdefault(index, set()).add(_parse_address(answer))
         return {index: frozenset(addresses) for index, addresses in found.items()}
 
     # -- the loopback pair's neighbours, routes and rule, all of IPv6

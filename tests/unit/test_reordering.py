@@ -211,7 +211,12 @@ class Reordering(RuleBasedStateMachine):
     @precondition(lambda self: sandbox_key(2) in self.line.kernel.sandboxes)
     @rule()
     def a_sandbox_goes(self) -> None:
+        """Have a container die without a word from Docker, and what it had be found and removed."""
         self.line.kernel.die(sandbox_key(2))
+        self.line.driver.repair_all()
+        places = self.model.endpoints
+        for number in [number for number, place in places.items() if place.sandbox == 2]:
+            del places[number]
 
     def _is_elsewhere(self, number: int, net: int) -> bool:
         place = self.model.endpoints.get(number)
