@@ -7,6 +7,7 @@ writes what it was told, in whatever version.
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,19 +27,21 @@ def list_rules(nft: Nft, tables: Iterable[str]) -> frozenset[str]:
 class Preview:
     """A network namespace without anything, in which to see what nft text comes to.
 
-    Made once: see `Nft` for why not whenever it is needed.
+    Made once: see `Nft` for why not whenever it is needed. One look at a time, whoever looks.
     """
 
     def __init__(self) -> None:
         self._nft = netns.run_in_new(Nft)
+        self._lock = Lock()
 
     def list_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
         """Return what the tables would hold if nothing but this text had been given to them."""
-        self._nft.run(text)
-        try:
-            return list_rules(self._nft, tables)
-        finally:
-            self._nft.run("flush ruleset\n")
+        with self._lock:
+            self._nft.run(text)
+            try:
+                return list_rules(self._nft, tables)
+            finally:
+                self._nft.run("flush ruleset\n")
 
     def close(self) -> None:
         """Free the context, and the namespace with it."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -179,6 +180,26 @@ def test_rules_are_compared_however_many_ports_are_published(
     assert driver.repair_all() == ()
     for descriptor in taken:
         os.close(descriptor)
+
+
+def test_a_look_that_finds_nothing_keeps_no_request_waiting(
+    driver: BridgeDriver, server: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preview, answered = driver._kernel.preview_rules, []
+
+    def serve() -> None:
+        driver.revoke_external_connectivity(server.network_id, endpoint_id(2))
+        answered.append(True)
+
+    def looking(*what: Any) -> frozenset[str]:
+        request = threading.Thread(target=serve)
+        request.start()
+        request.join(SECONDS)
+        return preview(*what)
+
+    monkeypatch.setattr(driver._kernel, "preview_rules", looking)
+    assert driver._restorer.repair(lambda found: found) == ()
+    assert answered == [True]
 
 
 def test_a_container_that_died_without_a_word_leaves_nothing(
