@@ -124,14 +124,14 @@ SAME = {
     "info": Cost(statements=4),
     "revoke": Cost(rules=1, statements=5),
     # The sandbox, and the parameter read, written and read.
-    "leave": Cost(statements=15, threads=1, opened=4),
+    "leave": Cost(statements=15, threads=1, opened=2),
     "delete_endpoint": Cost(statements=8),
 }
 EXPECTED = {
     # The pair, then its alias; the sandbox entered for the parameter.
-    Attach.HANDOVER: SAME | {"join": Cost(links=2, statements=20, threads=1, opened=6)},
+    Attach.HANDOVER: SAME | {"join": Cost(links=2, statements=20, threads=1, opened=4)},
     # Besides the address and the link up, inside, and what is written for the interface.
-    Attach.DIRECT: SAME | {"join": Cost(links=4, statements=20, threads=2, opened=11)},
+    Attach.DIRECT: SAME | {"join": Cost(links=4, statements=20, threads=2, opened=9)},
 }
 
 
