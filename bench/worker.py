@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SANDBOXES = Path("/run/netns")  # where `ip -n` looks
 WORK = Path("/run/bench")
 PEERS = Path("/run/peers")
+NO_IPV6 = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
 PYNET_SOCKET = "/run/docker/plugins/pynet.sock"
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000  # include/uapi/linux/sched.h
 MS_BIND = 4096  # include/uapi/linux/mount.h
@@ -413,6 +414,8 @@ def make_sandbox(place: Place) -> None:
             _check(_libc.unshare(CLONE_NEWNET))
             source = f"/proc/self/task/{threading.get_native_id()}/ns/net".encode()
             _check(_libc.mount(source, bytes(place.sandbox), None, MS_BIND, None))
+            # As libnetwork does for an interface without an IPv6 address, which these all are.
+            NO_IPV6.write_text("1")
         except OSError as error:
             failures.append(error)
 

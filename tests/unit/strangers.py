@@ -12,7 +12,10 @@ import os
 import secrets
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from coverage import Coverage
 
 from driver.bridge import BridgeDriver
 from plugin.app import build_operations, create_app
@@ -136,6 +139,26 @@ class Line:
         assert list(strange_lines(self.kernel.texts)) == []
         assert list(strange_names(self.kernel)) == []
         self.kernel.texts.clear()
+
+
+class Branches:
+    """Counts the branches of the driver that have been taken so far, from all talks together."""
+
+    def __init__(self) -> None:
+        folders = [f"{Path(__file__).parents[2]}/{name}/*" for name in ("driver", "plugin")]
+        self._coverage = Coverage(data_file=None, branch=True, include=folders)
+
+    def __enter__(self) -> Self:
+        self._coverage.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._coverage.stop()
+
+    def taken(self) -> int:
+        """Return how many different ones there are."""
+        data = self._coverage.get_data()
+        return sum(len(data.arcs(file) or ()) for file in data.measured_files())
 
 
 def random_seed() -> int:
