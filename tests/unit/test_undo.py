@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.undo import Rollback, attempt_all
+from driver.errors import KernelError
+from driver.undo import Rollback, attempt_all, attempt_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,3 +67,26 @@ def test_every_step_is_attempted_and_the_first_failure_raised() -> None:
 def test_no_failure_raises_nothing() -> None:
     attempt_all([])
     attempt_all([list])
+
+
+def test_a_failed_undo_is_told_of() -> None:
+    told: list[str] = []
+    with (  # noqa: PT012 - as in fail_after
+        pytest.raises(OSError, match="first"),
+        Rollback(lambda: told.append("look")) as undo,
+    ):
+        undo.push(fail, "stuck")
+        undo.push(told.append, "undone")
+        raise OSError("first")
+    assert told == ["undone", "look"]
+
+
+def test_each_step_is_tried_and_a_failure_told() -> None:
+    done: list[int] = []
+
+    def refuse() -> None:
+        raise KernelError("stuck")
+
+    assert not attempt_each([refuse, partial(done.append, 1)])
+    assert attempt_each([partial(done.append, 2)])
+    assert done == [1, 2]
