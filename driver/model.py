@@ -285,6 +285,18 @@ class Bridge:
     must_be_ours: bool
     routes_loopback: bool = False
 
+    @property
+    def link_local(self) -> IPv6Interface | None:
+        """Its link-local address, the one that the kernel makes of its MAC (RFC 4291, A).
+
+        None for a bridge without an address of IPv6, on which that is off.
+        """
+        if all(address.version == 4 for address in self.addresses):  # noqa: PLR2004
+            return None
+        mac = bytes.fromhex(self.mac.replace(":", ""))
+        host = bytes([mac[0] ^ 0x02]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+        return IPv6Interface((b"\xfe\x80" + bytes(6) + host, 64))
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 READ_SECONDS = 5.0  # from the connection to the last byte of the request
 SEND_SECONDS = 5.0
+LAST_SECONDS = 0.5  # at our own end, for a request that is on its way on an open connection
 MOST_UNFINISHED = 512  # connections that have yet to say what they want
 MOST_BYTES = 64 * 1024 * 1024  # of unfinished requests, all together
 PIECE = 256 * 1024
@@ -136,17 +137,28 @@ class Worker(ThreadWorker):
         self._bytes -= len(conn.incoming.data)
 
     def murder_pending(self) -> None:
-        """Close the connections that had their time, and at our own end those that said nothing."""
+        """Close the connections that had their time; at our own end who says nothing gets less.
+
+        Not none: a connection may have been accepted a moment before its request arrives, and
+        Docker does not repeat one that it has sent.
+        """
         now = time.monotonic()
         for conn in tuple(self._unfinished):
             if now - conn.arrived > READ_SECONDS:
                 self._refuse(conn, 408, f"no complete request within {READ_SECONDS:.0f} s")
-            elif not self.alive and not conn.incoming.data:
+            elif self._is_idle_at_the_end(conn, now):
                 self._drop(conn)
         for conn in tuple(self._unread):
             if now - conn.answered > SEND_SECONDS:
                 log.warning("a connection was closed: its answer was not read")
                 self._give_up(conn)
+
+    def _is_idle_at_the_end(self, conn: Connection, now: float) -> bool:
+        return not self.alive and not conn.incoming.data and now - conn.arrived > LAST_SECONDS
+
+    def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
+        """Look for what comes; at our own end often enough to keep no connection for long."""
+        super().wait_for_and_dispatch_events(timeout if self.alive else 0.1)
 
     def handle(self, conn: Connection) -> None:  # type: ignore[override]  # `accept` makes them
         """Serve a complete request, in a thread, and send what the other side takes at once."""

@@ -90,6 +90,9 @@ def create_veth(veth: Veth) -> None:
     """Make the pair in one message: MTU, MAC of the sandbox end, host end on the bridge and up."""
     with _route(f"create {veth.host_end} on bridge {veth.bridge}") as route:
         _create_pair(route, veth, _bridge_index(veth), VethPeer(veth.sandbox_end, veth.mac))
+        with Rollback() as undo:
+            undo.push(route.delete_link, veth.host_end)
+            _silence(veth)
 
 
 def create_veth_in(veth: Veth, namespace: int, interface: DirectInterface) -> None:
@@ -98,8 +101,10 @@ def create_veth_in(veth: Veth, namespace: int, interface: DirectInterface) -> No
     All of it in one thread that has entered the namespace: a socket opened before stays the host's.
     """
     bridge = _bridge_index(veth)
-    with _route(f"create {veth.host_end} on {veth.bridge}") as route:
+    with _route(f"create {veth.host_end} on {veth.bridge}") as route, Rollback() as undo:
         netns.run_in(namespace, partial(_create_inside, route, veth, bridge, namespace, interface))
+        undo.push(route.delete_link, veth.host_end)
+        _silence(veth)
 
 
 def _create_inside(
@@ -138,6 +143,16 @@ def _create_pair(route: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> N
     with Rollback() as undo:
         undo.push(route.delete_link, veth.host_end)
         route.finish_link(veth.host_end, veth.alias, NO_GROUP, hairpin=veth.hairpin)
+
+
+def _silence(veth: Veth) -> None:
+    """Have no IPv6 on the host end, which only passes frames on.
+
+    Else it gets an address, routes and neighbours that nobody needs, and whenever a link comes or
+    goes the kernel walks through those of all (fib6_clean_all(), neigh_carrier_down()): half of
+    what a container's link costs beside 1,000 others.
+    """
+    _switch_ipv6(veth.host_end, on=False)
 
 
 def _next_name(prefix: str) -> str:
@@ -302,6 +317,7 @@ def _create_bridge(route: Rtnetlink, bridge: Bridge) -> None:
         index = _index(bridge.name)
         for address in bridge.addresses:
             _add_address(route, index, address)
+        _add_link_local(route, index, bridge)
 
 
 def _write_parameters(bridge: Bridge) -> None:
@@ -322,9 +338,7 @@ def _write_parameters(bridge: Bridge) -> None:
 
 def _switch_ipv6(ifname: str, *, on: bool) -> None:
     """Have IPv6 on an interface or not; a kernel started without IPv6 has nothing to turn off."""
-    key, wanted = "net.ipv6.conf.IFNAME.disable_ipv6", "0" if on else "1"
-    if sysctl.read(key, ifname) not in {None, wanted}:
-        sysctl.write(key, wanted, ifname)
+    sysctl.ensure("net.ipv6.conf.IFNAME.disable_ipv6", "0" if on else "1", ifname)
 
 
 def _route_loopback(bridge: Bridge, *, on: bool) -> None:
@@ -355,6 +369,8 @@ def _complete_bridge(route: Rtnetlink, link: LinkInfo, bridge: Bridge) -> tuple[
         for address in missing:
             _add_address(route, link.index, address)
             undo.push(route.delete_address, link.index, address)
+        if link.alias == bridge.alias:
+            _add_link_local(route, link.index, bridge)
         if not link.is_up:
             route.raise_link(link.index)
         if link.alias == bridge.alias and (link.mac, link.mtu) != (bridge.mac, bridge.mtu):
@@ -409,6 +425,24 @@ def _add_address(route: Rtnetlink, index: int, address: IPInterface) -> None:
     """
     with _changing("add", address):
         route.add_address(index, address)
+
+
+def _add_link_local(route: Rtnetlink, index: int, bridge: Bridge) -> None:
+    """Give a bridge with IPv6 its link-local address; the kernel does so when it has a carrier.
+
+    Until then the host asks nobody on the bridge for their MAC address on behalf of others
+    (ndisc_send_ns(), net/ipv6/ndisc.c), and packets from outside are lost: for as long as others
+    keep the kernel's own work waiting for the rtnl lock.
+    """
+    if bridge.link_local is None:
+        return
+    try:
+        route.add_address(index, bridge.link_local)
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:  # the kernel was first
+            raise KernelError(
+                f"add address {bridge.link_local} of {bridge.name}: {error.strerror}"
+            ) from error
 
 
 @contextmanager

@@ -64,7 +64,6 @@ class LinuxKernel:
     """The kernel whose network namespace this process is in. Documented in `Kernel`."""
 
     def __init__(self) -> None:
-        sysctl.ensure_writable()
         self._nft = Nft()
         self._elements = Elements()
         self._preview = ruleset.Preview()

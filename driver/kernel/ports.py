@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import KernelError
+from driver.kernel import sysctl
 from driver.model import PortInUse, Protocol
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from driver.model import HostPort
 
-PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+PORT_RANGE = "net.ipv4.ip_local_port_range"
 
 _TYPES = {
     Protocol.TCP: (socket.SOCK_STREAM, socket.IPPROTO_TCP),
@@ -32,8 +32,14 @@ log = logging.getLogger(__name__)
 
 
 def ephemeral_ports() -> range:
-    """Return the ports from which the kernel, and so Docker, takes those that nobody chose."""
-    first, last = map(int, PORT_RANGE.read_text().split())
+    """Return the ports from which the kernel, and so Docker, takes those that nobody chose.
+
+    Raises KernelError if it does not say.
+    """
+    said = sysctl.read(PORT_RANGE)
+    if said is None:
+        raise KernelError(f"read {PORT_RANGE}: there is none")
+    first, last = map(int, said.split())
     return range(first, last + 1)
 
 

@@ -5,7 +5,6 @@ Decides nothing: which parameters, and whether, is `driver.sysctls`.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from driver.errors import InvalidRequest, KernelError
 from driver.kernel import netns
+from driver.kernel.procfs import Procfs
 from driver.model import Trace
 from driver.sysctls import NAMESPACE_WIDE_NAMES, is_of_interface, path_components
 
@@ -28,23 +28,8 @@ _OF_INTERFACES = frozenset({"conf", "neigh"})
 _READ_AND_WRITE = 0o600
 _MOST_FILES = 64  # open at once
 _LONGEST = 65536  # bytes; the kernel gives a value as a whole or not at all
-# include/uapi/linux/mount.h
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 2, 4, 8, 32, 4096
 
-
-def ensure_writable() -> None:
-    """Make /proc/sys writable in this process's mount namespace, if it is mounted read-only.
-
-    In a managed plugin it is a read-only bind mount of its own, in every engine (moby,
-    DefaultSpec()'s ReadonlyPaths in oci/defaults.go). Raises KernelError; needs CAP_SYS_ADMIN.
-    """
-    if not os.statvfs(ROOT).f_flag & os.ST_RDONLY:
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    flags = _MS_REMOUNT | _MS_BIND | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    if libc.mount(b"none", bytes(ROOT), None, flags, None) != 0:
-        reason = os.strerror(ctypes.get_errno())
-        raise KernelError(f"make {ROOT}, which is mounted read-only, writable: {reason}")
+_procfs = Procfs()
 
 
 def read(key: str, ifname: str = LOOPBACK, opened: int | None = None) -> str | None:
@@ -99,6 +84,24 @@ def write(key: str, value: str, ifname: str = LOOPBACK, opened: int | None = Non
         raise KernelError(f"set {key}={value}: {error.strerror}") from error
 
 
+def ensure(key: str, value: str, ifname: str) -> None:
+    """Write a parameter of an interface unless it has the value, or is not there.
+
+    Only writing takes the rtnl lock. Raises KernelError with the kernel's reason.
+    """
+    try:
+        descriptor = _open(key, ifname, os.O_RDWR)
+    except FileNotFoundError:  # a kernel started without IPv6, or an MTU too small for it
+        return
+    except OSError as error:
+        raise KernelError(f"set {key}={value}: {error.strerror}") from error
+    try:
+        if read(key, ifname, descriptor) != value:
+            write(key, value, ifname, descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def change(
     keys: Sequence[str], decide: Callable[[Mapping[str, str]], Mapping[str, str]]
 ) -> tuple[Trace, ...]:
@@ -130,7 +133,7 @@ def _file(key: str, ifname: str, opened: int | None, flags: int) -> Iterator[int
     if opened is not None:
         yield opened
         return
-    descriptor = os.open(_path(key, ifname), flags | os.O_CLOEXEC)
+    descriptor = _open(key, ifname, flags)
     try:
         yield descriptor
     finally:
@@ -139,16 +142,12 @@ def _file(key: str, ifname: str, opened: int | None, flags: int) -> Iterator[int
 
 @contextmanager
 def _open_some(keys: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Lend the files of parameters, to be read and written: of the first, of those there are.
-
-    To look a name up in /proc/sys takes the longer the more namespaces there are, some 0.3 ms
-    beside 1,000: the kernel keeps one name of each in the same place (proc_sys_compare()).
-    """
+    """Lend the files of parameters, to be read and written: of the first, of those there are."""
     with ExitStack() as stack:
         files: dict[str, int] = {}
         for key in keys[:_MOST_FILES]:
             with suppress(OSError):  # whoever reads or writes it is told why
-                files[key] = os.open(_path(key, LOOPBACK), os.O_RDWR | os.O_CLOEXEC)
+                files[key] = _open(key, LOOPBACK, os.O_RDWR)
                 stack.callback(os.close, files[key])
         yield files
 
@@ -188,7 +187,7 @@ def read_pristine(keys: Iterable[str] | None = None) -> dict[str, str]:
 
 
 def _try(sysctl: Sysctl, before: str | None, on_host: bool) -> None:  # noqa: FBT001 - private
-    path = Path(_path(sysctl.key, LOOPBACK))
+    path = ROOT.joinpath(*path_components(sysctl.key, LOOPBACK))
     if not path.is_file():
         raise InvalidRequest(_why_missing(sysctl.key, path, on_host=on_host))
     if not path.stat().st_mode & 0o200:
@@ -214,6 +213,6 @@ def _why_missing(key: str, path: Path, *, on_host: bool) -> str:
     return f"{key}: this kernel has no such parameter{hint}"
 
 
-def _path(key: str, ifname: str) -> str:
-    """Return a parameter's file; as text, for making a Path takes longer than reading it."""
-    return "/".join((str(ROOT), *path_components(key, ifname)))
+def _open(key: str, ifname: str, flags: int) -> int:
+    # As text, for making a Path takes longer than reading the file.
+    return _procfs.open("/".join(("sys", *path_components(key, ifname))), flags)

@@ -180,6 +180,30 @@ def test_the_sandbox_lets_it_do_its_work(service: Machine) -> None:
     assert "Traceback" not in said
 
 
+def test_it_has_a_procfs_of_its_own_where_that_is_allowed(service: Machine) -> None:
+    """As docs/operations.md says, for hosts with hundreds of containers."""
+
+    def opened() -> set[str]:
+        """Return what is open after parameters were tried; a mount without a place is `/`."""
+        network = {"NetworkID": NETWORK, "IPv6Data": []}
+        pool = {"AddressSpace": "", "Pool": "10.92.0.0/24", "Gateway": "10.92.0.1/24"}
+        options = {"com.docker.network.generic": {KEEPALIVE: "600"}}
+        call(service, "CreateNetwork", **network, IPv4Data=[pool], Options=options)
+        call(service, "DeleteNetwork", **network)
+        files = (service.root / f"proc/{status(service)['pid']}/fd").iterdir()
+        return {str(file.readlink()) for file in files} & {"/", "/proc"}
+
+    assert opened() == {"/proc"}
+    documented = (PACKAGING.parent / "docs/operations.md").read_text()
+    (drop_in,) = re.findall(r"\[Service\]\n(SystemCallFilter=.*)\n", documented)
+    add_unit(service, "pynet.service.d/procfs.conf", f"[Service]\n{drop_in}\n")
+    service.run("systemctl", "restart", "pynet.service")
+    assert opened() == {"/"}
+    (service.root / "etc/systemd/system/pynet.service.d/procfs.conf").unlink()
+    service.run("systemctl", "daemon-reload")
+    service.run("systemctl", "restart", "pynet.service")
+
+
 @pytest.mark.parametrize("how", ["restart", "kill"])
 def test_the_name_stays_while_the_driver_does_not(service: Machine, how: str) -> None:
     path = service.root / SOCKET
