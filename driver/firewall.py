@@ -146,7 +146,7 @@ table {TABLE} {{
 
 	chain guard {{
 		type filter hook prerouting priority raw; policy accept;
-		iifname @bridges ip daddr 127.0.0.0/8 drop
+		ip daddr 127.0.0.0/8 iifname @bridges drop
 		iifname @parts notrack
 		iifname "{LOOPBACK_PAIR.in_end}" meta mark set 0 ct original zone set {LOOPBACK_PAIR.table}
 	}}
@@ -157,7 +157,7 @@ table {TABLE} {{
 	}}
 	chain mark_translated {{
 		type filter hook prerouting priority dstnat + 5; policy accept;
-		iifname @bridges ct status dnat meta mark set meta mark | {TRANSLATED_MARK:#x}
+		ct status dnat iifname @bridges meta mark set meta mark | {TRANSLATED_MARK:#x}
 	}}
 	chain route_loopback {{
 		type route hook output priority mangle; policy accept;
@@ -192,10 +192,11 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 	chain forward {{
 		type filter hook forward priority filter - 10; policy accept;
 		iifname != @bridges oifname != @bridges accept
+		ct state established goto accepted
 		iifname . oifname @same_bridge goto accepted
 		iifname @internal drop
 		oifname @internal drop
-		ct state established,related goto accepted
+		ct state related goto accepted
 		oifname @bridges ct status dnat goto accepted
 		iifname "{LOOPBACK_PAIR.in_end}" goto accepted
 		oifname @bridges goto inbound
