@@ -22,11 +22,14 @@ PEERS_UP_TO = 100  # a third of a second each, and each slower than the one befo
 LIVES, PEER_LIVES = 12, 5
 COMPARED = 100  # lives on either host at the end
 LIMIT = 1.15
+BEYOND = 1500
+FULL = "that part at 1,000 endpoints and 1,000 ports over that at 1"
+PAST = f"that part at {BEYOND:,} on one network, which has two bridges then, over that at 1"
 MILLI = 1000
 
 
 def measure() -> Results:
-    """Return the rows at 1,000 over 1, and the curves."""
+    """Return the rows at 1,000 and at 1,500 over 1, and the curves."""
     with ExitStack() as stack:
         engines = [stack.enter_context(private_engine()) for _ in range(2)]
         few, many = (stack.enter_context(worker_on(engine)) for engine in engines)
@@ -36,12 +39,17 @@ def measure() -> Results:
                 worker.life(kind)
         few.begin("handover", number=1)
         points = _fill(many)
-        rows = tuple(_compare(kind, few, many) for kind in OURS)
+        rows = [_compare(kind, few, many, FULL) for kind in OURS]
+        for number in range(COUNTS[-1] + 1, BEYOND + 1):
+            many.begin("handover", number=number)
+        rows += [_compare(kind, few, many, PAST) for kind in OURS]
         version = engines[0].version
     curves = tuple(
         Curve(PEERS.get(kind, f"pynet, {kind}"), "ms", at) for kind, at in points.items()
     )
-    return Results(version, rows, {"One more container's network beside those there": curves})
+    return Results(
+        version, tuple(rows), {"One more container's network beside those there": curves}
+    )
 
 
 def _fill(worker: Worker) -> dict[str, dict[int, Series]]:
@@ -67,14 +75,14 @@ def _fill(worker: Worker) -> dict[str, dict[int, Series]]:
     return points
 
 
-def _compare(kind: str, few: Worker, many: Worker) -> Row:
+def _compare(kind: str, few: Worker, many: Worker, what: str) -> Row:
     """Return the row that compares a life on the full host with one beside a single other."""
     values: dict[str, list[float]] = {"few": [], "many": []}
     for _ in range(COMPARED):
         values["few"].append(_life(few, kind))
         values["many"].append(_life(many, kind))
     return Row(
-        "that part at 1,000 endpoints and 1,000 ports over that at 1",
+        what,
         "ms",
         Series(tuple(values["many"])),
         "itself at 1",

@@ -102,29 +102,24 @@ def _words(network: str, ports: int, name: str) -> list[str]:
 
 def _at_once(engine: Engine) -> list[Row]:
     """Return the rows for many containers started together and then removed together."""
+    networks = {"none": "none", **{name: _network(name) for name in (BRIDGE, *OURS)}}
     variants = {
-        name: partial(_live_together, engine, name, number)
-        for number, name in enumerate((BRIDGE, *OURS))
+        name: partial(_live_together, engine, network, name) for name, network in networks.items()
     }
-    taken = interleave(3, variants)
-    return [
-        Row(
-            f"{AT_ONCE} containers at once, started and removed",
-            "s",
-            taken[how],
-            BRIDGE,
-            taken[BRIDGE],
-            how,
-            limit,
-        )
+    taken = interleave(4, variants)
+    what = f"{AT_ONCE} containers at once, started and removed"
+    rows = [
+        Row(what, "s", taken[how], BRIDGE, taken[BRIDGE], how, limit)
         for how, limit in zip(OURS, AT_ONCE_LIMITS, strict=True)
     ]
+    least = "the same without a network: the least there is"
+    return [*rows, Row(least, "s", taken["none"], BRIDGE, taken[BRIDGE])]
 
 
-def _live_together(engine: Engine, name: str, _: int) -> float:
+def _live_together(engine: Engine, network: str, name: str) -> float:
     """Return the seconds until all have started and are gone again; none may fail."""
     names = [f"one{number}" for number in range(AT_ONCE)]
-    words = _words(_network(name), 0, name)
+    words = _words(network, 0, name) if network != "none" else ["--network", "none", "bb"]
 
     def start(container: str) -> None:
         engine.docker("run", "-d", "--name", container, *words, "sleep", "1000", timeout=300)

@@ -74,6 +74,9 @@ class Worker(ThreadWorker):
         self._bytes = 0
         self._unread: dict[Connection, None] = {}  # answered, and the answer not taken yet
 
+    def notify(self) -> None:
+        """Tell the arbiter nothing: with a timeout of 0 it does not ask."""
+
     def accept(self, listener: socket.socket) -> None:
         """Take a connection, and what has come on it already, which is mostly all."""
         try:

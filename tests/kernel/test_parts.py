@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,8 +13,9 @@ from driver import model
 from driver.bridge import BridgeDriver, NewJoin
 from driver.errors import KernelError
 from driver.kernel.rtnetlink import Rtnetlink, VethPeer
-from driver.model import EndpointId, MacAddress, find_room, host_end_name
+from driver.model import Attach, EndpointId, MacAddress, find_room, host_end_name
 from driver.store import Store
+from tests.engine.soak import repetitions
 from tests.engine.wait import wait_until
 from tests.kernel.container import (
     FAMILIES,
@@ -20,11 +23,12 @@ from tests.kernel.container import (
     calling,
     is_connected,
     reaches,
+    sandbox_of,
     serving,
     socket_in,
     start,
 )
-from tests.kernel.host import run
+from tests.kernel.host import ip, run
 from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, pool, ports
 
 if TYPE_CHECKING:
@@ -102,6 +106,41 @@ def test_apart_they_reach_each_other_by_published_ports_only(
         with serving(endpoints[other], version, 80):
             caller = socket_in(endpoints[one], FAMILIES[version])
             assert arrives(caller, host, 8000 + other), (one, other)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_fifteen_hundred_on_one_network(
+    driver: BridgeDriver, real: RealHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As large as bridges are; as long as it is no soak, a tenth of both."""
+    many = repetitions(1500)
+    monkeypatch.setattr(model, "BRIDGE_PORTS", many * 2 // 3)
+    wide = (pool("10.1.0.1/16"),)
+    driver.create_network(network(1, f"{KEEPALIVE}=600", pools=wide, attach=Attach.DIRECT))
+    endpoints = [attach(driver, real, number) for number in range(1, many + 1)]
+    assert Counter(bridges(real).values()) == {FIRST: many * 2 // 3, SECOND: many // 3}
+    for number, client in enumerate(endpoints):
+        for distance in (1, many // 2):
+            server = endpoints[(number + distance) % many]
+            assert reaches(client, server), (number, distance)
+            # All namespaces share one table of neighbours, which has room for 1,024
+            # (net.ipv4.neigh.default.gc_thresh3); docs/operations.md tells who runs so many.
+            for each in (client, server):
+                ip("neigh", "flush", "dev", "eth0", sandbox=sandbox_of(each))
+    assert driver.check() == ()
+    driver.delete_network(network(1).id)
+    wait_until(lambda: not real.links(), 60, "all links are deleted")
+
+
+def attach(driver: BridgeDriver, real: RealHost, number: int) -> Endpoint:
+    """Start a container whose interface the driver makes."""
+    address = IPv4Interface(f"10.1.{number // 250}.{2 + number % 250}/16")
+    new = replace(new_endpoint(), id=EndpointId(f"{number:012x}" + 52 * "e"), ipv4=address)
+    endpoint = driver.create_endpoint(new)
+    sandbox = real.add_sandbox(number)
+    driver.join(NewJoin(new.network_id, new.id, sandbox, has_ports=False))
+    return endpoint.joined(sandbox)
 
 
 def test_nothing_is_left_of_it(driver: BridgeDriver, real: RealHost) -> None:
