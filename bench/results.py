@@ -46,7 +46,8 @@ def write_results(name: str, results: Results) -> Path:
         "spans": {title: list(map(list, spans)) for title, spans in results.spans.items()},
     }
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    (FOLDER / f"{name}.md").write_text(render_table(results.rows) + "\n")
+    if results.rows:
+        (FOLDER / f"{name}.md").write_text(render_table(results.rows) + "\n")
     return path
 
 
