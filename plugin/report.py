@@ -41,13 +41,14 @@ def _report_network(network: Network, endpoints: tuple[Endpoint, ...]) -> dict[s
     return {
         "id": network.id,
         "bridge": network.bridge_name,
+        "further_bridges": [network.bridge_at(number) for number in network.parts],
         "pools": [
             {"subnet": str(pool.subnet), "gateway": _text(pool.gateway and pool.gateway.ip)}
             for pool in network.pools
         ],
         "options": _report_options(network.options),
         "sysctls": {sysctl.key: sysctl.value for sysctl in network.options.sysctls},
-        "endpoints": [_report_endpoint(endpoint) for endpoint in endpoints],
+        "endpoints": [_report_endpoint(endpoint, network) for endpoint in endpoints],
     }
 
 
@@ -65,13 +66,14 @@ def _report_options(options: NetworkOptions) -> dict[str, Any]:
     }
 
 
-def _report_endpoint(endpoint: Endpoint) -> dict[str, Any]:
+def _report_endpoint(endpoint: Endpoint, network: Network) -> dict[str, Any]:
     attachment = endpoint.attachment
     return {
         "id": endpoint.id,
         "ipv4": _text(endpoint.ipv4),
         "ipv6": _text(endpoint.ipv6),
         "mac": endpoint.mac,
+        "bridge": None if attachment is None else network.bridge_at(attachment.bridge),
         "host_end": host_end_name(endpoint.id),
         "sandbox": None if attachment is None else attachment.sandbox,
         "sysctls": {sysctl.key: sysctl.value for sysctl in endpoint.sysctls},

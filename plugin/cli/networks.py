@@ -101,7 +101,6 @@ def inspect(name: str) -> None:
             {
                 "container": inventory.container_name(endpoint),
                 "network": inventory.network_name(network),
-                "bridge": network["bridge"],
                 "sandbox_end": find_interface(driver, endpoint),
                 **endpoint,
             }
