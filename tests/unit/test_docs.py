@@ -10,7 +10,14 @@ import pytest
 
 from driver.options import ENDPOINT_OPTIONS, NETWORK_OPTIONS
 from plugin.settings import Settings, parse_settings
-from tests.render_docs import OPTIONS_FILE, SETTINGS, render_options, variable
+from tests.render_docs import (
+    OPTIONS_FILE,
+    README,
+    SETTINGS,
+    place_figures,
+    render_options,
+    variable,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
@@ -34,6 +41,11 @@ each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: 
 
 def test_the_options_page_is_current() -> None:
     assert OPTIONS_FILE.read_text() == render_options(), "run: python -m tests.render_docs"
+
+
+def test_the_figures_are_those_that_were_measured_last() -> None:
+    text = README.read_text()
+    assert text == place_figures(text), "run: python -m tests.render_docs"
 
 
 def test_every_setting_is_described() -> None:
