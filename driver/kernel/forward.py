@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from driver.kernel import sysctl
 from driver.undo import Rollback
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from driver.kernel.nft import Nft
 
-IPV6 = Path("/proc/sys/net/ipv6")  # not there on a kernel started without IPv6
 OLD_TABLES = Path("/proc/net/ip_tables_names")  # of the older iptables, in this network namespace
 CHAINS = ("DOCKER-USER", "FORWARD")
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def _has_old_filter() -> bool:
 
 def _tables() -> Iterator[str]:
     yield "ip filter"
-    if IPV6.is_dir():
+    if sysctl.has_ipv6():
         yield "ip6 filter"
 
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import KernelError
+from driver.kernel import sysctl
 from driver.undo import Rollback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 COMMANDS = ("iptables", "ip6tables")
-IPV6 = Path("/proc/sys/net/ipv6")  # not there on a kernel started without IPv6
 CHAINS = ("DOCKER-USER", "FORWARD")
 LOCK_SECONDS = 2  # how long to wait for the xtables lock; every request is answered in 5 s
 _TIMEOUT_SECONDS = 4
@@ -64,7 +63,7 @@ def _usable() -> Iterator[str]:
     """Yield the commands that are installed, ip6tables only where the kernel has IPv6."""
     for command in COMMANDS:
         path = shutil.which(command)
-        if path is not None and (command != "ip6tables" or IPV6.is_dir()):
+        if path is not None and (command != "ip6tables" or sysctl.has_ipv6()):
             yield path
 
 

@@ -39,6 +39,7 @@ _IFREQ = struct.Struct("=16sH22x")  # struct ifreq: the name, then the flags
 HALF_MADE = 0x706E6574
 _DOOMED = 0x706E6478  # what is about to be deleted, all of it at once
 NO_GROUP = 0
+_IPV6_MTU = 1280  # an interface with less has no IPv6, RFC 8200
 
 
 @contextmanager
@@ -90,9 +91,6 @@ def create_veth(veth: Veth) -> None:
     """Make the pair in one message: MTU, MAC of the sandbox end, host end on the bridge and up."""
     with _route(f"create {veth.host_end} on bridge {veth.bridge}") as route:
         _create_pair(route, veth, _bridge_index(veth), VethPeer(veth.sandbox_end, veth.mac))
-        with Rollback() as undo:
-            undo.push(route.delete_link, veth.host_end)
-            _silence(veth)
 
 
 def create_veth_in(veth: Veth, namespace: int, interface: DirectInterface) -> None:
@@ -101,10 +99,8 @@ def create_veth_in(veth: Veth, namespace: int, interface: DirectInterface) -> No
     All of it in one thread that has entered the namespace: a socket opened before stays the host's.
     """
     bridge = _bridge_index(veth)
-    with _route(f"create {veth.host_end} on {veth.bridge}") as route, Rollback() as undo:
+    with _route(f"create {veth.host_end} on {veth.bridge}") as route:
         netns.run_in(namespace, partial(_create_inside, route, veth, bridge, namespace, interface))
-        undo.push(route.delete_link, veth.host_end)
-        _silence(veth)
 
 
 def _create_inside(
@@ -142,17 +138,17 @@ def _create_pair(route: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> N
         raise
     with Rollback() as undo:
         undo.push(route.delete_link, veth.host_end)
-        route.finish_link(veth.host_end, veth.alias, NO_GROUP, hairpin=veth.hairpin)
-
-
-def _silence(veth: Veth) -> None:
-    """Have no IPv6 on the host end, which only passes frames on.
-
-    Else it gets an address, routes and neighbours that nobody needs, and whenever a link comes or
-    goes the kernel walks through those of all (fib6_clean_all(), neigh_carrier_down()): half of
-    what a container's link costs beside 1,000 others.
-    """
-    _switch_ipv6(veth.host_end, on=False)
+        # The host end only passes frames on. Else it gets an address, with routes and neighbours,
+        # and whenever a link comes or goes the kernel walks through those of all
+        # (fib6_clean_all(), neigh_carrier_down()).
+        has_ipv6 = veth.mtu >= _IPV6_MTU and sysctl.has_ipv6()
+        route.finish_link(
+            veth.host_end,
+            veth.alias,
+            NO_GROUP,
+            hairpin=veth.hairpin,
+            without_link_local=has_ipv6,
+        )
 
 
 def _next_name(prefix: str) -> str:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from contextlib import suppress
+from threading import Thread
 
 MOST_OPENED = 256  # files, then comes the next mount; to be rid of one takes 0.7 ms
 # The same on every architecture, include/uapi/asm-generic/unistd.h
@@ -48,12 +50,24 @@ class Procfs:
 
         Returns a descriptor, which the caller closes. Raises OSError as open(2) does.
         """
+        if self._mount is None:
+            self._mount = _Mount()
+        elif self._mount.opened >= MOST_OPENED:
+            self._exchange()
         mount = self._mount
-        if mount is None or mount.opened >= MOST_OPENED:
-            # Two threads may come here at once: one mount more is made, and goes unused.
-            self._mount = mount = _Mount()
         mount.opened += 1
         return os.open(path, flags | os.O_CLOEXEC, dir_fd=mount.descriptor)
+
+    def _exchange(self) -> None:
+        """Go on with a new mount; two threads may do so at once, and one of theirs goes unused.
+
+        The old one is closed in a thread of its own: the kernel waits for a grace period then, and
+        a container's first process may be waiting for us.
+        """
+        old = [self._mount]  # whoever empties this closes it, unless a file is being opened
+        self._mount = _Mount()
+        with suppress(RuntimeError):  # no thread is to be had: it is closed on return
+            Thread(target=old.clear, name="procfs", daemon=True).start()
 
 
 def _open_procfs() -> int:

@@ -48,7 +48,8 @@ _NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34
 
 # IFLA_…
 _MAC, _NAME, _MTU, _OTHER_END, _MASTER, _INFO = 1, 3, 4, 5, 10, 18
-_ALIAS, _GROUP, _NAMESPACE, _EXT_MASK, _OTHER_NAMESPACE = 20, 27, 28, 29, 37
+_ALIAS, _OF_FAMILY, _GROUP, _NAMESPACE, _EXT_MASK, _OTHER_NAMESPACE = 20, 26, 27, 28, 29, 37
+_ADDRESS_MODE, _NO_ADDRESS = 8, b"\1"  # IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
 _KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5  # IFLA_INFO_…
 _VETH_PEER = 1  # VETH_INFO_PEER
 _HAIRPIN = 4  # IFLA_BRPORT_MODE
@@ -141,12 +142,26 @@ class Rtnetlink(Connection):
         body += encode_attribute(_INFO, encode_text(_KIND, "veth") + data)
         self.change(_NEW_LINK, body, CREATE | EXCLUSIVE)
 
-    def finish_link(
-        self, name: str, alias: str, group: int, *, mtu: int | None = None, hairpin: bool = False
+    def finish_link(  # noqa: PLR0913 - all in one message
+        self,
+        name: str,
+        alias: str,
+        group: int,
+        *,
+        mtu: int | None = None,
+        hairpin: bool = False,
+        without_link_local: bool = False,
     ) -> None:
-        """Give a link its alias and group; `hairpin` is for one that is on a bridge."""
+        """Give a link its alias and group.
+
+        `hairpin` is for one that is on a bridge. `without_link_local`, before it has a carrier, for
+        one that has IPv6 and is to get no address by itself; the kernel refuses it to others.
+        """
         body = _named(name) + encode_text(_ALIAS, alias) + encode_number(_GROUP, group)
         body += b"" if mtu is None else encode_number(_MTU, mtu)
+        if without_link_local:
+            mode = encode_attribute(_ADDRESS_MODE, _NO_ADDRESS)
+            body += encode_attribute(_OF_FAMILY, encode_attribute(socket.AF_INET6, mode))
         self.change(_NEW_LINK, body + (_port(hairpin=True) if hairpin else b""))
 
     def set_hairpin(self, index: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,12 @@ _MOST_FILES = 64  # open at once
 _LONGEST = 65536  # bytes; the kernel gives a value as a whole or not at all
 
 _procfs = Procfs()
+
+
+@cache
+def has_ipv6() -> bool:
+    """Tell whether the kernel was started with IPv6."""
+    return (ROOT / "net/ipv6").is_dir()
 
 
 def read(key: str, ifname: str = LOOPBACK, opened: int | None = None) -> str | None:

@@ -128,10 +128,10 @@ SAME = {
     "delete_endpoint": Cost(statements=8),
 }
 EXPECTED = {
-    # The pair, its alias, no IPv6 on the host end; the sandbox entered for the parameter.
-    Attach.HANDOVER: SAME | {"join": Cost(links=2, statements=20, threads=1, opened=5)},
+    # The pair, then its alias; the sandbox entered for the parameter.
+    Attach.HANDOVER: SAME | {"join": Cost(links=2, statements=20, threads=1, opened=4)},
     # Besides the address and the link up, inside, and what is written for the interface.
-    Attach.DIRECT: SAME | {"join": Cost(links=4, statements=20, threads=2, opened=9)},
+    Attach.DIRECT: SAME | {"join": Cost(links=4, statements=20, threads=2, opened=8)},
 }
 
 

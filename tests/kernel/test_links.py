@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from driver.kernel import sysctl
 from driver.model import Endpoint, MacAddress, veth_of
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip
@@ -59,15 +60,27 @@ def test_a_bridge_without_ipv6_has_none(linux: LinuxKernel) -> None:
     assert json.loads(ip("-json", "-6", "addr", "show", only.name)) in ([], [{}])
 
 
-def test_a_host_end_has_no_ipv6(linux: LinuxKernel) -> None:
-    linux.ensure_bridge(DUAL.bridge)
+def test_a_host_end_has_no_address(linux: LinuxKernel) -> None:
+    """On a bridge with a carrier, so that the kernel has had its chance when the bridge has."""
+    linux.ensure_bridge(replace(DUAL.bridge, addresses=()))
+    ip("link", "add", "plain", "type", "veth", "peer", "other")
     linux.create_veth(VETH)
-    ip("link", "set", VETH.sandbox_end, "up")
-    switch = Path("/proc/sys/net/ipv6/conf", VETH.host_end, "disable_ipv6")
-    assert switch.read_text() == "1\n"
+    for name in (VETH.sandbox_end, "other", "plain"):
+        ip("link", "set", name, "up")
+    wait_until(lambda: link_local(VETH.sandbox_end) and link_local("plain"), 10, "addresses")
+    assert json.loads(ip("-json", "-6", "addr", "show", VETH.host_end)) in ([], [{}])
 
 
 def test_an_mtu_too_small_for_ipv6_is_no_reason_to_fail(linux: LinuxKernel) -> None:
     linux.ensure_bridge(replace(DUAL.bridge, mtu=1000, addresses=DUAL.bridge.addresses[:1]))
     linux.create_veth(replace(VETH, mtu=1000))
     assert not Path("/proc/sys/net/ipv6/conf", VETH.host_end).exists()
+
+
+def test_a_kernel_without_ipv6_is_no_reason_to_fail(
+    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sysctl, "has_ipv6", lambda: False)
+    linux.ensure_bridge(replace(DUAL.bridge, addresses=DUAL.bridge.addresses[:1]))
+    linux.create_veth(VETH)
+    assert linux.observe_links()[VETH.host_end].up

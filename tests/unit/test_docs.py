@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.figures import place_figures
 from driver.options import ENDPOINT_OPTIONS, NETWORK_OPTIONS
 from plugin.settings import Settings, parse_settings
 from tests.render_docs import (
     OPTIONS_FILE,
     README,
     SETTINGS,
-    place_figures,
     render_options,
     variable,
 )
