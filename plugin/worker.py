@@ -143,7 +143,7 @@ class Worker(ThreadWorker):
         """Close the connections that had their time; at our own end who says nothing gets less.
 
         Not none: a connection may have been accepted a moment before its request arrives, and
-        Docker does not repeat one that it has sent.
+        when it breaks Docker repeats the request without its body.
         """
         now = time.monotonic()
         for conn in tuple(self._unfinished):

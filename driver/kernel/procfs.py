@@ -31,8 +31,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class _Mount:
     """A procfs, kept for as long as somebody opens a file of it."""
 
-    def __init__(self) -> None:
-        self.descriptor = _open_procfs()
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
         self.opened = 0
 
     def __del__(self) -> None:
@@ -51,7 +51,7 @@ class Procfs:
         Returns a descriptor, which the caller closes. Raises OSError as open(2) does.
         """
         if self._mount is None:
-            self._mount = _Mount()
+            self._mount = _Mount(_open_procfs())
         elif self._mount.opened >= MOST_OPENED:
             self._exchange()
         mount = self._mount
@@ -65,7 +65,7 @@ class Procfs:
         a container's first process may be waiting for us.
         """
         old = [self._mount]  # whoever empties this closes it, unless a file is being opened
-        self._mount = _Mount()
+        self._mount = _Mount(_open_procfs())
         with suppress(RuntimeError):  # no thread is to be had: it is closed on return
             Thread(target=old.clear, name="procfs", daemon=True).start()
 
