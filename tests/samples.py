@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Any
 
@@ -82,6 +83,15 @@ def new_endpoint(
         sysctls=tuple(map(sysctl, sysctls)),
         engine_keys=frozenset(),
         ifname=ifname,
+    )
+
+
+def one_of_many(number: int, net: int = 1) -> NewEndpoint:
+    """Return an endpoint on 10.NET.0.0/16 that shares id and address with no other number."""
+    return replace(
+        new_endpoint(1, net),
+        id=EndpointId(f"{net:02x}{number:010x}" + 52 * "e"),
+        ipv4=IPv4Interface(f"10.{net}.{1 + number // 250}.{2 + number % 250}/16"),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,7 +28,7 @@ from tests.kernel.container import (
     start,
 )
 from tests.kernel.host import ip, run
-from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, pool, ports
+from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, one_of_many, pool, ports
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,8 +134,7 @@ def test_fifteen_hundred_on_one_network(
 
 def attach(driver: BridgeDriver, real: RealHost, number: int) -> Endpoint:
     """Start a container whose interface the driver makes."""
-    address = IPv4Interface(f"10.1.{number // 250}.{2 + number % 250}/16")
-    new = replace(new_endpoint(), id=EndpointId(f"{number:012x}" + 52 * "e"), ipv4=address)
+    new = one_of_many(number)
     endpoint = driver.create_endpoint(new)
     sandbox = real.add_sandbox(number)
     driver.join(NewJoin(new.network_id, new.id, sandbox, has_ports=False))

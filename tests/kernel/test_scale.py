@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
 import pytest
 
 from driver.bridge import NewJoin
 from driver.kernel import sysctl as kernel_sysctl
-from driver.model import EndpointId
 from driver.options import parse_change
 from tests.engine.soak import repetitions
-from tests.samples import KEEPALIVE, network, network_id, new_endpoint, pool
+from tests.samples import KEEPALIVE, network, network_id, one_of_many, pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,9 +56,7 @@ def clock(action: Callable[[], object]) -> float:
 
 def join(driver: BridgeDriver, number: int, net: int, sandbox: SandboxKey) -> float:
     """Join an endpoint of its own to a network; return the seconds that the join takes."""
-    address = IPv4Interface(f"10.{net}.{1 + number // 250}.{2 + number % 250}/16")
-    identity = EndpointId(f"{net:02x}{number:010x}" + 52 * "e")
-    new = replace(new_endpoint(1, net), id=identity, ipv4=address)
+    new = one_of_many(number, net)
     driver.create_endpoint(new)
     wanted = NewJoin(new.network_id, new.id, sandbox, has_ports=False)
     return clock(lambda: driver.join(wanted))
