@@ -21,8 +21,8 @@ from driver.health import Health
 from driver.lock import Request
 from driver.model import parse_endpoint_id, short
 from plugin import protocol
-from plugin.crew import Crew
-from plugin.incoming import ARRIVED, CONTENT_TYPE, MAX_BODY
+from plugin.crew import CALLER, Caller, Deadlines
+from plugin.incoming import CONTENT_TYPE, MAX_BODY
 from plugin.metrics import Calls, render_metrics
 from plugin.parameters import answer_parameter_questions
 from plugin.report import report_differences, report_interface, report_networks
@@ -81,7 +81,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     operations = build_operations(driver)
     health, counts, calls = health or Health(), counts or Counts(), Calls()
-    desk = Desk(driver, Crew(health))
+    desk = Desk(driver, Deadlines(health))
 
     @app.post("/<method>")
     def call(method: str) -> Response:
@@ -151,7 +151,7 @@ def _add_signs(app: Flask, desk: Desk, driver: Callable[[], BridgeDriver], signs
             return driver().describe(), driver().read_traffic()
 
         try:
-            state, traffic = desk.run("GET /metrics", look, _arrival(), ANSWER_SECONDS)
+            state, traffic = desk.run("GET /metrics", look, _caller(), ANSWER_SECONDS)
         except DriverError as error:
             log.warning("metrics without networks: %s", error)
             state, traffic = None, {}
@@ -168,20 +168,20 @@ class Desk:
     it waits for a driver that is starting.
     """
 
-    def __init__(self, driver: Callable[[], BridgeDriver], crew: Crew) -> None:
+    def __init__(self, driver: Callable[[], BridgeDriver], deadlines: Deadlines) -> None:
         self._driver = driver
-        self._crew = crew
+        self._deadlines = deadlines
 
     def run(
         self,
         words: str,
         work: Callable[[], T],
-        arrived: float,
+        caller: Caller,
         answer_seconds: float,
     ) -> T:
         """Return what `work` returns; raises Busy if it cannot begin or end in time."""
-        now = time.monotonic()
-        if now - arrived > (BEGIN_SECONDS if self._crew.is_stuck else QUEUE_SECONDS):
+        arrived, now = caller.arrived, time.monotonic()
+        if now - arrived > (BEGIN_SECONDS if self._deadlines.is_stuck else QUEUE_SECONDS):
             raise Busy("the driver has too much to do at once; try again")
         ready = self._driver()
         arrived += time.monotonic() - now
@@ -193,7 +193,7 @@ class Desk:
             with ready.serving(serving):
                 return work()
 
-        return self._crew.run(serve, serving, answer_by)
+        return self._deadlines.run(serve, serving, caller, answer_by)
 
 
 def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operation]:
@@ -276,7 +276,7 @@ def _answer(operations: Mapping[str, Operation], desk: Desk, calls: Calls, metho
     try:
         _check_body(method, body)
         answer = (
-            work() if method in DRIVERLESS else desk.run(words, work, _arrival(), ANSWER_SECONDS)
+            work() if method in DRIVERLESS else desk.run(words, work, _caller(), ANSWER_SECONDS)
         )
         status = 200
     except DriverError as error:
@@ -294,15 +294,15 @@ def _tell(desk: Desk, work: Callable[[], dict[str, Any]]) -> Response:
     """Answer a question of people's."""
     try:
         words = f"{request.method} {request.path[:80]}"
-        return _reply(desk.run(words, work, _arrival(), PERSON_SECONDS), 200)
+        return _reply(desk.run(words, work, _caller(), PERSON_SECONDS), 200)
     except DriverError as error:
         return _reply({"Err": _words(error)}, _status_of(error))
 
 
-def _arrival() -> float:
-    """Return when the request arrived, as time.monotonic() has it."""
-    arrived: float = request.environ.get(ARRIVED) or time.monotonic()
-    return arrived
+def _caller() -> Caller:
+    """Return who made the request, which the server knows."""
+    caller: Caller = request.environ.get(CALLER) or Caller()
+    return caller
 
 
 def _check_body(method: str, body: bytes) -> None:

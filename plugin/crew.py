@@ -1,7 +1,8 @@
-"""Do the work of requests in threads that an answer need not wait for; knows no protocol.
+"""Do the work of requests in threads, and let nobody wait for what does not end; no protocol.
 
 What hangs in the kernel or on a disk cannot be interrupted, so whoever asked is told after a while
-and the work goes on. To hand it over costs 50 microseconds.
+and the work goes on. It is the server's loop that tells: a thread to wait beside each that works
+would cost every request a tenth of a millisecond.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import logging
 import sys
 import time
 import traceback
-from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
 from queue import SimpleQueue
 from threading import Lock, Thread, get_ident
 from typing import TYPE_CHECKING, TypeVar
@@ -25,115 +28,182 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+CALLER = "pynet.caller"  # in the WSGI environment: the Caller
 MOST_OVERDUE = 16  # requests that may hang; the kernel is beyond help by then
 MOST_IDLE = 4
 
 log = logging.getLogger("pynet")
 
 
-class Crew:
-    """Threads that work for requests, as many as are at work and a few more. Thread-safe.
+@dataclass(slots=True, eq=False)
+class Task:
+    """What a thread of a crew does, which raises nothing."""
 
-    A request that is overdue is reported to `health` until its work ends.
+    work: Callable[[], None]
+    is_done: bool = False
+    is_given_up: bool = False
+
+
+class Crew:
+    """Up to `most` threads that work for requests, as many as have a task and a few more.
+
+    What cannot have a thread yet waits for one, in order.
     """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = Lock()
+        self._tasks: SimpleQueue[Task] = SimpleQueue()
+        self._threads = 0  # without those that were given up
+        self._spare = 0  # threads without a task; below 0, tasks without a thread
+
+    def hand_over(self, task: Task) -> None:
+        """Have a thread do the task."""
+        with self._lock:
+            self._spare -= 1
+            is_joined = self._join()
+        self._tasks.put(task)
+        if is_joined:
+            self._start()
+
+    def give_up(self, task: Task) -> None:
+        """Have another thread in place of one that does not come to the end of its task."""
+        with self._lock:
+            if task.is_done:
+                return
+            task.is_given_up = True
+            self._threads -= 1
+            is_joined = self._join()
+        if is_joined:
+            self._start()
+
+    def _join(self) -> bool:
+        """Count one more thread in if one is missing; returns whether it has to be started."""
+        is_missing = self._spare < 0 and self._threads < self._most
+        self._threads += is_missing
+        self._spare += is_missing
+        return is_missing
+
+    def _start(self) -> None:
+        try:
+            Thread(target=self._serve, name="crew", daemon=True).start()
+        except RuntimeError as error:
+            with self._lock:
+                self._threads -= 1
+                self._spare -= 1
+            log.error("%d threads are at work, and %s", self._threads, error)  # noqa: TRY400
+
+    def _serve(self) -> None:
+        while True:
+            task = self._tasks.get()
+            task.work()
+            with self._lock:
+                task.is_done = True
+                if task.is_given_up:
+                    return
+                if self._spare >= MOST_IDLE:
+                    self._threads -= 1
+                    return
+                self._spare += 1
+            del task  # its request and answer, which nobody needs while this thread is idle
+
+    def shutdown(self, wait: bool = True) -> None:  # noqa: FBT001, FBT002 - gunicorn calls it
+        """Do nothing: the threads end with the process, also those that hang."""
+
+
+@dataclass(slots=True, eq=False)
+class Caller:
+    """Who asked, and how long their patience lasts; all times are of time.monotonic()."""
+
+    arrived: float = field(default_factory=time.monotonic)
+    answer_by: float = inf
+    give_up: Callable[[], str | None] = lambda: None
+    """Returns what to answer at `answer_by`, None if the request ends just now after all."""
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    request: Request
+    thread: int = field(default_factory=get_ident)
+    began: float = field(default_factory=time.monotonic)
+    refusal: str | None = None
+    ended: bool = False
+
+
+class Deadlines:
+    """Knows the requests that are overdue, and reports them to `health` until they end."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
         self._lock = Lock()
-        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._idle = 0
-        self._overdue: set[Request] = set()
+        self._overdue: set[_Attempt] = set()
 
     @property
     def is_stuck(self) -> bool:
         """Tell whether a request is overdue."""
         return bool(self._overdue)
 
-    def run(self, work: Callable[[], T], request: Request, answer_by: float) -> T:
+    def run(self, work: Callable[[], T], request: Request, caller: Caller, answer_by: float) -> T:
         """Return what `work` returns or raise what it raises, if that comes in time.
 
-        Raises Busy at `answer_by`, a time.monotonic(); the work goes on, and the log says how it
-        ended.
+        At `answer_by` the caller may be given up, which the log and health tell. Then, once the
+        work has ended, this raises Busy with the words that were the answer.
         """
         if len(self._overdue) >= MOST_OVERDUE:
             raise Busy(
                 f"{MOST_OVERDUE} earlier requests have not ended: the kernel or a disk hangs; "
                 "look into the driver's log"
             )
-        outcome: Future[T] = Future()
-        workers: list[int] = []
-
-        def perform() -> None:
-            workers.append(get_ident())
-            try:
-                outcome.set_result(work())
-            except BaseException as failure:  # noqa: BLE001 - raised again where it is awaited
-                outcome.set_exception(failure)
-
-        began = time.monotonic()
-        self._hand_over(perform)
+        attempt = _Attempt(request)
+        caller.give_up = partial(self._give_up, attempt)
+        caller.answer_by = answer_by
+        outcome = "ok"
         try:
-            return outcome.result(max(answer_by - began, 0))
-        except TimeoutError:
-            if outcome.done():
-                return outcome.result()
-        self._give_up(outcome, request, began, workers)
-        raise Busy(
-            f"no end after {time.monotonic() - began:.1f} s: the kernel or a disk does not answer; "
-            "what has been begun is taken back or finished as soon as that is possible"
-        )
+            return work()
+        except Exception as failure:
+            outcome = str(failure)
+            raise
+        finally:
+            self._end(attempt, outcome)
 
-    def _hand_over(self, task: Callable[[], None]) -> None:
+    def _give_up(self, attempt: _Attempt) -> str | None:
+        seconds = time.monotonic() - attempt.began
         with self._lock:
-            is_short = self._idle == 0
-            if not is_short:
-                self._idle -= 1
-        self._tasks.put(task)
-        if is_short:
-            Thread(target=self._work, name="crew", daemon=True).start()
-
-    def _work(self) -> None:
-        while True:
-            task = self._tasks.get()
-            task()
-            del task  # its request and answer, which nobody needs while this thread is idle
-            with self._lock:
-                if self._idle >= MOST_IDLE:
-                    return
-                self._idle += 1
-
-    def _give_up(
-        self, outcome: Future[T], request: Request, began: float, workers: list[int]
-    ) -> None:
-        request.overdue = True
-        with self._lock:
-            self._overdue.add(request)
-        problem = (
-            f"{request.words}: no end since {time.strftime('%H:%M:%S')}, answered with an error"
-        )
-        self._health.report(_key(request), problem)
-        log.error("%s; it hangs at\n%s", problem, _where(workers))
-
-        def end(ended: Future[T]) -> None:
-            with self._lock:
-                self._overdue.discard(request)
-            self._health.clear(_key(request))
-            failure = ended.exception()
-            log.warning(
-                "%s, which was answered with an error, ended after %.1f s: %s",
-                request.words,
-                time.monotonic() - began,
-                "ok" if failure is None else failure,
+            if attempt.ended:
+                return None
+            attempt.request.overdue = True
+            attempt.refusal = (
+                f"no end after {seconds:.1f} s: the kernel or a disk does not answer; what has "
+                "been begun is taken back or finished as soon as that is possible"
             )
+            self._overdue.add(attempt)
+            now = time.strftime("%H:%M:%S")
+            problem = f"{attempt.request.words}: no end since {now}, answered with an error"
+            self._health.report(_key(attempt), problem)
+        log.error("%s; it hangs at\n%s", problem, _where(attempt.thread))
+        return attempt.refusal
 
-        outcome.add_done_callback(end)
+    def _end(self, attempt: _Attempt, outcome: str) -> None:
+        """Note that the work has ended. Raises Busy if it was too late."""
+        with self._lock:
+            attempt.ended = True
+            if attempt.refusal is None:
+                return
+            self._overdue.discard(attempt)
+            self._health.clear(_key(attempt))
+        seconds = time.monotonic() - attempt.began
+        words = attempt.request.words
+        log.warning(
+            "%s, which was answered with an error, ended after %.1f s: %s", words, seconds, outcome
+        )
+        raise Busy(attempt.refusal)
 
 
-def _key(request: Request) -> str:
-    return f"overdue {id(request)}"
+def _key(attempt: _Attempt) -> str:
+    return f"overdue {id(attempt)}"
 
 
-def _where(workers: list[int]) -> str:
+def _where(thread: int) -> str:
     """Return where a thread is at the moment."""
-    frame = sys._current_frames().get(workers[0]) if workers else None  # noqa: SLF001 - documented
+    frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented
     return "an unknown place" if frame is None else "".join(traceback.format_stack(frame)).rstrip()

@@ -11,7 +11,6 @@ MAX_BODY = 16 * 1024 * 1024  # bytes; a CreateEndpoint with 65,535 port bindings
 MOST_HEAD = 64 * 1024  # bytes of request line and headers; an engine sends 300
 MOST_SIZE_LINE = 256  # bytes of the line before a chunk
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
-ARRIVED = "pynet.arrived"  # in the WSGI environment: when the connection came, time.monotonic()
 END_OF_HEAD = b"\r\n\r\n"
 
 REQUEST_LINE = re.compile(rb"[A-Z]{1,20} \S+ HTTP/1\.[01]\r?\n")

@@ -2,8 +2,9 @@
 
 gunicorn's own reads a request in the thread that is to serve it, without an end to its patience:
 as many connections that say half a sentence as there are threads, and nobody is served any more.
-Here the loop that accepts connections collects what comes, and a thread gets what is complete. Nor
-does a thread wait for who does not read its answer.
+Here the loop that accepts connections collects what comes, and a thread gets what is complete, to
+the answer and the end of the connection. Nor does a thread wait for who does not read its answer.
+In the place of a thread that does not come to an end the loop answers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import selectors
 import time
 from functools import partial
 from http import HTTPStatus
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 from gunicorn import http
@@ -23,13 +25,19 @@ from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from plugin.incoming import ARRIVED, CONTENT_TYPE, Incoming, Refused
+from plugin.crew import CALLER, Caller, Crew, Task
+from plugin.incoming import CONTENT_TYPE, Incoming, Refused
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
+    from concurrent.futures import ThreadPoolExecutor
+
+    from gunicorn.config import Config
 
 READ_SECONDS = 5.0  # from the connection to the last byte of the request
 SEND_SECONDS = 5.0
+LOOK_SECONDS = 0.1  # how often the loop looks for who is overdue while anybody is served
 LAST_SECONDS = 0.5  # at our own end, for a request that is on its way on an open connection
 MOST_UNFINISHED = 512  # connections that have yet to say what they want
 MOST_BYTES = 64 * 1024 * 1024  # of unfinished requests, all together
@@ -41,14 +49,16 @@ log = logging.getLogger("pynet")
 
 
 class Connection(TConn):
-    """A connection, when it came, and what has come on it."""
+    """A connection, who made it, and what has come on it."""
 
     def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
         super().__init__(cfg, sock, client, server)
-        self.arrived = time.monotonic()
+        self.caller = Caller()
         self.incoming = Incoming()
         self.answer = _Answer()
         self.answered = 0.0
+        self.polled = False  # the loop looks out for what it says
+        self.turn = Lock()  # taken by whoever answers first: the thread that serves, or the loop
 
     def send(self) -> None:
         """Send of the answer what the other side takes at once."""
@@ -70,9 +80,25 @@ class Worker(ThreadWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._settings = cast("Config", _Settings(self.cfg))
+        self._crew = Crew(self.cfg.threads)
         self._unfinished: dict[Connection, None] = {}  # the oldest first
         self._bytes = 0
+        self._served: dict[Connection, Task] = {}  # until the answer is sent
         self._unread: dict[Connection, None] = {}  # answered, and the answer not taken yet
+
+    @property
+    def nr_conns(self) -> int:
+        """Return how many connections there are, which gunicorn counts otherwise."""
+        return len(self._unfinished) + len(self._served) + len(self._unread)
+
+    @nr_conns.setter
+    def nr_conns(self, _: int) -> None:
+        pass
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """Return what serves in place of gunicorn's threads."""
+        return cast("ThreadPoolExecutor", self._crew)
 
     def notify(self) -> None:
         """Tell the arbiter nothing: with a timeout of 0 it does not ask."""
@@ -87,11 +113,12 @@ class Worker(ThreadWorker):
             elif error.errno not in NOT_ARRIVED:
                 raise
             return
-        self.nr_conns += 1
         conn = Connection(self.cfg, client, address, listener.getsockname())
         self._unfinished[conn] = None
-        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._read, conn))
         self._read(conn)
+        if conn not in self._unfinished:
+            return
+        self._poll(conn, selectors.EVENT_READ, self._read)
         if len(self._unfinished) > MOST_UNFINISHED:
             self._refuse(next(iter(self._unfinished)), 503, "too many connections say nothing")
 
@@ -118,7 +145,8 @@ class Worker(ThreadWorker):
         try:
             if conn.incoming.feed(piece):
                 self._forget(conn)
-                self.enqueue_req(conn)
+                self._served[conn] = Task(partial(self.handle, conn))
+                self._crew.hand_over(self._served[conn])
             elif self._bytes > MOST_BYTES:
                 self._refuse(conn, 503, "too many bytes of unfinished requests")
         except Refused as refusal:
@@ -132,10 +160,10 @@ class Worker(ThreadWorker):
 
     def _drop(self, conn: Connection) -> None:
         self._forget(conn)
-        self._close(conn)
+        conn.close()
 
     def _forget(self, conn: Connection) -> None:
-        self.poller.unregister(conn.sock)
+        self._poll_no_more(conn)
         del self._unfinished[conn]
         self._bytes -= len(conn.incoming.data)
 
@@ -147,44 +175,57 @@ class Worker(ThreadWorker):
         """
         now = time.monotonic()
         for conn in tuple(self._unfinished):
-            if now - conn.arrived > READ_SECONDS:
+            if now - conn.caller.arrived > READ_SECONDS:
                 self._refuse(conn, 408, f"no complete request within {READ_SECONDS:.0f} s")
             elif self._is_idle_at_the_end(conn, now):
                 self._drop(conn)
+        for conn, task in tuple(self._served.items()):
+            if now > conn.caller.answer_by:
+                self._answer_for_its_thread(conn, task)
         for conn in tuple(self._unread):
             if now - conn.answered > SEND_SECONDS:
                 log.warning("a connection was closed: its answer was not read")
-                self._give_up(conn)
+                self._end(conn)
 
     def _is_idle_at_the_end(self, conn: Connection, now: float) -> bool:
-        return not self.alive and not conn.incoming.data and now - conn.arrived > LAST_SECONDS
+        return (
+            not self.alive and not conn.incoming.data and now - conn.caller.arrived > LAST_SECONDS
+        )
+
+    def _answer_for_its_thread(self, conn: Connection, task: Task) -> None:
+        reason = conn.caller.give_up()
+        if reason is not None:
+            self._crew.give_up(task)
+            self._answer(conn, _Answer(_encode_answer(503, reason)))
 
     def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
-        """Look for what comes; at our own end often enough to keep no connection for long."""
-        super().wait_for_and_dispatch_events(timeout if self.alive else 0.1)
+        """Look for what comes, and often enough for who is overdue, or for our own end."""
+        is_awaited = self._served or not self.alive
+        super().wait_for_and_dispatch_events(LOOK_SECONDS if is_awaited else timeout)
 
     def handle(self, conn: Connection) -> None:  # type: ignore[override]  # `accept` makes them
         """Serve a complete request, in a thread, and send what the other side takes at once."""
         try:
-            parser = http.get_parser(self.cfg, [bytes(conn.incoming.data)], conn.client)
-            req = next(parser)
-            body = req.body.read() if req.body else b""
-            conn.incoming = Incoming()  # it may have been 16 MB
-            self._serve(req, body, conn)
+            answer = self._serve(conn)
         except (NoMoreData, StopIteration, ParseException) as error:
             log.warning("a request was refused: %s", error)
-            conn.answer = _Answer(_encode_error(400, str(error)))
+            answer = _Answer(_encode_error(400, str(error)))
         except Exception:
             log.exception("a request failed in a way that pynet does not expect")
-            conn.answer = _Answer(_encode_error(500, "pynet has a defect"))
-        conn.send()
+            answer = _Answer(_encode_error(500, "pynet has a defect"))
+        self._answer(conn, answer)
 
-    def _serve(self, req: Any, body: bytes, conn: Connection) -> None:
-        sink = cast("socket.socket", conn.answer)
-        response, environ = wsgi.create(req, sink, conn.client, conn.server, self.cfg)
+    def _serve(self, conn: Connection) -> _Answer:
+        parser = http.get_parser(self._settings, [bytes(conn.incoming.data)], conn.client)
+        req = next(parser)
+        body = req.body.read() if req.body else b""
+        conn.incoming = Incoming()  # it may have been 16 MB
+        written = _Answer()
+        sink = cast("socket.socket", written)
+        response, environ = wsgi.create(req, sink, conn.client, conn.server, self._settings)
         environ["wsgi.multithread"] = True
         environ["wsgi.input"] = io.BytesIO(body)
-        environ[ARRIVED] = conn.arrived
+        environ[CALLER] = conn.caller
         response.force_close()
         answer: Any = self.wsgi(environ, response.start_response)  # type: ignore[arg-type]
         try:
@@ -193,29 +234,56 @@ class Worker(ThreadWorker):
             response.close()
         finally:
             answer.close()
+        return written
 
-    def finish_request(self, conn: Connection, _: object) -> None:  # type: ignore[override]
-        """Close a connection that has its answer, or wait until the rest of it is taken."""
-        if not conn.answer.data:
-            self._close(conn)
+    def _answer(self, conn: Connection, answer: _Answer) -> None:
+        """Send an answer, the first for this connection, and close it when all of it is taken."""
+        if not conn.turn.acquire(blocking=False):
             return
-        conn.answered = time.monotonic()
-        self._unread[conn] = None
-        self.poller.register(conn.sock, selectors.EVENT_WRITE, partial(self._send, conn))
+        conn.answer = answer
+        conn.send()
+        if conn.answer.data:
+            conn.answered = time.monotonic()
+            self._unread[conn] = None
+            self.method_queue.defer(self._await_reader, conn)
+        else:
+            conn.close()
+        del self._served[conn]  # not before: at our own end the loop waits for those
+
+    def _await_reader(self, conn: Connection) -> None:
+        if conn in self._unread:
+            self._poll(conn, selectors.EVENT_WRITE, self._send)
 
     def _send(self, conn: Connection, _: object = None) -> None:
         conn.send()
         if not conn.answer.data:
-            self._give_up(conn)
+            self._end(conn)
 
-    def _give_up(self, conn: Connection) -> None:
-        self.poller.unregister(conn.sock)
+    def _end(self, conn: Connection) -> None:
+        self._poll_no_more(conn)
         del self._unread[conn]
-        self._close(conn)
-
-    def _close(self, conn: Connection) -> None:
-        self.nr_conns -= 1
         conn.close()
+
+    def _poll(self, conn: Connection, events: int, then: Callable[[Connection, Any], None]) -> None:
+        self.poller.register(conn.sock, events, partial(then, conn))
+        conn.polled = True
+
+    def _poll_no_more(self, conn: Connection) -> None:
+        if conn.polled:
+            self.poller.unregister(conn.sock)
+            conn.polled = False
+
+
+class _Settings:
+    """gunicorn's settings, each looked up once: a request reads them 17 times, 3 calls each."""
+
+    def __init__(self, settings: Config) -> None:
+        self._settings = settings
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._settings, name)
+        setattr(self, name, value)
+        return value
 
 
 class _Answer:
@@ -232,7 +300,11 @@ class _Answer:
 
 
 def _encode_error(status: int, reason: str) -> bytes:
-    body = json.dumps({"Err": f"{status} {HTTPStatus(status).phrase}: {reason}"}).encode()
+    return _encode_answer(status, f"{status} {HTTPStatus(status).phrase}: {reason}")
+
+
+def _encode_answer(status: int, error: str) -> bytes:
+    body = json.dumps({"Err": error}).encode()
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
         f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"

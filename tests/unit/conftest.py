@@ -10,7 +10,6 @@ from hypothesis import settings
 
 from driver.bridge import BridgeDriver
 from driver.store import Store
-from plugin.crew import Crew
 from tests.fakes import FakeKernel
 from tests.unit.command import run, run_without_docker, serve, with_networks
 
@@ -56,12 +55,8 @@ class Unexpected(logging.Handler):
 
 
 @pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[Unexpected]:
-    """Keep the log from being written a hundred thousand times; lend what it says of defects.
-
-    Nor is work handed over to a thread each time, which costs more than the work.
-    """
-    monkeypatch.setattr(Crew, "run", lambda _, work, *__: work())
+def quiet() -> Iterator[Unexpected]:
+    """Keep the log from being written a hundred thousand times; lend what it says of defects."""
     logs = {name: logging.getLogger(name) for name in ("pynet", "driver")}
     levels = {name: log.level for name, log in logs.items()}
     handler = Unexpected()

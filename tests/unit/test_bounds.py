@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from contextlib import contextmanager
-from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from queue import SimpleQueue
+from threading import Event, Thread, active_count
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -17,17 +20,18 @@ from driver.errors import Busy, KernelError
 from driver.health import Health
 from driver.lock import STALLED_SECONDS, Lock, Request
 from plugin.app import create_app
-from plugin.crew import MOST_OVERDUE, Crew
-from plugin.incoming import ARRIVED
+from plugin.crew import CALLER, MOST_IDLE, MOST_OVERDUE, Caller, Crew, Deadlines, Task
 from tests.engine.wait import wait_until
 from tests.fakes import FakeKernel
 from tests.unit.test_protocol import ENDPOINT, IDS, JOIN, NETWORK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from driver.model import Veth
     from driver.store import Store
+
+T = TypeVar("T")
 
 
 def soon(words: str = "Join endpoint=1", seconds: float = 0.05) -> Request:
@@ -110,50 +114,149 @@ def test_what_is_no_request_waits_as_long_as_it_takes() -> None:
     assert done.is_set()
 
 
-def test_the_crew_hands_back_what_came_of_it() -> None:
-    crew = Crew(Health())
+def run(work: Callable[[], T], request: Request | None = None, caller: Caller | None = None) -> T:
+    """Have work done that may take 5 s."""
+    deadlines = Deadlines(Health())
+    return deadlines.run(work, request or soon(), caller or Caller(), time.monotonic() + 5)
 
+
+def test_what_ends_in_time_has_its_outcome() -> None:
     def fail() -> int:
         raise KernelError("no")
 
     def time_out() -> int:
         raise TimeoutError("of its own")
 
-    assert crew.run(lambda: 7, soon(), time.monotonic() + 5) == 7
+    assert run(lambda: 7) == 7
     for work, kind in ((fail, KernelError), (time_out, TimeoutError)):
         with pytest.raises(kind):
-            crew.run(work, soon(), time.monotonic() + 5)
+            run(work)
+
+
+def test_nobody_is_given_up_whose_work_has_ended() -> None:
+    caller, request = Caller(), soon()
+    assert caller.give_up() is None
+    assert run(lambda: 7, request, caller) == 7
+    assert caller.give_up() is None
+    assert not request.overdue
+
+
+@contextmanager
+def hung(deadlines: Deadlines, request: Request, go_on: Event) -> Iterator[Caller]:
+    """Have a thread do work that ends when it may go on, as it does at the latest afterwards."""
+    caller, begun, failures = Caller(), Event(), []
+
+    def hang() -> bool:
+        begun.set()
+        return go_on.wait(10)
+
+    def serve() -> None:
+        try:
+            deadlines.run(hang, request, caller, time.monotonic())
+        except Busy as error:
+            failures.append(str(error))
+
+    thread = Thread(target=serve)
+    thread.start()
+    begun.wait(10)
+    try:
+        yield caller
+    finally:
+        go_on.set()
+        thread.join()
+    assert [" ".join(words.split()[:3]) for words in failures] == ["no end after"]
 
 
 def test_what_does_not_end_is_answered_reported_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    health, go_on = Health(), Event()
-    crew = Crew(health)
+    health = Health()
+    deadlines = Deadlines(health)
     request = soon("Join endpoint=1")
-    with caplog.at_level(logging.INFO), pytest.raises(Busy, match=r"no end after \d+\.\d s"):
-        crew.run(lambda: go_on.wait(10), request, time.monotonic() + 0.1)
-    assert request.overdue
-    (problem,) = health.problems()
-    assert problem.startswith("Join endpoint=1: no end since ")
-    assert "go_on.wait(10)" in caplog.text
-    assert crew.run(lambda: 7, soon(), time.monotonic() + 5) == 7  # others go on
-    go_on.set()
-    wait_until(lambda: not health.problems(), 5, "the problem cleared")
-    wait_until(lambda: "ended after" in caplog.text, 5, "the end logged")
+    with caplog.at_level(logging.INFO), hung(deadlines, request, Event()) as caller:
+        assert caller.answer_by <= time.monotonic()
+        assert str(caller.give_up()).startswith("no end after 0.")
+        assert request.overdue
+        (problem,) = health.problems()
+        assert problem.startswith("Join endpoint=1: no end since ")
+        assert "go_on.wait(10)" in caplog.text
+        assert deadlines.run(lambda: 7, soon(), Caller(), 0) == 7  # others go on
+    assert health.problems() == ()
+    assert "ended after" in caplog.text
 
 
 def test_not_everything_may_hang() -> None:
-    health, go_on = Health(), Event()
-    crew = Crew(health)
-    for _ in range(MOST_OVERDUE):
-        with pytest.raises(Busy, match="no end"):
-            crew.run(lambda: go_on.wait(10), soon(), 0)
-    with pytest.raises(Busy, match=f"{MOST_OVERDUE} earlier requests"):
-        crew.run(lambda: 7, soon(), time.monotonic() + 5)
+    deadlines, go_on = Deadlines(Health()), Event()
+    with ExitStack() as stack:
+        for _ in range(MOST_OVERDUE):
+            assert stack.enter_context(hung(deadlines, soon(), go_on)).give_up()
+        assert deadlines.is_stuck
+        with pytest.raises(Busy, match=f"{MOST_OVERDUE} earlier requests"):
+            deadlines.run(lambda: 7, soon(), Caller(), 0)
+    assert not deadlines.is_stuck
+    assert deadlines.run(lambda: 7, soon(), Caller(), 0) == 7
+
+
+def test_a_crew_is_as_many_as_have_work_and_a_few_more() -> None:
+    crew, most = Crew(MOST_IDLE + 3), MOST_IDLE + 3
+    before = active_count()
+    for _ in range(3):
+        go_on, done = Event(), SimpleQueue[int]()
+        working: SimpleQueue[int] = SimpleQueue()
+        for number in range(2 * most):
+            crew.hand_over(Task(partial(_work, working, go_on, done, number)))
+        first = {working.get(timeout=10) for _ in range(most)}
+        assert first == set(range(most))  # those that came first
+        assert working.empty()
+        assert active_count() - before == most
+        go_on.set()
+        assert {done.get(timeout=10) for _ in range(2 * most)} == set(range(2 * most))
+        wait_until(lambda: active_count() - before == MOST_IDLE, 5, "the others ended")
+
+
+def _work(working: SimpleQueue[int], go_on: Event, done: SimpleQueue[int], number: int) -> None:
+    working.put(number)
+    go_on.wait(10)
+    done.put(number)
+
+
+def test_a_thread_that_was_given_up_has_a_substitute_and_does_not_come_back() -> None:
+    crew, go_on = Crew(1), Event()
+    done, working = SimpleQueue[int](), SimpleQueue[int]()
+    before = active_count()
+    hanging = Task(partial(_work, working, go_on, done, 1))
+    crew.hand_over(hanging)
+    crew.hand_over(other := Task(partial(done.put, 2)))
+    assert working.get(timeout=10) == 1
+    assert done.empty()
+    crew.give_up(hanging)
+    assert done.get(timeout=10) == 2
+    assert active_count() - before == 2
     go_on.set()
-    wait_until(lambda: not crew.is_stuck, 5, "all of them ended")
-    assert crew.run(lambda: 7, soon(), time.monotonic() + 5) == 7
+    assert done.get(timeout=10) == 1
+    wait_until(lambda: active_count() - before == 1, 5, "the one that hung ended")
+    wait_until(lambda: other.is_done, 5, "the other task done")
+    crew.give_up(other)  # too late: nobody has to come in its place
+    for number in range(3):
+        crew.hand_over(Task(partial(done.put, number)))
+        assert done.get(timeout=10) == number
+    assert active_count() - before == 1
+
+
+def test_a_crew_that_can_have_no_thread_goes_on_when_it_can(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    crew, done = Crew(2), SimpleQueue[int]()
+
+    def fail(_: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Thread, "start", fail)
+        crew.hand_over(Task(partial(done.put, 1)))
+    assert "can't start new thread" in caplog.text
+    crew.hand_over(Task(partial(done.put, 2)))
+    assert [done.get(timeout=10), done.get(timeout=10)] == [1, 2]
 
 
 def hanging(go_on: Event) -> FakeKernel:
@@ -178,19 +281,27 @@ def test_what_was_answered_with_an_error_does_not_happen(
     driver = BridgeDriver(store, kernel, health=health)
     client = create_app(lambda: driver, health).test_client()
 
-    def call(name: str, payload: Any) -> Any:
-        answer = client.post(f"/NetworkDriver.{name}", data=json.dumps(payload).encode())
+    def call(name: str, payload: Any, caller: Caller | None = None) -> Any:
+        answer = client.post(
+            f"/NetworkDriver.{name}",
+            data=json.dumps(payload).encode(),
+            environ_base={CALLER: caller or Caller()},
+        )
         return answer.status_code, answer.get_json(force=True)
 
     assert call("CreateNetwork", NETWORK)[0] == 200
     assert call("CreateEndpoint", ENDPOINT)[0] == 200
     before = kernel.state()
-    status, answer = call("Join", JOIN)
-    assert (status, "no end after" in answer["Err"]) == (503, True)
-    status, answer = call("Leave", IDS)
-    assert (status, "at work on something else: Join network=" in answer["Err"]) == (503, True)
-    go_on.set()
-    wait_until(lambda: "ended after" in caplog.text, 5, "the end logged")
+    caller = Caller()
+    with ThreadPoolExecutor(1) as others:
+        join = others.submit(call, "Join", JOIN, caller)
+        wait_until(lambda: time.monotonic() > caller.answer_by, 5, "the last moment")
+        refusal = caller.give_up()
+        status, answer = call("Leave", IDS)
+        assert (status, "at work on something else: Join network=" in answer["Err"]) == (503, True)
+        go_on.set()
+        assert join.result() == (503, {"Err": refusal})
+    assert "ended after" in caplog.text
     assert kernel.state() == before
     assert all(each.attachment is None for _, ends in driver.describe() for each in ends)
     assert call("Join", JOIN)[0] == 200
@@ -200,11 +311,11 @@ def test_what_waited_too_long_in_the_queue_is_not_begun(
     driver: BridgeDriver, kernel: FakeKernel
 ) -> None:
     client = create_app(lambda: driver).test_client()
-    long_ago = time.monotonic() - plugin.app.QUEUE_SECONDS - 1
+    long_ago = Caller(time.monotonic() - plugin.app.QUEUE_SECONDS - 1)
     answer = client.post(
         "/NetworkDriver.CreateNetwork",
         data=json.dumps(NETWORK).encode(),
-        environ_base={ARRIVED: long_ago},
+        environ_base={CALLER: long_ago},
     )
     assert answer.status_code == 503
     assert "too much to do" in answer.get_json(force=True)["Err"]
