@@ -47,6 +47,7 @@ PRIMARY = 0xFF  # the bits of an error's code that are not its details
 
 log = logging.getLogger(__name__)
 REMEMBERED = 256  # networks whose options are kept decoded
+FEW_PORTS = 32  # of an endpoint that is kept decoded
 
 MIGRATIONS = (
     """
@@ -439,15 +440,15 @@ class Store:
                 FROM endpoint {where} ORDER BY joins, id""",  # noqa: S608 - `where` is ours
             *values,
         )
-        return tuple(_endpoint(row, self._bindings(row[0])) for row in rows)
+        return tuple(_read_endpoint(row, self._bindings(row[0])) for row in rows)
 
-    def _bindings(self, endpoint_id: str) -> tuple[PortBinding, ...]:
+    def _bindings(self, endpoint_id: str) -> tuple[tuple[Any, ...], ...]:
         rows = self._all(
             """SELECT protocol, container_ip, container_port, host_ip, host_port
                FROM binding WHERE endpoint_id = ? ORDER BY rowid""",
             endpoint_id,
         )
-        return tuple(map(_binding, rows))
+        return tuple(rows)
 
     def _run(self, statement: str, *values: object) -> None:
         try:
@@ -481,7 +482,15 @@ def _pool(subnet: str, gateway: str | None, space: str, default_gateway: str | N
     )
 
 
-def _endpoint(row: tuple[Any, ...], bindings: tuple[PortBinding, ...]) -> Endpoint:
+def _read_endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) -> Endpoint:
+    """Return the endpoint that the rows are of; of an ordinary one the same text is read once."""
+    read = _endpoint if len(bindings) <= FEW_PORTS else _endpoint.__wrapped__
+    return read(row, bindings)
+
+
+# Every call of a container's life reads its endpoint, most of them as the one before left it.
+@lru_cache(maxsize=64)
+def _endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) -> Endpoint:
     endpoint_id, network_id, ipv4, ipv6, mac, sysctls, keys, ifname, *attachment = row
     sandbox, configured, inherited, bridge = attachment
     return Endpoint(
@@ -493,7 +502,7 @@ def _endpoint(row: tuple[Any, ...], bindings: tuple[PortBinding, ...]) -> Endpoi
         sysctls=_decode_sysctls(sysctls),
         engine_keys=frozenset(keys.split()),
         ifname=ifname,
-        bindings=bindings,
+        bindings=tuple(map(_binding, bindings)),
         attachment=None
         if sandbox is None
         else Attachment(

@@ -60,6 +60,7 @@ def serve(settings: Settings, names: Names) -> None:
     ever, and the words would be in no answer to a user.
     """
     _raise_descriptor_limit()
+    _log_what_is_shown()
     with _only_one(settings.state_dir) as other:
         refusal = other or _open_second(settings.second_socket, names)
         if refusal is not None:
@@ -226,6 +227,12 @@ def log_config(level: str) -> dict[str, Any]:
             "gunicorn.access": {"level": "CRITICAL", "propagate": False, "handlers": []},
         },
     }
+
+
+def _log_what_is_shown() -> None:
+    """Look nothing up for a line of the log that no line shows: logging's HOWTO, Optimization."""
+    logging._srcfile = None  # noqa: SLF001 - as documented
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def _raise_descriptor_limit() -> None:

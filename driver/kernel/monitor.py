@@ -126,14 +126,20 @@ def is_link_damage(
         return True
     if kind == _RTM_DELADDR:
         return _is_worth_keeping(parse_attributes(payload, 8).get(_IFA_ADDRESS, b""))
-    if kind not in {_RTM_NEWLINK, _RTM_DELLINK}:
-        return False
+    if kind == _RTM_DELLINK:
+        return _is_broken(payload, is_expected, is_gone=True)
+    return kind == _RTM_NEWLINK and _is_broken(payload, is_expected, is_gone=False)
+
+
+def _is_broken(payload: bytes, is_expected: Callable[[str], bool], *, is_gone: bool) -> bool:
     family, _, _, flags, _ = _IFINFO.unpack_from(payload)
+    is_off = is_gone or not flags & _IFF_UP
+    if not is_off and family != _AF_BRIDGE and ENDPOINT_ALIAS not in payload:
+        return False  # most of what comes with a container: 40 attributes, not to be taken apart
     attributes = parse_attributes(payload, _IFINFO.size)
     name = parse_text(attributes.get(_IFLA_IFNAME, b""))
     if family == _AF_BRIDGE:
         return not name.startswith(("pnh", "veth"))
-    is_off = kind == _RTM_DELLINK or not flags & _IFF_UP
     if attributes.get(_IFLA_IFALIAS, b"").startswith(ENDPOINT_ALIAS):
         return (is_off or _IFLA_MASTER not in attributes) and not is_expected(name)
     info = parse_attributes(attributes.get(_IFLA_LINKINFO, b""))

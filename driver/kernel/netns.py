@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
-OWN_NAMESPACE = "/proc/self/ns/net"
+OWN_NAMESPACE = Path("/proc/self/ns/net")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _opener = PathOpener()
@@ -60,7 +60,7 @@ def open_namespace(path: str) -> Iterator[int]:
     finally:
         os.close(place)
     try:
-        if os.fstat(descriptor).st_ino == Path(OWN_NAMESPACE).stat().st_ino:
+        if os.fstat(descriptor).st_ino == OWN_NAMESPACE.stat().st_ino:
             raise InvalidRequest(f"enter sandbox {path}: that is the host's own namespace")
         yield descriptor
     finally:
@@ -76,7 +76,7 @@ def _open_place(path: str, place: int) -> int:
 
 def _is_namespace(place: int) -> bool:
     """Tell whether a descriptor is of a namespace: all are files of one device, nsfs."""
-    return device_of(place) == Path(OWN_NAMESPACE).stat().st_dev
+    return device_of(place) == OWN_NAMESPACE.stat().st_dev
 
 
 def run_in(descriptor: int, work: Callable[[], T]) -> T:
