@@ -23,7 +23,7 @@ PATH = os.environ.get("PYNET_SPANS", "")
 # Module, then what is measured in it and what it is called.
 SPANS: dict[str, dict[str, str]] = {
     "plugin.worker": {"Worker.handle": "connection"},
-    "plugin.app": {"_answer": "call", "_log": "log", "_reply": "encode the answer"},
+    "plugin.calls": {"DockersCalls._answer": "call", "_log": "log"},
     "plugin.protocol": {
         "decode_create_endpoint": "decode",
         "decode_endpoint_call": "decode",

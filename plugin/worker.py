@@ -233,7 +233,8 @@ class Worker(ThreadWorker):
                 response.write(item)
             response.close()
         finally:
-            answer.close()
+            if hasattr(answer, "close"):  # PEP 3333
+                answer.close()
         return written
 
     def _answer(self, conn: Connection, answer: _Answer) -> None:

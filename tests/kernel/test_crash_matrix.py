@@ -26,6 +26,7 @@ from flask import request
 from driver.kernel import linux
 from driver.store import FILE_NAME
 from plugin import app
+from plugin.calls import DockersCalls
 from tests.engine.soak import PART, repetitions
 from tests.engine.wait import wait_until
 from tests.kernel.daemon import Daemon
@@ -76,14 +77,20 @@ class FaultPoint:
         """Have every step of this process come by here, for as long as it lives."""
         self._seams = stepping_in(self.before)  # kept: it would undo itself
         self._seams.__enter__()
-        reply = app._reply
+        reply, answer = app._reply, DockersCalls._answer
 
-        def answer(*args: Any) -> Any:
+        def reply_to_person(*args: Any) -> Any:
             if request.method == "POST":  # a question changes nothing
                 self.before(ANSWER)
             return reply(*args)
 
-        patch.object(app, "_reply", answer).__enter__()
+        def answer_docker(*args: Any) -> Any:
+            answered = answer(*args)
+            self.before(ANSWER)
+            return answered
+
+        patch.object(app, "_reply", reply_to_person).__enter__()
+        patch.object(DockersCalls, "_answer", answer_docker).__enter__()
 
     def before(self, step: str) -> None:
         """Count a step; does not return if it is the one to die at.

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from coverage import Coverage
 
 from driver.bridge import BridgeDriver
-from plugin.app import build_operations, create_app
+from plugin.app import create_app
+from plugin.calls import build_operations
 from plugin.protocol import GENERIC, INTERNAL, PORT_MAP
 from tests.samples import endpoint_id, network_id, sandbox_key
 from tests.unit.faults import TABLES

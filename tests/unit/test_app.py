@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from driver.errors import Conflict, InvalidRequest, KernelError, NotFound, StoreError
-from plugin.app import BODILESS, build_operations, create_app
+from plugin.app import create_app
+from plugin.calls import BODILESS, build_operations
 from plugin.incoming import CONTENT_TYPE, MAX_BODY
 from tests.unit.test_protocol import DISCOVERY, ENDPOINT, IDS, JOIN, NETWORK
 

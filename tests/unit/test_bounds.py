@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-import plugin.app
+import plugin.calls
+import plugin.desk
 from driver.bridge import BridgeDriver
 from driver.errors import Busy, KernelError
 from driver.health import Health
@@ -273,9 +274,9 @@ def hanging(go_on: Event) -> FakeKernel:
 def test_what_was_answered_with_an_error_does_not_happen(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(plugin.app, "ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(plugin.app, "BEGIN_SECONDS", 0.1)
-    monkeypatch.setattr(plugin.app, "MOMENT_SECONDS", 0.1)
+    monkeypatch.setattr(plugin.calls, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(plugin.desk, "BEGIN_SECONDS", 0.1)
+    monkeypatch.setattr(plugin.desk, "MOMENT_SECONDS", 0.1)
     go_on, health = Event(), Health()
     kernel = hanging(go_on)
     driver = BridgeDriver(store, kernel, health=health)
@@ -311,7 +312,7 @@ def test_what_waited_too_long_in_the_queue_is_not_begun(
     driver: BridgeDriver, kernel: FakeKernel
 ) -> None:
     client = create_app(lambda: driver).test_client()
-    long_ago = Caller(time.monotonic() - plugin.app.QUEUE_SECONDS - 1)
+    long_ago = Caller(time.monotonic() - plugin.desk.QUEUE_SECONDS - 1)
     answer = client.post(
         "/NetworkDriver.CreateNetwork",
         data=json.dumps(NETWORK).encode(),
