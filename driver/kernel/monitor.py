@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import mmap
 import os
 import select
 import socket
@@ -88,15 +89,19 @@ class Monitor:
         by_descriptor = {each.fileno(): each for each in sockets}
         for descriptor in (*by_descriptor, self._wake):
             poll.register(descriptor, select.POLLIN)
+        space = mmap.mmap(-1, BUFFER_BYTES)  # taken once, and no more memory than is written to
         while True:
             ready = [descriptor for descriptor, _ in poll.poll()]
             if self._wake in ready:
                 break
-            found = [_drain(by_descriptor[each], sockets[by_descriptor[each]]) for each in ready]
+            found = [
+                _drain(by_descriptor[each], space, sockets[by_descriptor[each]]) for each in ready
+            ]
             if any(found):
                 then()
         for each in sockets:
             each.close()
+        space.close()
 
     def _is_link_damage(self, datagram: bytes) -> bool:
         return any(
@@ -172,12 +177,12 @@ def _is_worth_keeping(address: bytes) -> bool:
     return len(address) in {4, 16} and not ipaddress.ip_address(address).is_link_local
 
 
-def _drain(source: socket.socket, is_damage: Callable[[bytes], bool]) -> bool:
+def _drain(source: socket.socket, space: mmap.mmap, is_damage: Callable[[bytes], bool]) -> bool:
     """Read all that is there; tell whether any of it is damage, or too much to tell."""
     found = False
     while True:
         try:
-            datagram = source.recv(BUFFER_BYTES, socket.MSG_DONTWAIT)
+            length = source.recv_into(space, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return found
         except OSError as error:
@@ -187,7 +192,7 @@ def _drain(source: socket.socket, is_damage: Callable[[bytes], bool]) -> bool:
             found = True
             continue
         # Once it is damage the rest need not be looked at, only read.
-        found = found or is_damage(datagram)
+        found = found or is_damage(space[:length])
 
 
 def _open_route() -> socket.socket:
