@@ -1,151 +1,54 @@
-"""Be the HTTP side of what people and their monitoring ask, and put together all that answers.
+"""Put together what answers requests: Docker's calls at once, what people ask when they do.
 
-Docker's calls do not come so far (`plugin.calls`). Knows no policy (`driver.bridge`).
+Decides nothing about a request but who answers it.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
-
-import msgspec
-from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
+from threading import Lock
+from typing import TYPE_CHECKING
 
 from driver.counts import Counts
-from driver.errors import DriverError
 from driver.health import Health
-from driver.model import parse_endpoint_id
 from plugin.calls import DockersCalls, build_operations
-from plugin.crew import CALLER, Caller, Deadlines
-from plugin.desk import ANSWER_SECONDS, PERSON_SECONDS, Desk, status_of, words_of
-from plugin.incoming import CONTENT_TYPE, MAX_BODY
-from plugin.metrics import Calls, render_metrics
-from plugin.parameters import answer_parameter_questions
-from plugin.report import report_differences, report_interface, report_networks
-from plugin.version import find_revision, find_version
+from plugin.crew import Deadlines
+from plugin.desk import Desk
+from plugin.metrics import Calls, Signs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from driver.bridge import BridgeDriver
-    from driver.model import Traffic
-    from plugin.metrics import State
-
-log = logging.getLogger("pynet")
 
 
 def create_app(
     driver: Callable[[], BridgeDriver],
     health: Health | None = None,
     counts: Counts | None = None,
-) -> Flask:
+) -> WSGIApplication:
     """Return the WSGI application that serves the driver, which `driver` waits for.
 
     Activate and GetCapabilities are answered while it is still starting.
     """
-    app = Flask("pynet", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-    health, counts, calls = health or Health(), counts or Counts(), Calls()
-    desk = Desk(driver, Deadlines(health))
-    dockers = DockersCalls(build_operations(driver), desk, calls, app.wsgi_app)
-    app.wsgi_app = dockers  # type: ignore[method-assign]  # as Flask's documentation has it
-
-    @app.post("/<method>")
-    def refuse_call(method: str) -> Response:
-        log.warning("%s is not a method of this driver", method[:80])
-        return _reply({"Err": f"no such method: {method[:80]}"}, 404)
-
-    _add_questions(app, desk, driver)
-    answer_parameter_questions(app, partial(_tell, desk), driver)
-    _add_signs(app, desk, driver, Signs(calls, counts, health))
-
-    @app.errorhandler(HTTPException)
-    def refuse(error: HTTPException) -> Response:
-        log.warning("%s %s refused: %s", request.method, request.path[:80], error.name)
-        return _reply({"Err": f"{error.code} {error.name}"}, error.code or 500)
-
-    return app
+    signs = Signs(Calls(), counts or Counts(), health or Health())
+    desk = Desk(driver, Deadlines(signs.health))
+    questions = _Questions(desk, driver, signs)
+    return DockersCalls(build_operations(driver), desk, signs.calls, questions)
 
 
-@dataclass(frozen=True, slots=True)
-class Signs:
-    """What tells how the driver is doing."""
+class _Questions:
+    """The application of `plugin.questions`, made when it is needed."""
 
-    calls: Calls
-    counts: Counts
-    health: Health
+    def __init__(self, desk: Desk, driver: Callable[[], BridgeDriver], signs: Signs) -> None:
+        self._made_of = (desk, driver, signs)
+        self._lock = Lock()
+        self._app: WSGIApplication | None = None
 
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with self._lock:
+            if self._app is None:
+                from plugin.questions import create_questions  # noqa: PLC0415 - heavy
 
-def _add_questions(app: Flask, desk: Desk, driver: Callable[[], BridgeDriver]) -> None:
-    """Add what the command line asks."""
-
-    @app.get("/version")
-    def show_version() -> Response:
-        return _reply({"version": find_version(), "revision": find_revision()}, 200)
-
-    @app.get("/networks")
-    def networks() -> Response:
-        return _tell(desk, lambda: report_networks(driver().describe()))
-
-    @app.get("/endpoints/<identity>/interface")
-    def interface(identity: str) -> Response:
-        def look() -> dict[str, Any]:
-            return report_interface(driver().find_interface(parse_endpoint_id(identity)))
-
-        return _tell(desk, look)
-
-    @app.get("/differences")
-    def differences() -> Response:
-        return _tell(desk, lambda: report_differences(driver().check()))
-
-    @app.post("/repair")
-    def repair() -> Response:
-        return _tell(desk, lambda: report_differences(driver().repair_all()))
-
-
-def _add_signs(app: Flask, desk: Desk, driver: Callable[[], BridgeDriver], signs: Signs) -> None:
-    """Add what monitoring asks."""
-
-    @app.get("/health")
-    def show_health() -> Response:
-        # Without the driver, which may be what is wrong.
-        problems = signs.health.problems()
-        status = "unhealthy" if problems else "ok"
-        return _reply({"status": status, "problems": problems}, 503 if problems else 200)
-
-    @app.get("/metrics")
-    def show_metrics() -> Response:
-        def look() -> tuple[State, Mapping[str, Traffic]]:
-            return driver().describe(), driver().read_traffic()
-
-        try:
-            state, traffic = desk.run("GET /metrics", look, _caller(), ANSWER_SECONDS)
-        except DriverError as error:
-            log.warning("metrics without networks: %s", error)
-            state, traffic = None, {}
-        text, kind = render_metrics(
-            signs.calls, signs.counts, len(signs.health.problems()), state, traffic
-        )
-        return Response(text, content_type=kind)
-
-
-def _tell(desk: Desk, work: Callable[[], dict[str, Any]]) -> Response:
-    """Answer a question of people's."""
-    try:
-        words = f"{request.method} {request.path[:80]}"
-        return _reply(desk.run(words, work, _caller(), PERSON_SECONDS), 200)
-    except DriverError as error:
-        return _reply({"Err": words_of(error)}, status_of(error))
-
-
-def _caller() -> Caller:
-    """Return who made the request, which the server knows."""
-    caller: Caller = request.environ.get(CALLER) or Caller()
-    return caller
-
-
-def _reply(answer: dict[str, Any], status: int) -> Response:
-    return Response(msgspec.json.encode(answer), status, content_type=CONTENT_TYPE)
+                self._app = create_questions(*self._made_of)
+        return self._app(environ, start_response)

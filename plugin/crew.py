@@ -37,7 +37,7 @@ log = logging.getLogger("pynet")
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """What a thread of a crew does, which raises nothing."""
+    """What a thread of a crew does; who raises in it is logged, for nobody waits for it."""
 
     work: Callable[[], None]
     is_done: bool = False
@@ -96,7 +96,10 @@ class Crew:
     def _serve(self) -> None:
         while True:
             task = self._tasks.get()
-            task.work()
+            try:
+                task.work()
+            except Exception:
+                log.exception("a request failed in a way that pynet does not expect")
             with self._lock:
                 task.is_done = True
                 if task.is_given_up:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
+from dataclasses import dataclass
 from itertools import accumulate
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from driver.counts import Counts
+    from driver.health import Health
     from driver.model import Endpoint, Network, Traffic
 
     State = Iterable[tuple[Network, tuple[Endpoint, ...]]]
@@ -56,6 +58,15 @@ class Calls:
         bounds = (*map(str, BUCKETS), "+Inf")
         for key, counts in sorted(buckets.items()):
             yield key, list(zip(bounds, accumulate(counts), strict=True)), seconds[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What tells how the driver is doing."""
+
+    calls: Calls
+    counts: Counts
+    health: Health
 
 
 def render_metrics(

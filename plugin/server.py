@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
@@ -30,8 +30,8 @@ from driver.lock import Request
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from wsgiref.types import WSGIApplication
 
-    from flask import Flask
     from gunicorn.workers.base import Worker
 
     from driver.bridge import BridgeDriver
@@ -91,6 +91,7 @@ class Server(BaseApplication):
         self._settings = settings
         self._names = names
         self._refusal = refusal
+        self.starting: Future[BridgeDriver] | None = None
         super().__init__()
 
     def run(self) -> None:
@@ -117,7 +118,7 @@ class Server(BaseApplication):
             if name in self.cfg.settings:
                 self.cfg.set(name, value)
 
-    def load(self) -> Flask:  # type: ignore[override]  # Flask is a WSGI application
+    def load(self) -> WSGIApplication:  # type: ignore[override]  # gunicorn's is of its own kind
         """Return the application at once; the driver starts beside it, and requests wait for it."""
         from plugin.app import create_app  # noqa: PLC0415 - imported when the socket is open
 
@@ -127,11 +128,10 @@ class Server(BaseApplication):
             return create_app(partial(_refuse, self._refusal), health)
         health.report(STARTING, "the driver is starting and restores its networks")
         starting: Future[BridgeDriver] = Future()
+        self.starting = starting
         start = partial(_start_driver, self._settings, starting, counts, health)
         Thread(target=start, daemon=True).start()
-        app = create_app(partial(_await, starting), health, counts)
-        app.extensions["pynet"] = starting
-        return app
+        return create_app(partial(_await, starting), health, counts)
 
 
 class Master(Arbiter):
@@ -250,11 +250,9 @@ def _die_with_parent(_: Arbiter, worker: Worker) -> None:
 
 def _end(_: Arbiter, worker: Worker) -> None:
     """Leave in the kernel what running containers need, and finish background work."""
-    app = getattr(worker, "wsgi", None)
-    if app is None or "pynet" not in app.extensions:
-        return
-    starting = app.extensions["pynet"]
-    if starting.done() and starting.exception() is not None:
+    server = cast("Server", worker.app)
+    starting = server.starting
+    if starting is None or (starting.done() and starting.exception() is not None):
         return
     driver = starting.result()
     end = Request("the end of the driver", begin_by=time.monotonic() + STAND_DOWN_SECONDS)

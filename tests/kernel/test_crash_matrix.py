@@ -25,7 +25,7 @@ from flask import request
 
 from driver.kernel import linux
 from driver.store import FILE_NAME
-from plugin import app
+from plugin import questions
 from plugin.calls import DockersCalls
 from tests.engine.soak import PART, repetitions
 from tests.engine.wait import wait_until
@@ -77,7 +77,7 @@ class FaultPoint:
         """Have every step of this process come by here, for as long as it lives."""
         self._seams = stepping_in(self.before)  # kept: it would undo itself
         self._seams.__enter__()
-        reply, answer = app._reply, DockersCalls._answer
+        reply, answer = questions._reply, DockersCalls._answer
 
         def reply_to_person(*args: Any) -> Any:
             if request.method == "POST":  # a question changes nothing
@@ -89,7 +89,7 @@ class FaultPoint:
             self.before(ANSWER)
             return answered
 
-        patch.object(app, "_reply", reply_to_person).__enter__()
+        patch.object(questions, "_reply", reply_to_person).__enter__()
         patch.object(DockersCalls, "_answer", answer_docker).__enter__()
 
     def before(self, step: str) -> None:

@@ -29,6 +29,7 @@ from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_joi
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+    from wsgiref.types import WSGIApplication
 
     from click.testing import Result
 
@@ -52,11 +53,11 @@ WEB = "3b" + 62 * "c"
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[[str, Flask], Path]]:
+def serve(tmp_path: Path) -> Iterator[Callable[[str, WSGIApplication], Path]]:
     """Lend a function that serves an application on a socket of that name."""
     servers = []
 
-    def start(name: str, app: Flask) -> Path:
+    def start(name: str, app: WSGIApplication) -> Path:
         path = tmp_path / name
         server = make_server(f"unix://{path}", 0, app)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -145,7 +146,7 @@ def runner(driver: Path, docker: Path) -> Run:
 
 
 @pytest.fixture
-def run(with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]) -> Run:
+def run(with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path]) -> Run:
     """Lend the command, with a driver and a Docker to ask."""
     return runner(
         serve("pynet.sock", create_app(lambda: with_networks)), serve("docker.sock", DOCKER)
@@ -154,7 +155,7 @@ def run(with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]) -> Run
 
 @pytest.fixture
 def run_without_docker(
-    with_networks: BridgeDriver, serve: Callable[[str, Flask], Path], tmp_path: Path
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path], tmp_path: Path
 ) -> Run:
     return runner(serve("pynet.sock", create_app(lambda: with_networks)), tmp_path / "none.sock")
 

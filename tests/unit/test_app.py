@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from werkzeug.test import Client
 
 from driver.errors import Conflict, InvalidRequest, KernelError, NotFound, StoreError
 from plugin.app import create_app
@@ -19,7 +20,6 @@ from plugin.incoming import CONTENT_TYPE, MAX_BODY
 from tests.unit.test_protocol import DISCOVERY, ENDPOINT, IDS, JOIN, NETWORK
 
 if TYPE_CHECKING:
-    from flask.testing import FlaskClient
     from werkzeug.test import TestResponse
 
     from driver.bridge import BridgeDriver
@@ -44,18 +44,18 @@ WITH_BODY = [method for method in METHODS if method not in BODILESS]
 
 
 @pytest.fixture
-def client(driver: BridgeDriver) -> FlaskClient:
-    return create_app(lambda: driver).test_client()
+def client(driver: BridgeDriver) -> Client:
+    return Client(create_app(lambda: driver))
 
 
-def send(client: FlaskClient, name: str, call: object) -> dict[str, Any]:
+def send(client: Client, name: str, call: object) -> dict[str, Any]:
     """Return the answer to a call that succeeds."""
     response = post(client, f"NetworkDriver.{name}", json.dumps(call).encode())
     assert response.status_code == 200, response.text
     return response.get_json(force=True)  # type: ignore[no-any-return]
 
 
-def post(client: FlaskClient, method: str, body: bytes = b"") -> TestResponse:
+def post(client: Client, method: str, body: bytes = b"") -> TestResponse:
     """Send a request as the engine does: without a content type, with an empty Host."""
     return client.post(f"/{method}", data=body, headers={"Host": ""})
 
@@ -73,7 +73,7 @@ def test_every_method_is_here(driver: BridgeDriver) -> None:
 
 def test_activation_does_not_wait_for_the_driver(driver: BridgeDriver) -> None:
     starting: Future[BridgeDriver] = Future()
-    client = create_app(starting.result).test_client()
+    client = Client(create_app(starting.result))
     for method in BODILESS:
         assert post(client, method).status_code == 200
     with ThreadPoolExecutor(max_workers=1) as caller:
@@ -84,7 +84,7 @@ def test_activation_does_not_wait_for_the_driver(driver: BridgeDriver) -> None:
         assert waiting.result(timeout=5).status_code == 200
 
 
-def test_a_containers_life(client: FlaskClient, kernel: FakeKernel) -> None:
+def test_a_containers_life(client: Client, kernel: FakeKernel) -> None:
     activated = post(client, "Plugin.Activate").get_json(force=True)
     assert activated == {"Implements": ["NetworkDriver"]}
     scope = post(client, "NetworkDriver.GetCapabilities").get_json(force=True)
@@ -97,7 +97,7 @@ def test_a_containers_life(client: FlaskClient, kernel: FakeKernel) -> None:
 
 
 @pytest.mark.parametrize("name", ["CreateNetwork", "CreateEndpoint", "Join"])
-def test_a_repeat_gets_the_same_answer(client: FlaskClient, name: str) -> None:
+def test_a_repeat_gets_the_same_answer(client: Client, name: str) -> None:
     for each in ("CreateNetwork", "CreateEndpoint", "Join"):
         first = send(client, each, CALLS[each])
         if each == name:
@@ -108,17 +108,17 @@ def test_a_repeat_gets_the_same_answer(client: FlaskClient, name: str) -> None:
     "name",
     ["Leave", "DeleteEndpoint", "DeleteNetwork", "RevokeExternalConnectivity", "EndpointOperInfo"],
 )
-def test_what_is_not_known_is_gone_already(client: FlaskClient, name: str) -> None:
+def test_what_is_not_known_is_gone_already(client: Client, name: str) -> None:
     send(client, name, IDS)
 
 
 @pytest.mark.parametrize("name", ["CreateEndpoint", "Join", "ProgramExternalConnectivity"])
-def test_what_needs_a_network_says_so(client: FlaskClient, name: str) -> None:
+def test_what_needs_a_network_says_so(client: Client, name: str) -> None:
     body = json.dumps(CALLS[name]).encode()
     assert "is not" in refused(post(client, f"NetworkDriver.{name}", body), 400)
 
 
-def test_a_contradicting_repeat_is_a_conflict(client: FlaskClient) -> None:
+def test_a_contradicting_repeat_is_a_conflict(client: Client) -> None:
     send(client, "CreateNetwork", NETWORK)
     other = NETWORK | {"IPv4Data": [{"Pool": "10.92.0.0/24"}]}
     words = refused(post(client, "NetworkDriver.CreateNetwork", json.dumps(other).encode()), 409)
@@ -128,27 +128,27 @@ def test_a_contradicting_repeat_is_a_conflict(client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     "method", ["NetworkDriver.AllocateNetwork", "NetworkDriver.FreeNetwork", "x" * 5000, "é"]
 )
-def test_an_unknown_method_is_not_found(client: FlaskClient, method: str) -> None:
+def test_an_unknown_method_is_not_found(client: Client, method: str) -> None:
     assert method[:50] in refused(post(client, method, b"{}"), 404)
 
 
 @pytest.mark.parametrize("path", ["/", "/a/b", "/NetworkDriver.Join/"])
-def test_an_unknown_path_is_not_found(client: FlaskClient, path: str) -> None:
+def test_an_unknown_path_is_not_found(client: Client, path: str) -> None:
     refused(client.post(path), 405 if path == "" else 404)
 
 
 @pytest.mark.parametrize("verb", ["GET", "PUT", "DELETE", "PATCH"])
-def test_only_post_is_served(client: FlaskClient, verb: str) -> None:
+def test_only_post_is_served(client: Client, verb: str) -> None:
     refused(client.open("/NetworkDriver.Join", method=verb), 405)
 
 
 @pytest.mark.parametrize("method", WITH_BODY)
-def test_an_empty_body_is_refused(client: FlaskClient, method: str) -> None:
+def test_an_empty_body_is_refused(client: Client, method: str) -> None:
     assert "has no body" in refused(post(client, method), 400)
 
 
 @pytest.mark.parametrize("method", sorted(BODILESS))
-def test_an_empty_body_is_the_rule(client: FlaskClient, method: str) -> None:
+def test_an_empty_body_is_the_rule(client: Client, method: str) -> None:
     assert post(client, method).status_code == 200
 
 
@@ -159,7 +159,7 @@ MALFORMED = (
 
 
 @pytest.mark.parametrize("method", WITH_BODY)
-def test_a_malformed_body_is_refused(client: FlaskClient, method: str) -> None:
+def test_a_malformed_body_is_refused(client: Client, method: str) -> None:
     for body in MALFORMED:
         words = refused(post(client, method, body), 400)
         assert "malformed" in words
@@ -167,11 +167,11 @@ def test_a_malformed_body_is_refused(client: FlaskClient, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", [name for name in WITH_BODY if "GwAllocCheck" not in name])
-def test_a_body_without_what_it_needs_is_refused(client: FlaskClient, method: str) -> None:
+def test_a_body_without_what_it_needs_is_refused(client: Client, method: str) -> None:
     assert "malformed" in refused(post(client, method, b"{}"), 400)
 
 
-def test_a_body_that_is_too_large_is_refused(client: FlaskClient) -> None:
+def test_a_body_that_is_too_large_is_refused(client: Client) -> None:
     refused(post(client, "NetworkDriver.Join", b" " * (MAX_BODY + 1)), 413)
 
 
@@ -188,7 +188,7 @@ def test_a_body_that_is_too_large_is_refused(client: FlaskClient) -> None:
     ],
 )
 def test_a_failure_has_a_status_and_words(
-    client: FlaskClient,
+    client: Client,
     kernel: FakeKernel,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
@@ -205,7 +205,7 @@ def test_a_failure_has_a_status_and_words(
 
 
 def test_notes_are_said_too(
-    client: FlaskClient, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+    client: Client, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: object) -> None:
         error = KernelError("first")
@@ -232,7 +232,7 @@ LINE = re.compile(
     ],
 )
 def test_a_request_is_one_line_in_the_log(
-    client: FlaskClient, caplog: pytest.LogCaptureFixture, method: str, call: object, start: str
+    client: Client, caplog: pytest.LogCaptureFixture, method: str, call: object, start: str
 ) -> None:
     caplog.set_level(logging.INFO)
     post(client, method, b"" if call is None else json.dumps(call).encode())
@@ -242,7 +242,7 @@ def test_a_request_is_one_line_in_the_log(
 
 
 def test_words_of_several_lines_are_one_line_in_the_log(
-    client: FlaskClient,
+    client: Client,
     kernel: FakeKernel,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -286,7 +286,7 @@ BODIES |= dict.fromkeys(BODILESS, JSON)
 )
 @given(data=st.data(), method=st.sampled_from(sorted(BODIES)))
 def test_any_body_has_an_answer_and_a_refused_one_leaves_nothing(
-    client: FlaskClient, kernel: FakeKernel, data: st.DataObject, method: str
+    client: Client, kernel: FakeKernel, data: st.DataObject, method: str
 ) -> None:
     before = kernel.state()
     response = post(client, method, json.dumps(data.draw(BODIES[method])).encode())

@@ -13,6 +13,7 @@ from threading import Event, Thread, active_count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from werkzeug.test import Client
 
 import plugin.calls
 import plugin.desk
@@ -244,6 +245,18 @@ def test_a_thread_that_was_given_up_has_a_substitute_and_does_not_come_back() ->
     assert active_count() - before == 1
 
 
+def test_a_task_that_fails_is_logged_and_costs_no_thread(caplog: pytest.LogCaptureFixture) -> None:
+    crew, done = Crew(1), SimpleQueue[int]()
+
+    def fail() -> None:
+        raise KeyError("served")
+
+    crew.hand_over(Task(fail))
+    crew.hand_over(Task(partial(done.put, 1)))
+    assert done.get(timeout=10) == 1
+    assert "does not expect" in caplog.text
+
+
 def test_a_crew_that_can_have_no_thread_goes_on_when_it_can(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -280,7 +293,7 @@ def test_what_was_answered_with_an_error_does_not_happen(
     go_on, health = Event(), Health()
     kernel = hanging(go_on)
     driver = BridgeDriver(store, kernel, health=health)
-    client = create_app(lambda: driver, health).test_client()
+    client = Client(create_app(lambda: driver, health))
 
     def call(name: str, payload: Any, caller: Caller | None = None) -> Any:
         answer = client.post(
@@ -311,7 +324,7 @@ def test_what_was_answered_with_an_error_does_not_happen(
 def test_what_waited_too_long_in_the_queue_is_not_begun(
     driver: BridgeDriver, kernel: FakeKernel
 ) -> None:
-    client = create_app(lambda: driver).test_client()
+    client = Client(create_app(lambda: driver))
     long_ago = Caller(time.monotonic() - plugin.desk.QUEUE_SECONDS - 1)
     answer = client.post(
         "/NetworkDriver.CreateNetwork",

@@ -17,6 +17,7 @@ from tests.unit.command import DUAL, OTHER, WEB, docker_app, runner, table
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from wsgiref.types import WSGIApplication
 
     from driver.bridge import BridgeDriver
     from tests.fakes import FakeKernel
@@ -108,7 +109,7 @@ def test_ids_stand_in_for_names_while_docker_is_down(run_without_docker: Run) ->
 
 
 def test_a_docker_that_answers_nonsense_is_as_good_as_down(
-    with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path]
 ) -> None:
     broken = serve("docker.sock", docker_app(("out of order", 500), []))
     run = runner(serve("pynet.sock", create_app(lambda: with_networks)), broken)
@@ -141,7 +142,7 @@ def test_a_driver_that_is_down_is_said(tmp_path: Path, words: tuple[str, ...]) -
     ],
 )
 def test_somebody_else_on_the_socket_is_told(
-    serve: Callable[[str, Flask], Path], answer: Any, code: int, words: str
+    serve: Callable[[str, WSGIApplication], Path], answer: Any, code: int, words: str
 ) -> None:
     app = Flask("somebody")
     app.add_url_rule("/networks", "networks", lambda: answer)
@@ -255,7 +256,7 @@ def test_gc_finds_nothing_where_both_know_the_same(run: Run) -> None:
 
 
 def test_gc_leaves_what_is_just_being_started(
-    with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path]
 ) -> None:
     known = [{"Id": each.id, "Name": "x", "Driver": "pynet"} for each in (DUAL, OTHER)]
     docker = docker_app(known, [], {"ep-1": {"EndpointID": endpoint_id(1)}})
@@ -265,7 +266,7 @@ def test_gc_leaves_what_is_just_being_started(
 
 
 def test_gc_shows_what_docker_has_forgotten_and_removes_it_when_told(
-    with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path]
 ) -> None:
     lost = {"Id": 64 * "9", "Name": "lost", "Driver": "org/pynet:1"}
     known = [{"Id": OTHER.id, "Name": "front", "Driver": "pynet"}, lost]

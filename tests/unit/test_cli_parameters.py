@@ -9,6 +9,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from werkzeug.test import Client
 
 from driver import options
 from driver.options import parse_change
@@ -30,8 +31,7 @@ from tests.unit.command import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
-
-    from flask import Flask
+    from wsgiref.types import WSGIApplication
 
     from driver.bridge import BridgeDriver
     from driver.model import EndpointId
@@ -110,7 +110,7 @@ def test_a_containers_parameters_are_shown(run: Run, tuned: FakeKernel) -> None:
 
 
 def test_a_containers_own_parameters_are_dockers_to_tell(
-    with_networks: BridgeDriver, kernel: FakeKernel, serve: Callable[[str, Flask], Path]
+    with_networks: BridgeDriver, kernel: FakeKernel, serve: Callable[[str, WSGIApplication], Path]
 ) -> None:
     kernel.sandboxes[sandbox_key(1)][KEEPALIVE] = "42"
     told = docker_app(NETWORKS_LISTED, CONTAINERS_LISTED, sysctls={KEEPALIVE: "42"})
@@ -315,7 +315,7 @@ def test_failures_are_one_line(run: Run, words: tuple[str, ...], code: int, said
     "body", [b"", b"{}", b"[]", b'{"set": {"x": 1}}', b'{"sett": {}}', b"\xff"]
 )
 def test_a_driver_is_told_nonsense_in_vain(with_networks: BridgeDriver, body: bytes) -> None:
-    client = create_app(lambda: with_networks).test_client()
+    client = Client(create_app(lambda: with_networks))
     answer = client.post(f"/networks/{DUAL.id}/options", data=body)
     assert answer.status_code == 400
     assert answer.json is not None
@@ -342,7 +342,9 @@ def test_a_driver_that_is_down_is_said(tmp_path: Path, words: tuple[str, ...]) -
 
 
 @pytest.fixture
-def places(with_networks: BridgeDriver, serve: Callable[[str, Flask], Path]) -> dict[str, str]:
+def places(
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path]
+) -> dict[str, str]:
     """Serve a driver and a Docker to processes of their own; lend where."""
     docker = docker_app(NETWORKS_LISTED, CONTAINERS_LISTED, {})
     driver = serve("pynet.sock", create_app(lambda: with_networks))

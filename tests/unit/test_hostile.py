@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from werkzeug.test import Client
 
 from driver import firewall, options
 from driver.bridge import BridgeDriver
@@ -24,8 +25,6 @@ from tests.samples import KEEPALIVE, endpoint_id, network_id, sandbox_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from flask.testing import FlaskClient
 
     from driver.store import Store
 
@@ -251,7 +250,7 @@ def strange_names(kernel: FakeKernel) -> Iterator[str]:
                 yield key
 
 
-def send(client: FlaskClient, name: str, call: object) -> int:
+def send(client: Client, name: str, call: object) -> int:
     """Send a call and return its status; a refusal has words."""
     response = client.post(f"/NetworkDriver.{name}", data=json.dumps(call).encode())
     answer = cast("dict[str, Any]", response.get_json(force=True))
@@ -267,7 +266,7 @@ def test_whatever_is_accepted_is_plain_and_whatever_is_refused_leaves_nothing(
 ) -> None:
     kernel = Watched()
     driver = BridgeDriver(store, kernel)
-    client = create_app(lambda: driver).test_client()
+    client = Client(create_app(lambda: driver))
     untouched = kernel.state()
     for name, call in calls.items():
         before = kernel.state()
@@ -286,7 +285,7 @@ def test_whatever_is_accepted_is_plain_and_whatever_is_refused_leaves_nothing(
 def test_every_option_alone(store: Store, key: str, value: str) -> None:
     kernel = Watched()
     driver = BridgeDriver(store, kernel)
-    client = create_app(lambda: driver).test_client()
+    client = Client(create_app(lambda: driver))
     call = {
         "NetworkID": network_id(1),
         "Options": {GENERIC: {key: value}},
@@ -329,7 +328,7 @@ def with_port(**places: str) -> dict[str, Any]:
 )
 def test_no_address_has_a_zone(store: Store, name: str, call: dict[str, Any]) -> None:
     driver = BridgeDriver(store, Watched())
-    client = create_app(lambda: driver).test_client()
+    client = Client(create_app(lambda: driver))
     if name != "CreateNetwork":
         assert send(client, "CreateNetwork", GOOD) == 200
     response = client.post(f"/NetworkDriver.{name}", data=json.dumps(call).encode())
