@@ -81,7 +81,7 @@ def _live(engine: Engine, network: str, path: Path) -> list[tuple[str, float, di
     steps: list[tuple[str, float, dict[str, float]]] = []
     last = began
     for connection in connections:
-        # Whatever thread did it: the server hands the work to another one than it answers from.
+        # Whatever thread did it: a sandbox is entered by one made for that.
         inside = [span for span in spans if connection.holds(span) and span.name != "connection"]
         call = next(span for span in inside if span.name.startswith("call "))
         inside = [span for span in inside if span == call or not span.name.startswith("call ")]

@@ -13,11 +13,12 @@ from driver.check import Kind
 from driver.errors import KernelError
 from driver.firewall import LOOPBACK_PAIR
 from driver.heal import REPAIRS
+from driver.kernel.monitor import Monitor
 from driver.model import host_end_name
 from tests.engine.wait import wait_until
 from tests.kernel import seams
 from tests.kernel.container import FAMILIES, arrives, sandbox_of, serving, start
-from tests.kernel.host import run, unmount_namespace
+from tests.kernel.host import ip, run, unmount_namespace
 from tests.kernel.test_published import DUAL, HOST_ADDRESSES, dual_endpoint
 from tests.samples import endpoint_id, network, new_endpoint, ports
 
@@ -237,3 +238,16 @@ def test_nothing_is_mended_any_more_at_the_end(driver: BridgeDriver, watched: En
     driver.stand_down()
     run("nft", "flush", "ruleset")
     assert Kind.RULES in {each.kind for each in driver.check()}
+
+
+def test_a_port_by_which_a_bridge_may_lead_out_of_the_host_is_told_of(real: RealHost) -> None:
+    ip("link", "add", "theirs", "up", "type", "bridge")
+    ip("link", "add", "way-out", "up", "type", "vxlan", "id", "9", "dstport", "0")
+    told = threading.Event()
+    monitor = Monitor(lambda _: False, tuple)
+    monitor.start(told.set)
+    try:
+        ip("link", "set", "way-out", "master", "theirs")
+        assert told.wait(SECONDS)
+    finally:
+        monitor.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from contextlib import ExitStack
@@ -159,6 +160,15 @@ def test_nonsense_gets_an_error_and_one_line_in_the_log(server: Server) -> None:
         lines = server.log().splitlines()[before:]
         assert [line.split()[2] for line in lines] == ["WARNING"], lines
     assert live(server) < PROMPTLY
+
+
+def test_a_body_in_chunks_is_read_to_its_end(server: Server) -> None:
+    body = json.dumps(network(2)).encode()
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:9], body[9:]))
+    connection = server.connect()
+    say(connection, CHUNKED.replace(b"Join", b"CreateNetwork") + chunks + b"0\r\n\r\n")
+    assert receive(connection) == (200, {})
+    assert server.call("CreateEndpoint", endpoint(1, of=2))[0] == 200
 
 
 def test_a_body_of_the_most_bytes_in_many_pieces(server: Server) -> None:

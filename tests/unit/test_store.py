@@ -23,7 +23,7 @@ from driver.model import (
     Publish,
     Trace,
 )
-from driver.store import FILE_NAME, MIGRATIONS, Store
+from driver.store import FEW_PORTS, FILE_NAME, MIGRATIONS, Store
 from tests.samples import (
     KEEPALIVE,
     binding,
@@ -122,6 +122,21 @@ def test_every_option_is_tried_with_another_value() -> None:
         if getattr(plain, each.name) == getattr(FULL.options, each.name)
     }
     assert same == set()
+
+
+@pytest.mark.parametrize(("count", "kept"), [(FEW_PORTS, 1), (FEW_PORTS + 1, 0)])
+def test_an_endpoint_is_kept_decoded_unless_it_has_many_ports(
+    store: Store, count: int, kept: int
+) -> None:
+    bindings = tuple(binding(f"0.0.0.0:{8000 + number}") for number in range(count))
+    module._endpoint.cache_clear()
+    with store.transaction():
+        store.add_network(FULL, ())
+        store.put_endpoint(ENDPOINT)
+        store.put_bindings(ENDPOINT.id, bindings)
+        for _ in range(2):
+            assert store.find_endpoint(ENDPOINT.id) == ENDPOINT.published(bindings)
+    assert module._endpoint.cache_info().currsize == kept
 
 
 def test_bindings_come_back_in_their_order_and_go_with_their_endpoint(store: Store) -> None:
