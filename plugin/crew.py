@@ -11,10 +11,10 @@ import logging
 import sys
 import time
 import traceback
+from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from queue import SimpleQueue
 from threading import Lock, Thread, get_ident
 from typing import TYPE_CHECKING, TypeVar
 
@@ -44,6 +44,31 @@ class Task:
     is_given_up: bool = False
 
 
+class _Seat:
+    """Where a thread without a task waits for one.
+
+    Each has a lock of its own: a queue that all waited at would wake a second thread for every
+    task, to find nothing, and to hold the interpreter's lock against the first meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._task: Task
+        self._bell = Lock()
+        self._bell.acquire()
+
+    def give(self, task: Task) -> None:
+        """Wake who waits, for a task."""
+        self._task = task
+        self._bell.release()
+
+    def wait(self) -> Task:
+        """Return the task that is given here, once it is."""
+        self._bell.acquire()
+        task = self._task
+        del self._task
+        return task
+
+
 class Crew:
     """Up to `most` threads that work for requests, as many as have a task and a few more.
 
@@ -53,16 +78,17 @@ class Crew:
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = Lock()
-        self._tasks: SimpleQueue[Task] = SimpleQueue()
+        self._tasks: deque[Task] = deque()  # that wait for a thread
+        self._idle: list[_Seat] = []  # threads that wait for a task, the last to work at the end
         self._threads = 0  # without those that were given up
-        self._spare = 0  # threads without a task; below 0, tasks without a thread
 
     def hand_over(self, task: Task) -> None:
-        """Have a thread do the task."""
+        """Have a thread do the task, the one with the warmest cache."""
         with self._lock:
-            self._spare -= 1
+            self._tasks.append(task)
+            if self._idle:
+                self._idle.pop().give(self._tasks.popleft())
             is_joined = self._join()
-        self._tasks.put(task)
         if is_joined:
             self._start()
 
@@ -79,9 +105,8 @@ class Crew:
 
     def _join(self) -> bool:
         """Count one more thread in if one is missing; returns whether it has to be started."""
-        is_missing = self._spare < 0 and self._threads < self._most
+        is_missing = bool(self._tasks) and self._threads < self._most
         self._threads += is_missing
-        self._spare += is_missing
         return is_missing
 
     def _start(self) -> None:
@@ -90,12 +115,11 @@ class Crew:
         except RuntimeError as error:
             with self._lock:
                 self._threads -= 1
-                self._spare -= 1
             log.error("%d threads are at work, and %s", self._threads, error)  # noqa: TRY400
 
     def _serve(self) -> None:
-        while True:
-            task = self._tasks.get()
+        seat = _Seat()
+        while (task := self._find_task(seat)) is not None:
             try:
                 task.work()
             except Exception:
@@ -104,11 +128,18 @@ class Crew:
                 task.is_done = True
                 if task.is_given_up:
                     return
-                if self._spare >= MOST_IDLE:
-                    self._threads -= 1
-                    return
-                self._spare += 1
             del task  # its request and answer, which nobody needs while this thread is idle
+
+    def _find_task(self, seat: _Seat) -> Task | None:
+        """Return what is to do next, once there is anything; None if the thread is not needed."""
+        with self._lock:
+            if self._tasks:
+                return self._tasks.popleft()
+            if len(self._idle) >= MOST_IDLE:
+                self._threads -= 1
+                return None
+            self._idle.append(seat)
+        return seat.wait()
 
     def shutdown(self, wait: bool = True) -> None:  # noqa: FBT001, FBT002 - gunicorn calls it
         """Do nothing: the threads end with the process, also those that hang."""
