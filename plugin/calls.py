@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +15,7 @@ import msgspec
 from driver.errors import DriverError, InvalidRequest
 from driver.model import short
 from plugin import protocol
+from plugin.answer import STATUS_LINES
 from plugin.crew import CALLER, Caller
 from plugin.desk import ANSWER_SECONDS, status_of, words_of
 from plugin.incoming import CONTENT_TYPE, MAX_BODY
@@ -37,8 +37,6 @@ DRIVERLESS = BODILESS | {
     "NetworkDriver.DiscoverNew",
     "NetworkDriver.DiscoverDelete",
 }
-
-STATUS_LINES = {each.value: f"{each.value} {each.phrase}" for each in HTTPStatus}
 
 log = logging.getLogger("pynet")
 

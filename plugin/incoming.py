@@ -37,6 +37,19 @@ class Incoming:
         self._chunk = 0  # where the next chunk begins
         self._chunks = 0  # bytes in the chunks so far
 
+    @property
+    def head(self) -> bytes:
+        """Return the request line and the headers, of a request that has come as a whole."""
+        return bytes(self.data[: self._body])
+
+    def read_body(self, length: int) -> bytes:
+        """Return the body, which has this many bytes by its head. Raises Refused if it has not."""
+        start = self._body or 0
+        body = bytes(self.data[start : start + length])
+        if len(body) != length:
+            raise Refused(400, f"the body has {len(body)} bytes, and {length} by the headers")
+        return body
+
     def feed(self, piece: bytes) -> bool:
         """Add what has come; returns whether that is all. Raises Refused."""
         seen = len(self.data)

@@ -10,30 +10,24 @@ In the place of a thread that does not come to an end the loop answers.
 from __future__ import annotations
 
 import errno
-import io
-import json
 import logging
 import selectors
 import time
 from functools import partial
-from http import HTTPStatus
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
-from gunicorn import http
-from gunicorn.http import wsgi
-from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from plugin.answer import STATUS_LINES, Answer, refuse
 from plugin.crew import CALLER, Caller, Crew, Task
-from plugin.incoming import CONTENT_TYPE, Incoming, Refused
+from plugin.heads import CLIENT, SERVER, Heads
+from plugin.incoming import Incoming, Refused
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
     from concurrent.futures import ThreadPoolExecutor
-
-    from gunicorn.config import Config
 
 READ_SECONDS = 5.0  # from the connection to the last byte of the request
 SEND_SECONDS = 5.0
@@ -51,11 +45,11 @@ log = logging.getLogger("pynet")
 class Connection(TConn):
     """A connection, who made it, and what has come on it."""
 
-    def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
-        super().__init__(cfg, sock, client, server)
+    def __init__(self, cfg: Any, sock: socket.socket) -> None:
+        super().__init__(cfg, sock, CLIENT, SERVER)
         self.caller = Caller()
         self.incoming = Incoming()
-        self.answer = _Answer()
+        self.answer = Answer()
         self.answered = 0.0
         self.polled = False  # the loop looks out for what it says
         self.turn = Lock()  # taken by whoever answers first: the thread that serves, or the loop
@@ -80,7 +74,7 @@ class Worker(ThreadWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._settings = cast("Config", _Settings(self.cfg))
+        self._heads = Heads(self.cfg)
         self._crew = Crew(self.cfg.threads)
         self._unfinished: dict[Connection, None] = {}  # the oldest first
         self._bytes = 0
@@ -106,14 +100,14 @@ class Worker(ThreadWorker):
     def accept(self, listener: socket.socket) -> None:
         """Take a connection, and what has come on it already, which is mostly all."""
         try:
-            client, address = listener.accept()
+            client, _ = listener.accept()
         except OSError as error:
             if error.errno in EXHAUSTED:
                 self._make_room(error)
             elif error.errno not in NOT_ARRIVED:
                 raise
             return
-        conn = Connection(self.cfg, client, address, listener.getsockname())
+        conn = Connection(self.cfg, client)
         self._unfinished[conn] = None
         self._read(conn)
         if conn not in self._unfinished:
@@ -154,7 +148,7 @@ class Worker(ThreadWorker):
 
     def _refuse(self, conn: Connection, status: int, reason: str) -> None:
         log.warning("a connection was closed: %s", reason)
-        conn.answer = _Answer(_encode_error(status, reason))
+        conn.answer = _refuse(status, reason)
         conn.send()
         self._drop(conn)
 
@@ -196,7 +190,7 @@ class Worker(ThreadWorker):
         reason = conn.caller.give_up()
         if reason is not None:
             self._crew.give_up(task)
-            self._answer(conn, _Answer(_encode_answer(503, reason)))
+            self._answer(conn, refuse(503, reason))
 
     def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
         """Look for what comes, and often enough for who is overdue, or for our own end."""
@@ -207,37 +201,29 @@ class Worker(ThreadWorker):
         """Serve a complete request, in a thread, and send what the other side takes at once."""
         try:
             answer = self._serve(conn)
-        except (NoMoreData, StopIteration, ParseException) as error:
-            log.warning("a request was refused: %s", error)
-            answer = _Answer(_encode_error(400, str(error)))
+        except Refused as refusal:
+            log.warning("a request was refused: %s", refusal)
+            answer = _refuse(refusal.status, str(refusal))
         except Exception:
             log.exception("a request failed in a way that pynet does not expect")
-            answer = _Answer(_encode_error(500, "pynet has a defect"))
+            answer = _refuse(500, "pynet has a defect")
         self._answer(conn, answer)
 
-    def _serve(self, conn: Connection) -> _Answer:
-        parser = http.get_parser(self._settings, [bytes(conn.incoming.data)], conn.client)
-        req = next(parser)
-        body = req.body.read() if req.body else b""
+    def _serve(self, conn: Connection) -> Answer:
+        environ = self._heads.build_environ(conn.incoming)
         conn.incoming = Incoming()  # it may have been 16 MB
-        written = _Answer()
-        sink = cast("socket.socket", written)
-        response, environ = wsgi.create(req, sink, conn.client, conn.server, self._settings)
-        environ["wsgi.multithread"] = True
-        environ["wsgi.input"] = io.BytesIO(body)
         environ[CALLER] = conn.caller
-        response.force_close()
-        answer: Any = self.wsgi(environ, response.start_response)  # type: ignore[arg-type]
+        answer = Answer()
+        pieces: Any = self.wsgi(environ, answer.start)  # type: ignore[arg-type]
         try:
-            for item in answer:
-                response.write(item)
-            response.close()
+            for piece in pieces:
+                answer.data += piece
         finally:
-            if hasattr(answer, "close"):  # PEP 3333
-                answer.close()
-        return written
+            if hasattr(pieces, "close"):  # PEP 3333
+                pieces.close()
+        return answer
 
-    def _answer(self, conn: Connection, answer: _Answer) -> None:
+    def _answer(self, conn: Connection, answer: Answer) -> None:
         """Send an answer, the first for this connection, and close it when all of it is taken."""
         if not conn.turn.acquire(blocking=False):
             return
@@ -275,39 +261,5 @@ class Worker(ThreadWorker):
             conn.polled = False
 
 
-class _Settings:
-    """gunicorn's settings, each looked up once: a request reads them 17 times, 3 calls each."""
-
-    def __init__(self, settings: Config) -> None:
-        self._settings = settings
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._settings, name)
-        setattr(self, name, value)
-        return value
-
-
-class _Answer:
-    """Takes an answer from gunicorn in the place of a socket."""
-
-    def __init__(self, data: bytes = b"") -> None:
-        self.data = bytearray(data)
-
-    def sendall(self, data: bytes) -> None:
-        self.data += data
-
-    def send(self, interim: bytes) -> None:
-        """Lose a `100 Continue`, for by now everything is here."""
-
-
-def _encode_error(status: int, reason: str) -> bytes:
-    return _encode_answer(status, f"{status} {HTTPStatus(status).phrase}: {reason}")
-
-
-def _encode_answer(status: int, error: str) -> bytes:
-    body = json.dumps({"Err": error}).encode()
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
-        f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+def _refuse(status: int, reason: str) -> Answer:
+    return refuse(status, f"{STATUS_LINES[status]}: {reason}")
