@@ -1,0 +1,102 @@
+"""When a connection counts as served: the end of the driver waits for those that do not."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+
+import plugin.worker
+from plugin.worker import Connection, Worker
+from tests.engine.wait import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+REQUEST = b"GET / HTTP/1.1\r\n\r\n"
+
+
+def serve(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("200 OK", [])
+    return (b"a", b"b")
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    config = Config()
+    config.set("worker_tmp_dir", str(tmp_path))
+    made = Worker(0, 0, [], None, 0, config, Logger(config))
+    made.poller = selectors.DefaultSelector()
+    made.wsgi = cast("Any", serve)
+    with made.poller:
+        yield made
+    made.tmp.close()
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "socket"))
+        made.listen()
+        yield made
+
+
+def ask(worker: Worker, listener: socket.socket) -> bytes:
+    """Return all that comes for a request."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(listener.getsockname())
+        client.sendall(REQUEST)
+        worker.accept(listener)
+        return b"".join(iter(lambda: client.recv(4096), b""))
+
+
+def test_a_connection_is_served_until_its_answer_is_sent(
+    worker: Worker, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Watched(Connection):
+        def send(self) -> None:
+            seen.append(worker.nr_conns)
+            super().send()
+
+        def close(self, *_: Any) -> None:
+            seen.append(worker.nr_conns)
+            super().close()
+
+    monkeypatch.setattr(plugin.worker, "Connection", Watched)
+    assert ask(worker, listener).endswith(b"\r\n\r\nab")
+    wait_until(lambda: worker.nr_conns == 0, 5, "the connection to be no more")
+    assert seen == [1, 1]
+
+
+def test_what_an_application_has_begun_is_closed_even_if_it_fails(
+    worker: Worker, listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[bool] = []
+
+    class Pieces:
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"half"
+            raise KeyError("the rest")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    def fail(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        return Pieces()
+
+    worker.wsgi = cast("Any", fail)
+    answer = ask(worker, listener)
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"half" not in answer
+    assert closed == [True]
+    assert "does not expect" in caplog.text
