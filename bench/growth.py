@@ -7,9 +7,11 @@ the peers as far as one has the patience to fill them.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from bench.measure import Curve, Results, Row, Series
+from bench.measure import Curve, Results, Row, Series, interleave, orders
 from bench.stage import private_engine, worker_on
 
 if TYPE_CHECKING:
@@ -66,10 +68,10 @@ def _fill(worker: Worker) -> dict[str, dict[int, Series]]:
                 there[kind] += 1
                 worker.begin(kind, number=there[kind])
         taken: dict[str, list[float]] = {kind: [] for kind in (*OURS, *peers)}
-        for number in range(LIVES):
-            for kind, values in taken.items():
+        for number, order in enumerate(islice(orders(taken), LIVES)):
+            for kind in order:
                 if kind in OURS or number < PEER_LIVES:
-                    values.append(_life(worker, kind))
+                    taken[kind].append(_life(worker, kind))
         for kind, values in taken.items():
             points[kind][count] = Series(tuple(values))
     return points
@@ -77,19 +79,9 @@ def _fill(worker: Worker) -> dict[str, dict[int, Series]]:
 
 def _compare(kind: str, few: Worker, many: Worker, what: str) -> Row:
     """Return the row that compares a life on the full host with one beside a single other."""
-    values: dict[str, list[float]] = {"few": [], "many": []}
-    for _ in range(COMPARED):
-        values["few"].append(_life(few, kind))
-        values["many"].append(_life(many, kind))
-    return Row(
-        what,
-        "ms",
-        Series(tuple(values["many"])),
-        "itself at 1",
-        Series(tuple(values["few"])),
-        kind,
-        LIMIT,
-    )
+    lives = {"few": partial(_life, few, kind), "many": partial(_life, many, kind)}
+    taken = interleave(COMPARED, lives)
+    return Row(what, "ms", taken["many"], "itself at 1", taken["few"], kind, LIMIT)
 
 
 def _life(worker: Worker, kind: str) -> float:

@@ -7,9 +7,10 @@ What pynet does after its answer, deleting links, is over before the next life b
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from bench.measure import Results, Row, Series, p99
+from bench.measure import Results, Row, Series, orders, p99
 from bench.stage import private_engine, worker_on
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ def measure() -> Results:
 def _interleave(worker: Worker) -> dict[str, Series]:
     """Return the milliseconds of each life."""
     taken: dict[str, list[float]] = {kind: [] for kind in (*OURS, *PEERS)}
-    for _ in range(ROUNDS):
-        for kind, values in taken.items():
+    for order in islice(orders(taken), ROUNDS):
+        for kind in order:
             for _ in range(OWN_LIVES if kind in OURS else 1):
-                values.append(_total(worker.life(kind)))
+                taken[kind].append(_total(worker.life(kind)))
     return {kind: Series(tuple(values)) for kind, values in taken.items()}
 
 
