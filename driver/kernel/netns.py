@@ -10,6 +10,7 @@ import ctypes
 import os
 import threading
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -76,7 +77,13 @@ def _open_place(path: str, place: int) -> int:
 
 def _is_namespace(place: int) -> bool:
     """Tell whether a descriptor is of a namespace: all are files of one device, nsfs."""
-    return device_of(place) == OWN_NAMESPACE.stat().st_dev
+    return device_of(place) == _device_of_namespaces()
+
+
+@cache
+def _device_of_namespaces() -> int:
+    """Return nsfs's, which is one for all of a kernel's time and asked for six times a life."""
+    return OWN_NAMESPACE.stat().st_dev
 
 
 def run_in(descriptor: int, work: Callable[[], T]) -> T:
