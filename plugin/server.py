@@ -48,6 +48,7 @@ STARTING = "starting"  # the key of that in what health tells
 LOCK_NAME = "lock"
 LOCK_SECONDS = 3.0
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+M_ARENA_MAX = -8  # malloc/malloc.h of glibc
 
 log = logging.getLogger("pynet")
 
@@ -61,6 +62,7 @@ def serve(settings: Settings, names: Names) -> None:
     """
     _raise_descriptor_limit()
     _log_what_is_shown()
+    _share_memory()
     with _only_one(settings.state_dir) as other:
         refusal = other or _open_second(settings.second_socket, names)
         if refusal is not None:
@@ -239,6 +241,17 @@ def _raise_descriptor_limit() -> None:
     """Allow as many descriptors as the hard limit does: a published port is a bound socket."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _share_memory() -> None:
+    """Have all threads take memory from one place, which the interpreter's lock guards anyway.
+
+    glibc gives each a place of its own, up to eight a core. What is free in one is of no use to the
+    others: 4 MB of 46, and 2 more after 10,000 lives. See mallopt(3); other C libraries have none.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 1)
 
 
 def _die_with_parent(_: Arbiter, worker: Worker) -> None:

@@ -51,6 +51,19 @@ def prepare(server: Server, endpoints: int = 2) -> None:
         assert server.call("CreateEndpoint", endpoint(number))[0] == 200
 
 
+def test_threads_have_no_memory_of_their_own(server: Server) -> None:
+    with ThreadPoolExecutor(16) as callers:
+        answers = list(callers.map(lambda _: server.get("/networks"), range(64)))
+    assert answers == [answers[0]] * 64
+    assert len(list(Path(f"/proc/{server.worker}/task").iterdir())) > 3
+    regions = Path(f"/proc/{server.worker}/maps").read_text().splitlines()
+    starts = [
+        int(region.partition("-")[0], 16) for region in regions if region.split()[1] == "rw-p"
+    ]
+    # glibc's arenas, but for the first, begin at multiples of 64 MiB (HEAP_MAX_SIZE).
+    assert [hex(start) for start in starts if start % (64 * 2**20) == 0] == []
+
+
 def test_a_kernel_that_hangs_keeps_nobody_waiting(server: Server, pipe: Path) -> None:
     prepare(server)
     os.mkfifo(pipe)
