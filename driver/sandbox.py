@@ -380,10 +380,14 @@ class Sandboxes:
                 if sysctls:
                     self._await_interface(endpoint, sysctls)
         finally:
-            with self._lock, self._store.transaction():
-                if self._store.endpoints_in(sandbox):
+            with self._lock:
+                with self._store.transaction():
                     self._store.put_traces(sandbox, written)
-                    self._catch_up(sandbox, wanted)
+                    is_left = not self._store.endpoints_in(sandbox)
+                    if not is_left:
+                        self._catch_up(sandbox, wanted)
+                if is_left:  # before there was a trace by which its leave could put anything back
+                    self.settle(sandbox)
         self._mark_configured(interfaces)
 
     def _catch_up(self, sandbox: SandboxKey, written: Iterable[Sysctl]) -> None:

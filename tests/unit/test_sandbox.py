@@ -192,3 +192,20 @@ def test_a_sandbox_that_came_is_not_told_of(
     kernel.watches.pop(SANDBOX)()
     leave(driver, 1)
     assert "never came" not in caplog.text
+
+
+@pytest.mark.parametrize("staying", [(), (1,)], ids=["the last", "not the last"])
+def test_who_leaves_a_sandbox_that_has_just_come_leaves_no_value_in_it(
+    contested: BridgeDriver,
+    kernel: FakeKernel,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    staying: tuple[int, ...],
+) -> None:
+    add(contested, 3, f"{RP_FILTER}=2", f"{SOMAXCONN}=256")
+    join(contested, *staying, 3)
+    monkeypatch.setattr(kernel, "await_interface_sysctls", lambda *_: leave(contested, 3))
+    kernel.arrive(SANDBOX)
+    assert values(kernel) == ("600" if staying else "7200", "4096")
+    with store.transaction():
+        assert set(store.traces(SANDBOX)) == ({KEEPALIVE} if staying else set())
