@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from bench.measure import Curve, Results, Row, Series, interleave, orders
+from bench.measure import Curve, Results, Row, Series, interleave, interleave_some
 from bench.stage import private_engine, worker_on
 
 if TYPE_CHECKING:
@@ -67,13 +66,10 @@ def _fill(worker: Worker) -> dict[str, dict[int, Series]]:
             while there[kind] < count:
                 there[kind] += 1
                 worker.begin(kind, number=there[kind])
-        taken: dict[str, list[float]] = {kind: [] for kind in (*OURS, *peers)}
-        for number, order in enumerate(islice(orders(taken), LIVES)):
-            for kind in order:
-                if kind in OURS or number < PEER_LIVES:
-                    taken[kind].append(_life(worker, kind))
-        for kind, values in taken.items():
-            points[kind][count] = Series(tuple(values))
+        runs = dict.fromkeys(OURS, LIVES) | dict.fromkeys(peers, PEER_LIVES)
+        lives = {kind: partial(_life, worker, kind) for kind in runs}
+        for kind, series in interleave_some(runs, lives).items():
+            points[kind][count] = series
     return points
 
 

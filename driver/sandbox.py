@@ -383,10 +383,10 @@ class Sandboxes:
             with self._lock:
                 with self._store.transaction():
                     self._store.put_traces(sandbox, written)
-                    is_left = not self._store.endpoints_in(sandbox)
-                    if not is_left:
+                    is_deserted = not self._store.endpoints_in(sandbox)
+                    if not is_deserted:
                         self._catch_up(sandbox, wanted)
-                if is_left:  # before there was a trace by which its leave could put anything back
+                if is_deserted:  # before there was a trace by which a leave could put anything back
                     self.settle(sandbox)
         self._mark_configured(interfaces)
 

@@ -38,7 +38,7 @@ class Answer:
         return self.data.extend
 
 
-def refuse(status: int, error: str) -> Answer:
+def encode_error(status: int, error: str) -> Answer:
     """Return the answer that says in Docker's way why there is no other."""
     body = json.dumps({"Err": error}).encode()
     answer = Answer()

@@ -1,7 +1,7 @@
 """Make of a request that has come the environment that WSGI describes, PEP 3333; serves nothing.
 
 What is good HTTP gunicorn decides. It reads a head once however often it comes: Docker's calls of
-a kind differ in their bodies, and reading the head took as long as the rest of a call.
+a kind differ in their bodies, and what a head means is a sixth of a call that does nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Heads:
             if "HTTP_TRANSFER_ENCODING" in environ:
                 body = cast("Body", self._parse(bytes(incoming.data)).body).read()
             else:
-                body = incoming.read_body(int(environ.get("CONTENT_LENGTH") or 0))
+                body = incoming.cut_body(int(environ.get("CONTENT_LENGTH") or 0))
         except (NoMoreData, StopIteration, ParseException) as error:
             raise Refused(400, str(error)) from error
         environ["wsgi.input"] = io.BytesIO(body)

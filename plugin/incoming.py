@@ -1,4 +1,4 @@
-"""Tell when a request has come as a whole; reads nothing, and parses no more than that takes.
+"""Tell when a request has come as a whole, and cut it in two; reads nothing, and parses little.
 
 Whether it is good HTTP is for the parser, which never waits for more: what is here is all there is.
 """
@@ -42,7 +42,7 @@ class Incoming:
         """Return the request line and the headers, of a request that has come as a whole."""
         return bytes(self.data[: self._body])
 
-    def read_body(self, length: int) -> bytes:
+    def cut_body(self, length: int) -> bytes:
         """Return the body, which has this many bytes by its head. Raises Refused if it has not."""
         start = self._body or 0
         body = bytes(self.data[start : start + length])

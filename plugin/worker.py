@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from plugin.answer import STATUS_LINES, Answer, refuse
+from plugin.answer import STATUS_LINES, Answer, encode_error
 from plugin.crew import CALLER, Caller, Crew, Task
 from plugin.heads import CLIENT, SERVER, Heads
 from plugin.incoming import Incoming, Refused
@@ -148,7 +148,7 @@ class Worker(ThreadWorker):
 
     def _refuse(self, conn: Connection, status: int, reason: str) -> None:
         log.warning("a connection was closed: %s", reason)
-        conn.answer = _refuse(status, reason)
+        conn.answer = _encode_refusal(status, reason)
         conn.send()
         self._drop(conn)
 
@@ -190,7 +190,7 @@ class Worker(ThreadWorker):
         reason = conn.caller.give_up()
         if reason is not None:
             self._crew.give_up(task)
-            self._answer(conn, refuse(503, reason))
+            self._answer(conn, encode_error(503, reason))
 
     def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
         """Look for what comes, and often enough for who is overdue, or for our own end."""
@@ -203,10 +203,10 @@ class Worker(ThreadWorker):
             answer = self._serve(conn)
         except Refused as refusal:
             log.warning("a request was refused: %s", refusal)
-            answer = _refuse(refusal.status, str(refusal))
+            answer = _encode_refusal(refusal.status, str(refusal))
         except Exception:
             log.exception("a request failed in a way that pynet does not expect")
-            answer = _refuse(500, "pynet has a defect")
+            answer = _encode_refusal(500, "pynet has a defect")
         self._answer(conn, answer)
 
     def _serve(self, conn: Connection) -> Answer:
@@ -261,5 +261,5 @@ class Worker(ThreadWorker):
             conn.polled = False
 
 
-def _refuse(status: int, reason: str) -> Answer:
-    return refuse(status, f"{STATUS_LINES[status]}: {reason}")
+def _encode_refusal(status: int, reason: str) -> Answer:
+    return encode_error(status, f"{STATUS_LINES[status]}: {reason}")

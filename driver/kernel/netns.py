@@ -82,7 +82,7 @@ def _is_namespace(place: int) -> bool:
 
 @cache
 def _device_of_namespaces() -> int:
-    """Return nsfs's, which is one for all of a kernel's time and asked for six times a life."""
+    """Return nsfs's: one while the kernel runs, and asked for at every look at a sandbox."""
     return OWN_NAMESPACE.stat().st_dev
 
 

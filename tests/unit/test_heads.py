@@ -6,7 +6,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.message import Request
 
-from plugin.answer import Answer, refuse
+from plugin.answer import Answer, encode_error
 from plugin.heads import MOST_HEADS, Heads
 from plugin.incoming import Incoming, Refused
 
@@ -120,8 +120,8 @@ def test_an_answer_that_is_begun_anew_has_nothing_of_the_first() -> None:
     assert b"X-First: 1" not in lines
 
 
-def test_a_refusal_is_in_dockers_way_and_tells_its_length() -> None:
-    head, _, body = bytes(refuse(503, "no").data).partition(b"\r\n\r\n")
+def test_an_error_is_in_dockers_way_and_tells_its_length() -> None:
+    head, _, body = bytes(encode_error(503, "no").data).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"\r\nContent-Length: 13" in head
     assert body == b'{"Err": "no"}'
