@@ -2,9 +2,10 @@
 
 gunicorn's own reads a request in the thread that is to serve it, without an end to its patience:
 as many connections that say half a sentence as there are threads, and nobody is served any more.
-Here the loop that accepts connections collects what comes, and a thread gets what is complete, to
-the answer and the end of the connection. Nor does a thread wait for who does not read its answer.
-In the place of a thread that does not come to an end the loop answers.
+Here a thread serves what it has accepted, if that has come as a whole: to wake another for it would
+cost a tenth of a call. The loop accepts while that one is at work, collects what comes in pieces,
+and has a thread of a crew serve what is complete. None of them waits for who does not read its
+answer. In the place of a thread that does not come to an end the loop answers.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import logging
 import selectors
 import time
 from functools import partial
-from threading import Lock
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, cast
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from plugin.answer import STATUS_LINES, Answer, encode_error
 from plugin.crew import CALLER, Caller, Crew, Task
+from plugin.entrance import Entrance
 from plugin.heads import CLIENT, SERVER, Heads
 from plugin.incoming import Incoming, Refused
 
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 READ_SECONDS = 5.0  # from the connection to the last byte of the request
 SEND_SECONDS = 5.0
+ARRIVAL_SECONDS = 0.01  # from a connection to its request, which is sent a moment later
 LOOK_SECONDS = 0.1  # how often the loop looks for who is overdue while anybody is served
+IDLE_SECONDS = 0.25  # how often it looks whether anybody is: nobody wakes it for that
 LAST_SECONDS = 0.5  # at our own end, for a request that is on its way on an open connection
 MOST_UNFINISHED = 512  # connections that have yet to say what they want
 MOST_BYTES = 64 * 1024 * 1024  # of unfinished requests, all together
@@ -54,6 +58,15 @@ class Connection(TConn):
         self.polled = False  # the loop looks out for what it says
         self.turn = Lock()  # taken by whoever answers first: the thread that serves, or the loop
 
+    def receive(self) -> bytes | None:
+        """Return what has come, nothing if no more will, None if nothing has yet."""
+        try:
+            return self.sock.recv(PIECE)
+        except (BlockingIOError, TimeoutError):
+            return None
+        except OSError:
+            return b""
+
     def send(self) -> None:
         """Send of the answer what the other side takes at once."""
         try:
@@ -70,21 +83,25 @@ class Connection(TConn):
 
 
 class Worker(ThreadWorker):
-    """One thread that collects requests, and others that serve what is complete."""
+    """A loop that collects requests, threads that serve them, and one that does it at once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._heads = Heads(self.cfg)
         self._crew = Crew(self.cfg.threads)
+        self._accepting = False
+        self._entrance: Entrance | None = None
+        self._gate = Lock()  # so that nobody accepts any more when the loop says so
+        self._arrived: dict[Connection, None] = {}  # accepted, and not looked into yet
         self._unfinished: dict[Connection, None] = {}  # the oldest first
         self._bytes = 0
-        self._served: dict[Connection, Task] = {}  # until the answer is sent
+        self._served: dict[Connection, Task | None] = {}  # until the answer is sent
         self._unread: dict[Connection, None] = {}  # answered, and the answer not taken yet
 
     @property
     def nr_conns(self) -> int:
         """Return how many connections there are, which gunicorn counts otherwise."""
-        return len(self._unfinished) + len(self._served) + len(self._unread)
+        return len(self._arrived) + len(self._unfinished) + len(self._served) + len(self._unread)
 
     @nr_conns.setter
     def nr_conns(self, _: int) -> None:
@@ -97,6 +114,31 @@ class Worker(ThreadWorker):
     def notify(self) -> None:
         """Tell the arbiter nothing: with a timeout of 0 it does not ask."""
 
+    def set_accept_enabled(self, enabled: bool | None) -> None:  # noqa: FBT001 - gunicorn's signature
+        """Accept connections, or none any more once this returns."""
+        if enabled == self._accepting:
+            return
+        if self._entrance is None:
+            self._entrance = self._build_entrance()
+        with self._gate:
+            self._accepting = bool(enabled)
+            if enabled:
+                self._entrance.open()
+            else:
+                self._entrance.shut()
+
+    def _build_entrance(self) -> Entrance:
+        for listener in self.sockets:
+            listener.settimeout(0)
+        entrance = Entrance(self.sockets)
+        self.poller.register(entrance, selectors.EVENT_READ, self._accept_all)
+        Thread(target=self._serve_at_once, args=(entrance,), name="entrance", daemon=True).start()
+        return entrance
+
+    def _accept_all(self, entrance: Entrance) -> None:
+        for listener in entrance.look():
+            self.accept(listener)
+
     def accept(self, listener: socket.socket) -> None:
         """Take a connection, and what has come on it already, which is mostly all."""
         try:
@@ -108,13 +150,51 @@ class Worker(ThreadWorker):
                 raise
             return
         conn = Connection(self.cfg, client)
+        self._arrived[conn] = None
+        self._collect(conn, conn.receive())
+
+    def _collect(self, conn: Connection, piece: bytes | None) -> None:
+        """Take the first piece of a request, and what is to come of it."""
         self._unfinished[conn] = None
-        self._read(conn)
+        del self._arrived[conn]
+        self._take(conn, piece)
         if conn not in self._unfinished:
             return
         self._poll(conn, selectors.EVENT_READ, self._read)
         if len(self._unfinished) > MOST_UNFINISHED:
             self._refuse(next(iter(self._unfinished)), 503, "too many connections say nothing")
+
+    def _serve_at_once(self, entrance: Entrance) -> None:
+        """Serve what has come as a whole when it is accepted, in this thread; never returns."""
+        while True:
+            for listener in entrance.wait():
+                conn = self._accept_complete(listener, entrance)
+                if conn is not None:
+                    self.handle(conn)
+
+    def _accept_complete(self, listener: socket.socket, entrance: Entrance) -> Connection | None:
+        """Accept a connection; return it if its request is complete, else the loop collects it."""
+        with self._gate:
+            if not self._accepting:
+                return None
+            try:
+                client, _ = listener.accept()
+            except OSError as error:
+                if error.errno not in NOT_ARRIVED:
+                    entrance.shut()  # or this thread would be woken again until the loop has
+                    self.method_queue.defer(self._accept_and_open, listener, entrance)
+                return None
+            conn = Connection(self.cfg, client)
+            self._arrived[conn] = None
+        conn.sock.settimeout(ARRIVAL_SECONDS)
+        piece, is_complete = _receive_at_once(conn)
+        conn.sock.settimeout(0)
+        if not is_complete:
+            self.method_queue.defer(self._collect, conn, piece)
+            return None
+        self._served[conn] = None
+        del self._arrived[conn]
+        return conn
 
     def _make_room(self, error: OSError) -> None:
         """Do without the oldest connection that has said nothing yet, or wait for a descriptor."""
@@ -124,14 +204,20 @@ class Worker(ThreadWorker):
         else:
             time.sleep(0.05)
 
-    def _read(self, conn: Connection, _: object = None) -> None:
+    def _accept_and_open(self, listener: socket.socket, entrance: Entrance) -> None:
+        """Accept what could not be, and make room for it if that is what it takes."""
+        self.accept(listener)
+        with self._gate:
+            if self._accepting:
+                entrance.open()
+
+    def _read(self, conn: Connection, _: object) -> None:
+        self._take(conn, conn.receive())
+
+    def _take(self, conn: Connection, piece: bytes | None) -> None:
         """Take what has come; hand the request to a thread when it is complete."""
-        try:
-            piece = conn.sock.recv(PIECE)
-        except BlockingIOError:
+        if piece is None:
             return
-        except OSError:
-            piece = b""
         if not piece:
             self._drop(conn)
             return
@@ -139,8 +225,9 @@ class Worker(ThreadWorker):
         try:
             if conn.incoming.feed(piece):
                 self._forget(conn)
-                self._served[conn] = Task(partial(self.handle, conn))
-                self._crew.hand_over(self._served[conn])
+                task = Task(partial(self.handle, conn))
+                self._served[conn] = task
+                self._crew.hand_over(task)
             elif self._bytes > MOST_BYTES:
                 self._refuse(conn, 503, "too many bytes of unfinished requests")
         except Refused as refusal:
@@ -186,16 +273,18 @@ class Worker(ThreadWorker):
             not self.alive and not conn.incoming.data and now - conn.caller.arrived > LAST_SECONDS
         )
 
-    def _answer_for_its_thread(self, conn: Connection, task: Task) -> None:
+    def _answer_for_its_thread(self, conn: Connection, task: Task | None) -> None:
         reason = conn.caller.give_up()
         if reason is not None:
-            self._crew.give_up(task)
+            if task is not None:
+                self._crew.give_up(task)
             self._answer(conn, encode_error(503, reason))
 
     def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
         """Look for what comes, and often enough for who is overdue, or for our own end."""
         is_awaited = self._served or not self.alive
-        super().wait_for_and_dispatch_events(LOOK_SECONDS if is_awaited else timeout)
+        most = LOOK_SECONDS if is_awaited else IDLE_SECONDS
+        super().wait_for_and_dispatch_events(most if timeout is None else min(timeout, most))
 
     def handle(self, conn: Connection) -> None:  # type: ignore[override]  # `accept` makes them
         """Serve a complete request, in a thread, and send what the other side takes at once."""
@@ -259,6 +348,32 @@ class Worker(ThreadWorker):
         if conn.polled:
             self.poller.unregister(conn.sock)
             conn.polled = False
+
+
+def _receive_at_once(conn: Connection) -> tuple[bytes | None, bool]:
+    """Return what comes within a moment, as `receive` does, and whether it is a whole request.
+
+    One that is not has yet to be given to `conn.incoming`.
+    """
+    received = b""
+    until = time.monotonic() + ARRIVAL_SECONDS
+    while piece := conn.receive():
+        received += piece
+        if _is_complete(conn, received):
+            return received, True
+        if time.monotonic() > until:
+            break
+    return received or piece, False
+
+
+def _is_complete(conn: Connection, received: bytes) -> bool:
+    try:
+        if conn.incoming.feed(received):
+            return True
+    except Refused:
+        pass  # as the loop will be, too
+    conn.incoming = Incoming()
+    return False
 
 
 def _encode_refusal(status: int, reason: str) -> Answer:

@@ -100,3 +100,20 @@ def test_what_an_application_has_begun_is_closed_even_if_it_fails(
     assert b"half" not in answer
     assert closed == [True]
     assert "does not expect" in caplog.text
+
+
+def test_nobody_accepts_any_more_once_that_is_said(worker: Worker, listener: socket.socket) -> None:
+    worker.sockets = [listener]
+    worker.set_accept_enabled(True)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(listener.getsockname())
+        client.sendall(REQUEST)
+        assert b"".join(iter(lambda: client.recv(4096), b"")).endswith(b"\r\n\r\nab")
+    worker.set_accept_enabled(False)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.getsockname())
+        client.sendall(REQUEST)
+        accepted, _ = listener.accept()  # so it has been left to whoever comes next
+        with accepted:
+            assert accepted.recv(4096) == REQUEST
