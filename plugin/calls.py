@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,7 +23,7 @@ from plugin.desk import ANSWER_SECONDS, status_of, words_of
 from plugin.incoming import CONTENT_TYPE, MAX_BODY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from driver.bridge import BridgeDriver
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from plugin.metrics import Calls
 
     Operation = Callable[[bytes], dict[str, Any]]
+    Sequel = Callable[[bytes], None]
 
 BODILESS = frozenset({"Plugin.Activate", "NetworkDriver.GetCapabilities"})
 DRIVERLESS = BODILESS | {
@@ -47,11 +50,13 @@ class DockersCalls:
     def __init__(
         self,
         operations: Mapping[str, Operation],
+        sequels: Mapping[str, Sequel],
         desk: Desk,
         calls: Calls,
         others: WSGIApplication,
     ) -> None:
         self._operations = operations
+        self._sequels = sequels
         self._desk = desk
         self._calls = calls
         self._others = others
@@ -66,19 +71,25 @@ class DockersCalls:
         if len(body) > MAX_BODY:
             answer, status = {"Err": f"the body has more than {MAX_BODY} bytes"}, 413
             log.warning("%s refused: %s", method, answer["Err"])
-        else:
-            answer, status = self._answer(method, operation, body, environ.get(CALLER) or Caller())
-        encoded = msgspec.json.encode(answer)
-        headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(encoded)))]
-        start_response(STATUS_LINES[status], headers)
-        return (encoded,)
+            return (_encode(answer, status, start_response),)
+        words = _name(method, body)
+        began = time.perf_counter()
+        answer, status = self._answer(method, words, operation, body, environ.get(CALLER))
+        seconds = time.perf_counter() - began
+        self._calls.add(method.rpartition(".")[2], status, seconds)
+
+        def follow() -> None:
+            """Do what nobody has to wait for."""
+            _log(words, answer.get("Err"), seconds)
+            sequel = self._sequels.get(method)
+            if sequel is not None and status == HTTPStatus.OK:
+                self._desk.follow(f"what follows {words}", partial(sequel, body))
+
+        return _Reply(_encode(answer, status, start_response), follow)
 
     def _answer(
-        self, method: str, operation: Operation, body: bytes, caller: Caller
+        self, method: str, words: str, operation: Operation, body: bytes, caller: Caller | None
     ) -> tuple[dict[str, Any], int]:
-        began = time.perf_counter()
-        words = _name(method, body)
-
         def work() -> dict[str, Any]:
             return operation(body)
 
@@ -87,18 +98,26 @@ class DockersCalls:
             answer = (
                 work()
                 if method in DRIVERLESS
-                else self._desk.run(words, work, caller, ANSWER_SECONDS)
+                else self._desk.run(words, work, caller or Caller(), ANSWER_SECONDS)
             )
-            status = 200
+            status = int(HTTPStatus.OK)
         except DriverError as error:
             answer, status = {"Err": words_of(error)}, status_of(error)
         except Exception as error:
             log.exception("%s failed in a way that pynet does not expect", method)
             answer, status = {"Err": f"pynet has a defect: {error!r}"}, 500
-        seconds = time.perf_counter() - began
-        self._calls.add(method.rpartition(".")[2], status, seconds)
-        _log(words, answer.get("Err"), seconds)
         return answer, status
+
+
+class _Reply:
+    """The body of an answer, and what is done when it has been sent."""
+
+    def __init__(self, encoded: bytes, follow: Callable[[], None]) -> None:
+        self._encoded = encoded
+        self.close = follow  # PEP 3333
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._encoded
 
 
 def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operation]:
@@ -164,6 +183,24 @@ def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operati
         "NetworkDriver.DiscoverNew": discover,
         "NetworkDriver.DiscoverDelete": discover,
     }
+
+
+def build_sequels(driver: Callable[[], BridgeDriver]) -> Mapping[str, Sequel]:
+    """Return what is done, and by what, once a method of the protocol has been answered."""
+
+    def ensure_pair(body: bytes) -> None:
+        driver().ensure_pair(*protocol.decode_endpoint_call(body))
+
+    # An engine takes a millisecond from there to Join.
+    return {"NetworkDriver.CreateEndpoint": ensure_pair}
+
+
+def _encode(answer: dict[str, Any], status: int, start_response: StartResponse) -> bytes:
+    """Begin the answer; return its body."""
+    encoded = msgspec.json.encode(answer)
+    headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(encoded)))]
+    start_response(STATUS_LINES[status], headers)
+    return encoded
 
 
 def _read_body(environ: WSGIEnvironment) -> bytes:

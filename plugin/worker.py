@@ -28,7 +28,7 @@ from plugin.incoming import Incoming, Refused
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import ThreadPoolExecutor
 
 READ_SECONDS = 5.0  # from the connection to the last byte of the request
@@ -278,7 +278,9 @@ class Worker(ThreadWorker):
         if reason is not None:
             if task is not None:
                 self._crew.give_up(task)
-            self._answer(conn, encode_error(503, reason))
+            if self._answer(conn, encode_error(503, reason)):
+                conn.close()
+            self._served.pop(conn, None)
 
     def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
         """Look for what comes, and often enough for who is overdue, or for our own end."""
@@ -288,43 +290,45 @@ class Worker(ThreadWorker):
 
     def handle(self, conn: Connection) -> None:  # type: ignore[override]  # `accept` makes them
         """Serve a complete request, in a thread, and send what the other side takes at once."""
+        pieces: Any = ()
+        answer = Answer()
         try:
-            answer = self._serve(conn)
+            pieces = self._call(conn, answer)
+            for piece in pieces:
+                answer.data += piece
         except Refused as refusal:
             log.warning("a request was refused: %s", refusal)
             answer = _encode_refusal(refusal.status, str(refusal))
         except Exception:
             log.exception("a request failed in a way that pynet does not expect")
             answer = _encode_refusal(500, "pynet has a defect")
-        self._answer(conn, answer)
+        is_taken = self._answer(conn, answer)
+        _close(pieces)
+        if is_taken:
+            conn.close()
+        self._served.pop(conn, None)  # not before: at our own end the loop waits for those
 
-    def _serve(self, conn: Connection) -> Answer:
+    def _call(self, conn: Connection, answer: Answer) -> Iterable[bytes]:
         environ = self._heads.build_environ(conn.incoming)
         conn.incoming = Incoming()  # it may have been 16 MB
         environ[CALLER] = conn.caller
-        answer = Answer()
-        pieces: Any = self.wsgi(environ, answer.start)  # type: ignore[arg-type]
-        try:
-            for piece in pieces:
-                answer.data += piece
-        finally:
-            if hasattr(pieces, "close"):  # PEP 3333
-                pieces.close()
-        return answer
+        return self.wsgi(environ, answer.start)  # type: ignore[arg-type]
 
-    def _answer(self, conn: Connection, answer: Answer) -> None:
-        """Send an answer, the first for this connection, and close it when all of it is taken."""
+    def _answer(self, conn: Connection, answer: Answer) -> bool:
+        """Send an answer, if it is the first for this connection; tell whether all of it is taken.
+
+        What is not the loop sends, and closes the connection then.
+        """
         if not conn.turn.acquire(blocking=False):
-            return
+            return False
         conn.answer = answer
         conn.send()
-        if conn.answer.data:
-            conn.answered = time.monotonic()
-            self._unread[conn] = None
-            self.method_queue.defer(self._await_reader, conn)
-        else:
-            conn.close()
-        del self._served[conn]  # not before: at our own end the loop waits for those
+        if not answer.data:
+            return True
+        conn.answered = time.monotonic()
+        self._unread[conn] = None
+        self.method_queue.defer(self._await_reader, conn)
+        return False
 
     def _await_reader(self, conn: Connection) -> None:
         if conn in self._unread:
@@ -348,6 +352,17 @@ class Worker(ThreadWorker):
         if conn.polled:
             self.poller.unregister(conn.sock)
             conn.polled = False
+
+
+def _close(pieces: Iterable[bytes]) -> None:
+    """Have an application do what it does when its answer has been sent, PEP 3333."""
+    close = getattr(pieces, "close", None)
+    if close is None:
+        return
+    try:
+        close()
+    except Exception:
+        log.exception("what follows an answer failed in a way that pynet does not expect")
 
 
 def _receive_at_once(conn: Connection) -> tuple[bytes | None, bool]:

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from contextlib import contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, IncompleteRead
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,12 +32,21 @@ class UnixConnection(HTTPConnection):
 def request(
     path: Path, method: str, target: str, body: bytes = b"", *, timeout: float = 30
 ) -> tuple[int, bytes]:
-    """Make one request on a connection of its own; return the status and the body."""
+    """Make one request on a connection of its own; return the status and the body.
+
+    If the answer says that the connection ends, returns when it has: what the other side does when
+    it has answered is done by then.
+    """
     connection = UnixConnection(path, timeout)
     try:
         connection.request(method, target, body)
         answer = connection.getresponse()
-        return answer.status, answer.read()
+        if not answer.will_close or answer.length is None:
+            return answer.status, answer.read()
+        announced, received = answer.length, answer.fp.read()
+        if len(received) != announced:
+            raise IncompleteRead(received, announced - len(received))
+        return answer.status, received
     finally:
         connection.close()
 

@@ -117,3 +117,20 @@ def test_nobody_accepts_any_more_once_that_is_said(worker: Worker, listener: soc
         accepted, _ = listener.accept()  # so it has been left to whoever comes next
         with accepted:
             assert accepted.recv(4096) == REQUEST
+
+
+def test_what_fails_after_the_answer_is_logged(
+    worker: Worker, listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Pieces(list[bytes]):
+        def close(self) -> None:
+            raise KeyError("the rest")
+
+    def succeed(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        return Pieces([b"all"])
+
+    worker.wsgi = cast("Any", succeed)
+    assert ask(worker, listener).endswith(b"\r\n\r\nall")
+    assert "what follows an answer failed" in caplog.text
+    wait_until(lambda: worker.nr_conns == 0, 5, "the connection to be no more")
