@@ -22,8 +22,9 @@ PATH = os.environ.get("PYNET_SPANS", "")
 
 # Module, then what is measured in it and what it is called.
 SPANS: dict[str, dict[str, str]] = {
-    "plugin.worker": {"Worker.handle": "connection"},
-    "plugin.calls": {"DockersCalls._answer": "call", "_log": "log"},
+    "plugin.worker": {"Worker.handle": "connection", "Worker._answer": "answer"},
+    "plugin.calls": {"DockersCalls._answer": "call"},
+    "plugin.desk": {"Desk.follow": "pynet: the pair, ahead of its join"},
     "plugin.protocol": {
         "decode_create_endpoint": "decode",
         "decode_endpoint_call": "decode",

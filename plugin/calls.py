@@ -41,6 +41,8 @@ DRIVERLESS = BODILESS | {
     "NetworkDriver.DiscoverDelete",
 }
 
+MILLI = 1000
+
 log = logging.getLogger("pynet")
 
 
@@ -78,14 +80,19 @@ class DockersCalls:
         seconds = time.perf_counter() - began
         self._calls.add(method.rpartition(".")[2], status, seconds)
 
+        encoded = _encode(answer, status, start_response)
+        if status != HTTPStatus.OK:
+            failure = " ".join(answer["Err"].split())
+            log.warning("%s failed: %s %.1f ms", words, failure, seconds * MILLI)
+            return (encoded,)
+
         def follow() -> None:
             """Do what nobody has to wait for."""
-            _log(words, answer.get("Err"), seconds)
-            sequel = self._sequels.get(method)
-            if sequel is not None and status == HTTPStatus.OK:
-                self._desk.follow(f"what follows {words}", partial(sequel, body))
+            log.info("%s ok %.1f ms", words, seconds * MILLI)
+            if method in self._sequels:
+                self._desk.follow(f"what follows {words}", partial(self._sequels[method], body))
 
-        return _Reply(_encode(answer, status, start_response), follow)
+        return _Reply(encoded, follow)
 
     def _answer(
         self, method: str, words: str, operation: Operation, body: bytes, caller: Caller | None
@@ -229,12 +236,6 @@ def _name(method: str, body: bytes) -> str:
     if subject.endpoint_id:
         words.append(f"endpoint={_printable(subject.endpoint_id)}")
     return " ".join(words)
-
-
-def _log(words: str, failure: str | None, seconds: float) -> None:
-    outcome = "ok" if failure is None else f"failed: {' '.join(failure.split())}"
-    level = logging.INFO if failure is None else logging.WARNING
-    log.log(level, "%s %s %.1f ms", words, outcome, seconds * 1000)
 
 
 def _printable(identity: str) -> str:

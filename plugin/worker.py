@@ -93,7 +93,7 @@ class Worker(ThreadWorker):
         self._entrance: Entrance | None = None
         self._gate = Lock()  # so that nobody accepts any more when the loop says so
         self._arrived: dict[Connection, None] = {}  # accepted, and not looked into yet
-        self._unfinished: dict[Connection, None] = {}  # the oldest first
+        self._unfinished: dict[Connection, None] = {}
         self._bytes = 0
         self._served: dict[Connection, Task | None] = {}  # until the answer is sent
         self._unread: dict[Connection, None] = {}  # answered, and the answer not taken yet
@@ -162,7 +162,7 @@ class Worker(ThreadWorker):
             return
         self._poll(conn, selectors.EVENT_READ, self._read)
         if len(self._unfinished) > MOST_UNFINISHED:
-            self._refuse(next(iter(self._unfinished)), 503, "too many connections say nothing")
+            self._refuse(self._oldest(), 503, "too many connections say nothing")
 
     def _serve_at_once(self, entrance: Entrance) -> None:
         """Serve what has come as a whole when it is accepted, in this thread; never returns."""
@@ -200,9 +200,12 @@ class Worker(ThreadWorker):
         """Do without the oldest connection that has said nothing yet, or wait for a descriptor."""
         log.error("cannot accept a connection: %s", error.strerror)
         if self._unfinished:
-            self._refuse(next(iter(self._unfinished)), 503, error.strerror or str(error))
+            self._refuse(self._oldest(), 503, error.strerror or str(error))
         else:
             time.sleep(0.05)
+
+    def _oldest(self) -> Connection:
+        return min(self._unfinished, key=lambda conn: conn.caller.arrived)
 
     def _accept_and_open(self, listener: socket.socket, entrance: Entrance) -> None:
         """Accept what could not be, and make room for it if that is what it takes."""
