@@ -37,7 +37,6 @@ ENGINE = {
 }
 NANO_PER_MILLI = 1e6
 AROUND = {"connection", "answer"}
-AHEAD = "pynet:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def _live(engine: Engine, network: str, path: Path) -> list[tuple[str, float, di
     steps: list[tuple[str, float, dict[str, float]]] = []
     last = began
     for served in connections:
-        # What follows the answer nobody waits for; it is shown in the engine's time.
+        # What follows the answer nobody waits for.
         answer = next(span for span in spans if span.name == "answer" and served.holds(span))
         connection = replace(served, end=answer.end)
         # Whatever thread did it: a sandbox is entered by one made for that.
@@ -91,19 +90,11 @@ def _live(engine: Engine, network: str, path: Path) -> list[tuple[str, float, di
         call = next(span for span in inside if span.name.startswith("call "))
         inside = [span for span in inside if span == call or not span.name.startswith("call ")]
         name = call.name.rpartition(".")[2]
-        gap = _Span(f"before {name}", 0, last, connection.begin)
-        steps.append((gap.name, _milliseconds(gap), dict(_meanwhile(gap, spans))))
+        steps.append((f"before {name}", (connection.begin - last) / NANO_PER_MILLI, {}))
         steps.append((name, _milliseconds(connection), _parts(connection, call, inside)))
         last = connection.end
     steps.append(("end", (ended - last) / NANO_PER_MILLI, {}))
     return steps
-
-
-def _meanwhile(gap: _Span, spans: Iterable[_Span]) -> Iterator[tuple[str, float]]:
-    """Yield what the driver does in a time that is the engine's, as far as that is in it."""
-    for span in spans:
-        if span.name.startswith(AHEAD) and gap.begin <= span.begin < gap.end:
-            yield span.name, _milliseconds(replace(span, end=min(span.end, gap.end)))
 
 
 def _parts(connection: _Span, call: _Span, inside: Iterable[_Span]) -> dict[str, float]:

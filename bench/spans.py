@@ -24,7 +24,6 @@ PATH = os.environ.get("PYNET_SPANS", "")
 SPANS: dict[str, dict[str, str]] = {
     "plugin.worker": {"Worker.handle": "connection", "Worker._answer": "answer"},
     "plugin.calls": {"DockersCalls._answer": "call"},
-    "plugin.desk": {"Desk.follow": "pynet: the pair, ahead of its join"},
     "plugin.protocol": {
         "decode_create_endpoint": "decode",
         "decode_endpoint_call": "decode",

@@ -126,7 +126,6 @@ class BridgeDriver:
         parts = Parts(self._rules, self._publisher, self._sandboxes, self.counts)
         self._restorer = Restorer(store, kernel, self._lock, parts, self._drop_endpoint)
         self._healer: Healer | None = None
-        self._made_ahead: dict[EndpointId, tuple[int, Veth]] = {}  # with the bridge's number
 
     def serving(self, request: Request) -> AbstractContextManager[None]:
         """Have this thread be at work for a request inside the block; see `driver.lock`."""
@@ -178,7 +177,7 @@ class BridgeDriver:
             )
 
     def create_endpoint(self, new: NewEndpoint) -> Endpoint:
-        """Reserve an endpoint's place; makes nothing in the kernel yet: see `ensure_pair`."""
+        """Reserve an endpoint's place; makes nothing in the kernel yet."""
         self._sandboxes.check(new.sysctls)
         with self._lock:
             with self._store.transaction():
@@ -200,28 +199,6 @@ class BridgeDriver:
                 self._store.put_endpoint(endpoint)
             attempt_each([partial(self._remove, self._clean_up(evicted, network))])
             return endpoint
-
-    def ensure_pair(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
-        """Make the veth pair of an endpoint ahead of its join, if the join is to hand it over.
-
-        Nothing is stored: it belongs to the endpoint's row, as that of one that has left does, and
-        goes with it. A join that finds none, or one that is not as it should be by then, makes one.
-        """
-        with self._lock:
-            with self._store.transaction():
-                network = self._network(network_id)
-                endpoint = self._endpoint(network_id, endpoint_id)
-                rooms = list(find_room(self._store.count_ports(network_id)))
-            is_known = endpoint.attachment is not None or endpoint_id in self._made_ahead
-            if is_known or network.options.attach is not Attach.HANDOVER:
-                return
-            number = next((each for each in rooms if each in {0, *network.parts}), None)
-            if number is None:
-                return
-            veth = replace(veth_of(endpoint, network), bridge=network.bridge_at(number))
-            self._kernel.delete_links([veth.host_end])  # of an earlier join or process
-            self._kernel.create_veth(veth)
-            self._made_ahead[endpoint_id] = number, veth
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Remove an endpoint, whether it has left its sandbox or not."""
@@ -247,10 +224,10 @@ class BridgeDriver:
                 self._check_name(joined, network)
             is_written = self._sandboxes.join(joined, undo_writes)
             with self._change() as undo:
-                undo.push(self._kernel.delete_links, [host_end_name(new.endpoint_id)])
-                joined = self._take_pair(
-                    joined, network, hairpin=new.has_ports
-                ) or self._attach_where_room_is(joined, network, undo, hairpin=new.has_ports)
+                host_end = host_end_name(new.endpoint_id)
+                self._kernel.delete_links([host_end])  # of an earlier join
+                undo.push(self._kernel.delete_links, [host_end])
+                joined = self._attach_where_room_is(joined, network, undo, hairpin=new.has_ports)
                 self._rules.join(joined, network, undo)
                 if self._sandboxes.is_complete(joined):
                     joined = joined.configured()
@@ -258,15 +235,6 @@ class BridgeDriver:
                 if not is_written:
                     self._sandboxes.await_sandbox(joined, undo)
             return _join_info(joined, network)
-
-    def _take_pair(self, endpoint: Endpoint, network: Network, *, hairpin: bool) -> Endpoint | None:
-        """Return the endpoint with the pair that was made ahead; None if there is none of use."""
-        number, made = self._made_ahead.pop(endpoint.id, (0, None))
-        placed = endpoint.on_bridge(number)
-        if made != veth_of(placed, network):  # the network has been changed meanwhile
-            return None
-        is_there = self._kernel.ensure_port(veth_of(placed, network, hairpin=hairpin))
-        return placed if is_there else None
 
     def _attach_where_room_is(
         self, endpoint: Endpoint, network: Network, undo: Rollback, *, hairpin: bool
@@ -276,7 +244,6 @@ class BridgeDriver:
         The kernel has the last word: others may have put ports on a bridge, or links that are
         being deleted may still be there.
         """
-        self._kernel.delete_links([host_end_name(endpoint.id)])  # of an earlier join
         for number in find_room(self._store.count_ports(network.id)):
             if number and number not in network.parts:
                 add_part(self._kernel, network, number, undo)
@@ -590,7 +557,6 @@ class BridgeDriver:
     ) -> Iterator[Callable[[], object]]:
         """Return the steps that take endpoints out of the kernel whose rows have gone."""
         for endpoint in endpoints:
-            self._made_ahead.pop(endpoint.id, None)
             yield partial(self._kernel.release_links, [host_end_name(endpoint.id)])
             yield partial(self._publisher.withdraw, endpoint)
             if endpoint.attachment is not None:

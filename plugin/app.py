@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from driver.counts import Counts
 from driver.health import Health
-from plugin.calls import DockersCalls, build_operations, build_sequels
+from plugin.calls import DockersCalls, build_operations
 from plugin.crew import Deadlines
 from plugin.desk import Desk
 from plugin.metrics import Calls, Signs
@@ -34,9 +34,7 @@ def create_app(
     signs = Signs(Calls(), counts or Counts(), health or Health())
     desk = Desk(driver, Deadlines(signs.health))
     questions = _Questions(desk, driver, signs)
-    return DockersCalls(
-        build_operations(driver), build_sequels(driver), desk, signs.calls, questions
-    )
+    return DockersCalls(build_operations(driver), desk, signs.calls, questions)
 
 
 class _Questions:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from plugin.metrics import Calls
 
     Operation = Callable[[bytes], dict[str, Any]]
-    Sequel = Callable[[bytes], None]
 
 BODILESS = frozenset({"Plugin.Activate", "NetworkDriver.GetCapabilities"})
 DRIVERLESS = BODILESS | {
@@ -52,13 +50,11 @@ class DockersCalls:
     def __init__(
         self,
         operations: Mapping[str, Operation],
-        sequels: Mapping[str, Sequel],
         desk: Desk,
         calls: Calls,
         others: WSGIApplication,
     ) -> None:
         self._operations = operations
-        self._sequels = sequels
         self._desk = desk
         self._calls = calls
         self._others = others
@@ -76,27 +72,22 @@ class DockersCalls:
             return (_encode(answer, status, start_response),)
         words = _name(method, body)
         began = time.perf_counter()
-        answer, status = self._answer(method, words, operation, body, environ.get(CALLER))
+        caller = environ.get(CALLER) or Caller()
+        answer, status = self._answer(method, words, operation, body, caller)
         seconds = time.perf_counter() - began
         self._calls.add(method.rpartition(".")[2], status, seconds)
-
         encoded = _encode(answer, status, start_response)
-        if status != HTTPStatus.OK:
-            failure = " ".join(answer["Err"].split())
-            log.warning("%s failed: %s %.1f ms", words, failure, seconds * MILLI)
-            return (encoded,)
-
-        def follow() -> None:
-            """Do what nobody has to wait for."""
-            log.info("%s ok %.1f ms", words, seconds * MILLI)
-            if method in self._sequels:
-                self._desk.follow(f"what follows {words}", partial(self._sequels[method], body))
-
-        return _Reply(encoded, follow)
+        if status == HTTPStatus.OK:
+            return _Logged(encoded, f"{words} ok {seconds * MILLI:.1f} ms")
+        failure = " ".join(answer["Err"].split())
+        log.warning("%s failed: %s %.1f ms", words, failure, seconds * MILLI)
+        return (encoded,)
 
     def _answer(
-        self, method: str, words: str, operation: Operation, body: bytes, caller: Caller | None
+        self, method: str, words: str, operation: Operation, body: bytes, caller: Caller
     ) -> tuple[dict[str, Any], int]:
+        """Return the answer and its status."""
+
         def work() -> dict[str, Any]:
             return operation(body)
 
@@ -105,7 +96,7 @@ class DockersCalls:
             answer = (
                 work()
                 if method in DRIVERLESS
-                else self._desk.run(words, work, caller or Caller(), ANSWER_SECONDS)
+                else self._desk.run(words, work, caller, ANSWER_SECONDS)
             )
             status = int(HTTPStatus.OK)
         except DriverError as error:
@@ -116,15 +107,19 @@ class DockersCalls:
         return answer, status
 
 
-class _Reply:
-    """The body of an answer, and what is done when it has been sent."""
+class _Logged:
+    """The body of an answer, and the line of the log that nobody has to wait for."""
 
-    def __init__(self, encoded: bytes, follow: Callable[[], None]) -> None:
+    def __init__(self, encoded: bytes, line: str) -> None:
         self._encoded = encoded
-        self.close = follow  # PEP 3333
+        self._line = line
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._encoded
+
+    def close(self) -> None:
+        """Write the line: the answer has been sent, PEP 3333."""
+        log.info(self._line)
 
 
 def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operation]:
@@ -190,16 +185,6 @@ def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operati
         "NetworkDriver.DiscoverNew": discover,
         "NetworkDriver.DiscoverDelete": discover,
     }
-
-
-def build_sequels(driver: Callable[[], BridgeDriver]) -> Mapping[str, Sequel]:
-    """Return what is done, and by what, once a method of the protocol has been answered."""
-
-    def ensure_pair(body: bytes) -> None:
-        driver().ensure_pair(*protocol.decode_endpoint_call(body))
-
-    # An engine takes a millisecond from there to Join.
-    return {"NetworkDriver.CreateEndpoint": ensure_pair}
 
 
 def _encode(answer: dict[str, Any], status: int, start_response: StartResponse) -> bytes:

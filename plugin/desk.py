@@ -5,7 +5,6 @@ Knows what an error is called in HTTP, and no request by its name.
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = logging.getLogger("pynet")
-
 # Docker holds the container's lock while it waits, and waits for ever: every request is answered.
 # One that cannot begin in time never does, so that nothing happens behind Docker's back.
 BEGIN_SECONDS = 3.0
@@ -30,7 +27,6 @@ ANSWER_SECONDS = 4.5
 QUEUE_SECONDS = 8.0
 PERSON_SECONDS = 9.0  # nobody holds a lock of Docker's for a person; `pynet` waits 10 s
 MOMENT_SECONDS = 1.0  # to begin, and half as much to end
-SEQUEL_SECONDS = 0.01  # to begin with what nobody waits for
 
 # 404 is not among them: to the engine it means "the driver does not have this method", and it
 # then goes on as if nothing had happened.
@@ -76,20 +72,6 @@ class Desk:
                 return work()
 
         return self._deadlines.run(serve, serving, caller, answer_by)
-
-    def follow(self, words: str, work: Callable[[], None]) -> None:
-        """Have the driver do what saves a later request some time; whom it fails does without.
-
-        Only if nobody is at work. Who comes meanwhile waits for it, as for any other request.
-        """
-        sequel = Request(words, begin_by=time.monotonic() + SEQUEL_SECONDS)
-        try:
-            with self._driver().serving(sequel):
-                work()
-        except Busy as error:
-            log.debug("%s: %s", words, error)
-        except DriverError as error:
-            log.info("%s: %s", words, words_of(error))
 
 
 def words_of(error: DriverError) -> str:

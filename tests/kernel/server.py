@@ -14,10 +14,8 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from driver.model import EndpointId, host_end_name
 from tests.engine.unixhttp import accepts, request
 from tests.engine.wait import wait_until
-from tests.kernel.host import ip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,12 +134,6 @@ def endpoint(number: int, of: int = 1) -> dict[str, Any]:
     """Return a CreateEndpoint in a network."""
     address = f"10.{of // 250}.{of % 250}.{number + 1}/24"
     return {**ids(number, of), "Interface": {"Address": address}, "Options": {}}
-
-
-def place_without_pair(server: Server, number: int) -> None:
-    """Make an endpoint, and delete the pair that is made ahead, so that its join makes one."""
-    assert server.call("CreateEndpoint", endpoint(number))[0] == 200
-    ip("link", "delete", host_end_name(EndpointId(ids(number)["EndpointID"])))
 
 
 def ids(number: int, of: int = 1) -> dict[str, str]:

@@ -101,7 +101,6 @@ def lives(
     of = (network.id, new.id)
     costs = {
         "create_endpoint": meter.measure(lambda: driver.create_endpoint(new)),
-        "ensure_pair": meter.measure(lambda: driver.ensure_pair(*of)),
         "join": meter.measure(lambda: driver.join(join)),
     }
     if network.options.attach is Attach.HANDOVER:
@@ -129,20 +128,10 @@ SAME = {
     "delete_endpoint": Cost(statements=8),
 }
 EXPECTED = {
-    # The pair, then its alias. In the join a look whether it is still there, and the hairpin that a
-    # container with ports needs; the sandbox entered for the parameter.
-    Attach.HANDOVER: SAME
-    | {
-        "ensure_pair": Cost(links=2, statements=7, opened=1),
-        "join": Cost(links=2, statements=19, threads=1, opened=4),
-    },
-    # The pair, then its alias, the address and the link up, inside, and what is written for the
-    # interface.
-    Attach.DIRECT: SAME
-    | {
-        "ensure_pair": Cost(statements=7),
-        "join": Cost(links=4, statements=20, threads=2, opened=8),
-    },
+    # The pair, then its alias; the sandbox entered for the parameter.
+    Attach.HANDOVER: SAME | {"join": Cost(links=2, statements=20, threads=1, opened=4)},
+    # Besides the address and the link up, inside, and what is written for the interface.
+    Attach.DIRECT: SAME | {"join": Cost(links=4, statements=20, threads=2, opened=8)},
 }
 
 

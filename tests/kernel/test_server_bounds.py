@@ -14,16 +14,7 @@ import pytest
 
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip
-from tests.kernel.server import (
-    Server,
-    dead_file_system,
-    endpoint,
-    ids,
-    join,
-    network,
-    place_without_pair,
-    receive,
-)
+from tests.kernel.server import Server, dead_file_system, endpoint, ids, join, network, receive
 
 if TYPE_CHECKING:
     import socket
@@ -57,7 +48,7 @@ def release(pipe: Path) -> None:
 def prepare(server: Server, endpoints: int = 2) -> None:
     assert server.call("CreateNetwork", network(1)) == (200, {})
     for number in range(1, endpoints + 1):
-        place_without_pair(server, number)
+        assert server.call("CreateEndpoint", endpoint(number))[0] == 200
 
 
 def test_threads_have_no_memory_of_their_own(server: Server) -> None:
@@ -94,22 +85,6 @@ def test_a_kernel_that_hangs_keeps_nobody_waiting(server: Server, pipe: Path) ->
     assert "create_veth" in server.log()  # where it hung
     assert server.call("Join", join(1, "/run/none"))[0] == 200
     assert "pnh" in ip("link")
-
-
-def test_what_hangs_after_an_answer_keeps_nobody_waiting(server: Server, pipe: Path) -> None:
-    prepare(server, endpoints=1)
-    os.mkfifo(pipe)
-    began = time.monotonic()
-    status, _ = receive(server.send("CreateEndpoint", endpoint(2)))
-    assert (status, time.monotonic() - began < 1) == (200, True)
-    wait_until(lambda: "a verb hangs" in server.log(), 2, "a pair that is not made")
-    took, status, answer = server.timed("Join", join(2, "/run/none"))
-    assert (status, took < SECONDS) == (503, True)
-    assert "what follows CreateEndpoint network=000000000001 endpoint=000000000002" in answer["Err"]
-    assert server.call("GwAllocCheck", {"Options": {}})[0] == 200  # needs no lock
-    release(pipe)
-    wait_until(lambda: server.call("Join", join(2, "/run/none"))[0] == 200, 5, "the lock")
-    assert server.call("DeleteEndpoint", ids(2))[0] == 200
 
 
 def test_nothing_is_begun_after_its_answer(server: Server, pipe: Path) -> None:

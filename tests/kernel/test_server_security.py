@@ -128,8 +128,8 @@ def test_the_hosts_own_namespace_is_no_sandbox(
     assert before != "600"
     created = with_parameters(**{"pynet.attach": attach})
     assert server.call("CreateNetwork", created) == (200, {})
-    assert server.call("CreateEndpoint", endpoint(1))[0] == 200
     before_links = links()
+    assert server.call("CreateEndpoint", endpoint(1))[0] == 200
     status, answer = server.call("Join", join(1, str(path)))
     assert (status, "that is the host's own namespace" in answer["Err"]) == (400, True)
     assert server.call("EndpointOperInfo", ids(1))[0] == 200

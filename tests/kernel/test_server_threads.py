@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.engine.wait import wait_until
-from tests.kernel.server import (
-    HEAD,
-    Server,
-    ids,
-    join,
-    network,
-    place_without_pair,
-    receive,
-)
+from tests.kernel.server import HEAD, Server, endpoint, ids, join, network, receive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +75,7 @@ def test_one_call_after_the_other_wakes_one_thread(server: Server) -> None:
 def test_while_that_one_hangs_others_serve_and_then_it_does_again(
     server: Server, pipe: Path
 ) -> None:
-    place_without_pair(server, 1)
+    assert server.call("CreateEndpoint", endpoint(1))[0] == 200
     os.mkfifo(pipe)
     call_at_rest(server)
     with ThreadPoolExecutor(1) as callers:

@@ -257,44 +257,6 @@ def test_words_of_several_lines_are_one_line_in_the_log(
     assert "\n" not in lines[0]
 
 
-def test_what_fails_after_an_answer_is_the_next_calls_to_do(
-    client: Client,
-    kernel: FakeKernel,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def fail(_: object) -> None:
-        raise KernelError("create pnh: no memory")
-
-    caplog.set_level(logging.INFO)
-    send(client, "CreateNetwork", NETWORK)
-    with monkeypatch.context() as patched:
-        patched.setattr(kernel, "create_veth", fail)
-        send(client, "CreateEndpoint", ENDPOINT)
-    lines = [record.getMessage() for record in caplog.records if record.name == "pynet"]
-    endpoint = "CreateEndpoint network=010101010101 endpoint=e1e1e1e1e1e1"
-    assert lines[-2].startswith(f"{endpoint} ok ")
-    assert lines[-1] == f"what follows {endpoint}: create pnh: no memory"
-    assert not any(name.startswith("pnh") for name in kernel.links)
-    send(client, "Join", JOIN)
-    assert any(name.startswith("pnh") for name in kernel.links)
-
-
-def test_what_follows_an_answer_waits_for_nobody(
-    client: Client, driver: BridgeDriver, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    send(client, "CreateNetwork", NETWORK)
-    response = client.post("/NetworkDriver.CreateEndpoint", data=json.dumps(ENDPOINT).encode())
-    with ThreadPoolExecutor(1) as other:
-        other.submit(driver._lock.__enter__).result()
-        response.close()  # as the server does when it has sent the answer
-        other.submit(driver._lock.__exit__).result()
-    assert not any(name.startswith("pnh") for name in kernel.links)
-    assert not any("what follows" in record.getMessage() for record in caplog.records)
-    send(client, "Join", JOIN)
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: (

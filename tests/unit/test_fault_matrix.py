@@ -92,10 +92,6 @@ def on_small_bridges(operation: Operation) -> Operation:
     return run
 
 
-def prepares(number: int, net: int = 1) -> Operation:
-    return lambda driver: driver.ensure_pair(network_id(net), endpoint_id(number))
-
-
 def leaves(number: int, net: int = 1) -> Operation:
     return lambda driver: driver.leave(network_id(net), endpoint_id(number))
 
@@ -160,7 +156,6 @@ HOST_END = host_end_name(endpoint_id(1))
 MOVED = kernel_has(lambda kernel: kernel.move(HOST_END, sandbox_key(1)))
 NETWORK = does(creates(1, *SYSCTLS))
 ENDPOINT = does(places(1))
-AHEAD = does(prepares(1))
 JOINED = does(joins(1))
 OTHER = (does(creates(2, f"{KEEPALIVE}=900", f"{SOMAXCONN}=128")), does(places(2, 2)))
 TWO = (NETWORK, ENDPOINT, *OTHER)
@@ -299,40 +294,6 @@ SCENARIOS = (
         (NETWORK, ENDPOINT, JOINED, does(leaves(1))),
         harmless=kernel_has(lambda kernel: kernel.delete_links([HOST_END])),
     ),
-    Scenario("a pair ahead of its join", prepares(1), (NETWORK, ENDPOINT)),
-    Scenario(
-        "a pair ahead again",
-        prepares(1),
-        (NETWORK, ENDPOINT, AHEAD),
-        harmless=kernel_has(lambda kernel: kernel.delete_links([HOST_END])),
-    ),
-    Scenario("no pair for who has joined", prepares(1), (NETWORK, ENDPOINT, SANDBOX, JOINED)),
-    Scenario("no pair ahead of a direct join", prepares(1), (DIRECT, ENDPOINT)),
-    Scenario(
-        "a join with its pair",
-        joins(1),
-        (NETWORK, ENDPOINT, SANDBOX, AHEAD),
-        harmless=kernel_has(lambda kernel: kernel.delete_links([HOST_END])),
-    ),
-    Scenario(
-        "a join with its pair after a change",
-        joins(1),
-        (NETWORK, ENDPOINT, SANDBOX, AHEAD, does(CHANGE)),
-        harmless=kernel_has(lambda kernel: kernel.delete_links([HOST_END])),
-    ),
-    Scenario(
-        "the end of an endpoint with its pair",
-        removes(1),
-        (NETWORK, ENDPOINT, AHEAD),
-        after=After.CARRIED_ON,
-    ),
-    Scenario(
-        "the end of a network with a pair",
-        drops(1),
-        (NETWORK, ENDPOINT, AHEAD),
-        after=After.CARRIED_ON,
-    ),
-    _later("a start with a pair", restores, NETWORK, ENDPOINT, AHEAD, ENDED),
     Scenario("another join of a sandbox", joins(2, 2), (*TWO, SANDBOX, JOINED)),
     Scenario("another join before the sandbox", joins(2, 2), (*TWO, JOINED)),
     Scenario(
