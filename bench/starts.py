@@ -38,8 +38,8 @@ MANY = 1000
 AT_ONCE = 50
 LIMITS = {0: (0.6, 0.4), 1: (0.4, 0.3), 32: (0.05, 0.05), MANY: (0.005, 0.005)}
 AT_ONCE_LIMITS = (0.8, 0.7)
-# A life takes 0.2 s, give or take 0.02, and what is compared are differences of two: with 240 runs of
-# each the ratio without ports has a standard deviation of 0.02, with 60 one of 0.05 (bootstrap).
+# A life takes 0.2 s, give or take 0.02, and what is compared are differences of two: with 240 runs
+# of each the ratio without ports has a standard deviation of 0.02, with 60 one of 0.05 (bootstrap).
 RUNS = {0: 90, 1: 40, 8: 6, 32: 20, 128: 2, MANY: 5}
 # Minutes each with the built-in bridge: two processes a port.
 PEER_RUNS = {0: 60, 1: 30, 8: 6, 32: 5, 128: 2, MANY: 1}
