@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -69,18 +68,18 @@ class DockersCalls:
         if len(body) > MAX_BODY:
             answer, status = {"Err": f"the body has more than {MAX_BODY} bytes"}, 413
             log.warning("%s refused: %s", method, answer["Err"])
-            return (_encode(answer, status, start_response),)
-        words = _name(method, body)
+            return (_begin(answer, status, start_response),)
         began = time.perf_counter()
+        words = _name(method, body)
         caller = environ.get(CALLER) or Caller()
         answer, status = self._answer(method, words, operation, body, caller)
         seconds = time.perf_counter() - began
         self._calls.add(method.rpartition(".")[2], status, seconds)
-        encoded = _encode(answer, status, start_response)
-        if status == HTTPStatus.OK:
-            return _Logged(encoded, f"{words} ok {seconds * MILLI:.1f} ms")
-        failure = " ".join(answer["Err"].split())
-        log.warning("%s failed: %s %.1f ms", words, failure, seconds * MILLI)
+        encoded = _begin(answer, status, start_response)
+        failure = answer.get("Err")
+        if failure is None:
+            return _Logged(encoded, words, seconds)
+        log.warning("%s failed: %s %.1f ms", words, " ".join(failure.split()), seconds * MILLI)
         return (encoded,)
 
     def _answer(
@@ -98,7 +97,7 @@ class DockersCalls:
                 if method in DRIVERLESS
                 else self._desk.run(words, work, caller, ANSWER_SECONDS)
             )
-            status = int(HTTPStatus.OK)
+            status = 200
         except DriverError as error:
             answer, status = {"Err": words_of(error)}, status_of(error)
         except Exception as error:
@@ -110,16 +109,17 @@ class DockersCalls:
 class _Logged:
     """The body of an answer, and the line of the log that nobody has to wait for."""
 
-    def __init__(self, encoded: bytes, line: str) -> None:
+    def __init__(self, encoded: bytes, words: str, seconds: float) -> None:
         self._encoded = encoded
-        self._line = line
+        self._words = words
+        self._seconds = seconds
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._encoded
 
     def close(self) -> None:
         """Write the line: the answer has been sent, PEP 3333."""
-        log.info(self._line)
+        log.info("%s ok %.1f ms", self._words, self._seconds * MILLI)
 
 
 def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operation]:
@@ -187,7 +187,7 @@ def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operati
     }
 
 
-def _encode(answer: dict[str, Any], status: int, start_response: StartResponse) -> bytes:
+def _begin(answer: dict[str, Any], status: int, start_response: StartResponse) -> bytes:
     """Begin the answer; return its body."""
     encoded = msgspec.json.encode(answer)
     headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(encoded)))]

@@ -23,21 +23,25 @@ class Entrance:
 
     def __init__(self, listeners: Iterable[socket.socket]) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
-        self._open: set[int] = set()
+        self._is_open = False
         self._first = select.epoll()
         self._second = select.epoll()
 
     def open(self) -> None:
         """Have connections wake somebody from now on."""
-        for descriptor in self._listeners.keys() - self._open:
+        if self._is_open:
+            return
+        self._is_open = True
+        for descriptor in self._listeners:
             self._first.register(descriptor, ONE_OF_THEM)
             self._second.register(descriptor, ONE_OF_THEM)
-            self._open.add(descriptor)
 
     def shut(self) -> None:
         """Have them wake nobody."""
-        for descriptor in tuple(self._open):
-            self._open.remove(descriptor)
+        if not self._is_open:
+            return
+        self._is_open = False
+        for descriptor in self._listeners:
             self._first.unregister(descriptor)
             self._second.unregister(descriptor)
 

@@ -67,6 +67,20 @@ class Connection(TConn):
         except OSError:
             return b""
 
+    def await_request(self, seconds: float) -> bool:
+        """Take what comes within a moment; tell whether it is a whole request. Raises Refused."""
+        until = time.monotonic() + seconds
+        self.sock.settimeout(seconds)
+        try:
+            while piece := self.receive():
+                if self.incoming.feed(piece):
+                    return True
+                if time.monotonic() > until:
+                    break
+        finally:
+            self.sock.settimeout(0)
+        return False
+
     def send(self) -> None:
         """Send of the answer what the other side takes at once."""
         try:
@@ -95,7 +109,8 @@ class Worker(ThreadWorker):
         self._arrived: dict[Connection, None] = {}  # accepted, and not looked into yet
         self._unfinished: dict[Connection, None] = {}
         self._bytes = 0
-        self._served: dict[Connection, Task | None] = {}  # until the answer is sent
+        # Until what follows the answer is done; no task if the thread that accepted it serves it.
+        self._served: dict[Connection, Task | None] = {}
         self._unread: dict[Connection, None] = {}  # answered, and the answer not taken yet
 
     @property
@@ -150,18 +165,30 @@ class Worker(ThreadWorker):
                 raise
             return
         conn = Connection(self.cfg, client)
-        self._arrived[conn] = None
-        self._collect(conn, conn.receive())
+        self._unfinished[conn] = None
+        self._read(conn)
+        if conn in self._unfinished:
+            self._await_rest(conn)
 
-    def _collect(self, conn: Connection, piece: bytes | None) -> None:
-        """Take the first piece of a request, and what is to come of it."""
+    def _collect(self, conn: Connection, refusal: Refused | None) -> None:
+        """Take over a connection from the thread that accepted it, and refuse or await the rest."""
         self._unfinished[conn] = None
         del self._arrived[conn]
-        self._take(conn, piece)
-        if conn not in self._unfinished:
-            return
+        self._bytes += len(conn.incoming.data)
+        if refusal is not None:
+            self._refuse(conn, refusal.status, str(refusal))
+        else:
+            self._await_rest(conn)
+
+    def _await_rest(self, conn: Connection) -> None:
         self._poll(conn, selectors.EVENT_READ, self._read)
-        if len(self._unfinished) > MOST_UNFINISHED:
+        self._keep_limits(conn)
+
+    def _keep_limits(self, conn: Connection) -> None:
+        """Refuse a connection if requests that are yet to come are too many or too large."""
+        if self._bytes > MOST_BYTES:
+            self._refuse(conn, 503, "too many bytes of unfinished requests")
+        elif len(self._unfinished) > MOST_UNFINISHED:
             self._refuse(self._oldest(), 503, "too many connections say nothing")
 
     def _serve_at_once(self, entrance: Entrance) -> None:
@@ -186,11 +213,13 @@ class Worker(ThreadWorker):
                 return None
             conn = Connection(self.cfg, client)
             self._arrived[conn] = None
-        conn.sock.settimeout(ARRIVAL_SECONDS)
-        piece, is_complete = _receive_at_once(conn)
-        conn.sock.settimeout(0)
+        refusal = None
+        try:
+            is_complete = conn.await_request(ARRIVAL_SECONDS)
+        except Refused as error:
+            is_complete, refusal = False, error
         if not is_complete:
-            self.method_queue.defer(self._collect, conn, piece)
+            self.method_queue.defer(self._collect, conn, refusal)
             return None
         self._served[conn] = None
         del self._arrived[conn]
@@ -214,11 +243,9 @@ class Worker(ThreadWorker):
             if self._accepting:
                 entrance.open()
 
-    def _read(self, conn: Connection, _: object) -> None:
-        self._take(conn, conn.receive())
-
-    def _take(self, conn: Connection, piece: bytes | None) -> None:
+    def _read(self, conn: Connection, _: object = None) -> None:
         """Take what has come; hand the request to a thread when it is complete."""
+        piece = conn.receive()
         if piece is None:
             return
         if not piece:
@@ -231,8 +258,8 @@ class Worker(ThreadWorker):
                 task = Task(partial(self.handle, conn))
                 self._served[conn] = task
                 self._crew.hand_over(task)
-            elif self._bytes > MOST_BYTES:
-                self._refuse(conn, 503, "too many bytes of unfinished requests")
+            else:
+                self._keep_limits(conn)
         except Refused as refusal:
             self._refuse(conn, refusal.status, str(refusal))
 
@@ -320,7 +347,8 @@ class Worker(ThreadWorker):
     def _answer(self, conn: Connection, answer: Answer) -> bool:
         """Send an answer, if it is the first for this connection; tell whether all of it is taken.
 
-        What is not the loop sends, and closes the connection then.
+        Then the caller closes the connection; else whoever answered first does, or the loop, which
+        sends the rest.
         """
         if not conn.turn.acquire(blocking=False):
             return False
@@ -366,32 +394,6 @@ def _close(pieces: Iterable[bytes]) -> None:
         close()
     except Exception:
         log.exception("what follows an answer failed in a way that pynet does not expect")
-
-
-def _receive_at_once(conn: Connection) -> tuple[bytes | None, bool]:
-    """Return what comes within a moment, as `receive` does, and whether it is a whole request.
-
-    One that is not has yet to be given to `conn.incoming`.
-    """
-    received = b""
-    until = time.monotonic() + ARRIVAL_SECONDS
-    while piece := conn.receive():
-        received += piece
-        if _is_complete(conn, received):
-            return received, True
-        if time.monotonic() > until:
-            break
-    return received or piece, False
-
-
-def _is_complete(conn: Connection, received: bytes) -> bool:
-    try:
-        if conn.incoming.feed(received):
-            return True
-    except Refused:
-        pass  # as the loop will be, too
-    conn.incoming = Incoming()
-    return False
 
 
 def _encode_refusal(status: int, reason: str) -> Answer:

@@ -93,7 +93,7 @@ def test_while_that_one_hangs_others_serve_and_then_it_does_again(
     test_one_call_after_the_other_wakes_one_thread(server)
 
 
-def test_a_request_that_comes_in_pieces_is_served_by_the_loop(server: Server) -> None:
+def test_a_request_that_comes_in_pieces_is_served_and_keeps_nobody_waiting(server: Server) -> None:
     body = b'{"Options": {}}'
     request = HEAD % (b"GwAllocCheck", len(body)) + body
     for cut in (0, 1, len(request) - 1):

@@ -241,6 +241,17 @@ def test_a_request_is_one_line_in_the_log(
     assert LINE.fullmatch(line.replace("\\n", "n")), line
 
 
+def test_the_line_of_a_call_that_succeeded_follows_its_answer(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    response = client.post("/Plugin.Activate")
+    assert response.status_code == 200
+    assert caplog.records == []
+    response.close()  # as the server does when the answer is sent
+    assert [record.getMessage()[:12] for record in caplog.records] == ["Activate ok "]
+
+
 def test_words_of_several_lines_are_one_line_in_the_log(
     client: Client,
     kernel: FakeKernel,
