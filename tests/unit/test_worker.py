@@ -134,3 +134,31 @@ def test_what_fails_after_the_answer_is_logged(
     assert ask(worker, listener).endswith(b"\r\n\r\nall")
     assert "what follows an answer failed" in caplog.text
     wait_until(lambda: worker.nr_conns == 0, 5, "the connection to be no more")
+
+
+def test_what_the_accepting_thread_has_read_counts_as_unfinished(
+    worker: Worker, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin.worker, "MOST_BYTES", 1000)
+    queue = worker.method_queue
+    queue.init()
+    worker.poller.register(queue, selectors.EVENT_READ, queue.run_callbacks)
+    worker.sockets = [listener]
+    worker.set_accept_enabled(True)
+    begun = b"POST / HTTP/1.1\r\nContent-Length: 9000\r\n\r\n" + bytes(600)
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        for client in (first, second):
+            client.settimeout(10)
+            client.connect(listener.getsockname())
+            client.sendall(begun)
+        wait_until(lambda: look(worker, first, second), 5, "one to be refused")
+    queue.close()
+
+
+def look(worker: Worker, *clients: socket.socket) -> bool:
+    """Have the loop look once; tell whether a client has an answer then."""
+    worker.wait_for_and_dispatch_events(0.01)
+    with selectors.DefaultSelector() as answers:
+        for client in clients:
+            answers.register(client, selectors.EVENT_READ)
+        return bool(answers.select(0))
