@@ -142,7 +142,7 @@ def test_what_the_accepting_thread_has_read_counts_as_unfinished(
     monkeypatch.setattr(plugin.worker, "MOST_BYTES", 1000)
     queue = worker.method_queue
     queue.init()
-    worker.poller.register(queue, selectors.EVENT_READ, queue.run_callbacks)
+    worker.poller.register(cast("int", queue.fileno()), selectors.EVENT_READ, queue.run_callbacks)
     worker.sockets = [listener]
     worker.set_accept_enabled(True)
     begun = b"POST / HTTP/1.1\r\nContent-Length: 9000\r\n\r\n" + bytes(600)
