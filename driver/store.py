@@ -96,6 +96,35 @@ MIGRATIONS = (
     ALTER TABLE endpoint ADD COLUMN bridge INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX endpoint_bridge ON endpoint (network_id, bridge) WHERE sandbox IS NOT NULL;
     """,
+    # How many joined endpoints are on each bridge, counted as they come and go: to count them
+    # when the next one joins takes as long as there are endpoints.
+    """
+    CREATE TABLE taken (
+        network_id TEXT NOT NULL REFERENCES network ON DELETE CASCADE, bridge INTEGER NOT NULL,
+        ports INTEGER NOT NULL, PRIMARY KEY (network_id, bridge)
+    ) STRICT;
+    INSERT INTO taken SELECT network_id, bridge, count(*) FROM endpoint
+        WHERE sandbox IS NOT NULL GROUP BY network_id, bridge;
+    DROP INDEX endpoint_bridge;
+    CREATE TRIGGER endpoint_added AFTER INSERT ON endpoint WHEN new.sandbox IS NOT NULL
+    BEGIN
+        INSERT INTO taken VALUES (new.network_id, new.bridge, 1)
+            ON CONFLICT DO UPDATE SET ports = ports + 1;
+    END;
+    CREATE TRIGGER endpoint_moved AFTER UPDATE OF sandbox, bridge ON endpoint
+        WHEN (old.sandbox IS NULL) <> (new.sandbox IS NULL) OR old.bridge <> new.bridge
+    BEGIN
+        UPDATE taken SET ports = ports - 1
+            WHERE network_id = old.network_id AND bridge = old.bridge AND old.sandbox IS NOT NULL;
+        INSERT INTO taken SELECT new.network_id, new.bridge, 1 WHERE new.sandbox IS NOT NULL
+            ON CONFLICT DO UPDATE SET ports = ports + 1;
+    END;
+    CREATE TRIGGER endpoint_deleted AFTER DELETE ON endpoint WHEN old.sandbox IS NOT NULL
+    BEGIN
+        UPDATE taken SET ports = ports - 1
+            WHERE network_id = old.network_id AND bridge = old.bridge;
+    END;
+    """,
 )
 
 _NETWORK = """id, options,
@@ -279,12 +308,7 @@ class Store:
 
     def count_ports(self, network_id: NetworkId) -> dict[int, int]:
         """Return how many joined endpoints are on each bridge of a network, by its number."""
-        rows = self._all(
-            """SELECT bridge, count(*) FROM endpoint
-               WHERE network_id = ? AND sandbox IS NOT NULL GROUP BY bridge""",
-            network_id,
-        )
-        return dict(rows)
+        return dict(self._all("SELECT bridge, ports FROM taken WHERE network_id = ?", network_id))
 
     def added_addresses(self, network_id: NetworkId) -> tuple[IPInterface, ...]:
         """Return the addresses that the network's bridge did not have before."""

@@ -88,7 +88,7 @@ def delete_bridge(bridge: Bridge, added: Sequence[IPInterface]) -> None:
 
 
 def create_veth(veth: Veth) -> None:
-    """Make the pair in one message: MTU, MAC of the sandbox end, host end on the bridge and up."""
+    """Make the pair, its sandbox end with its MAC, its host end complete, on the bridge and up."""
     with _route(f"create {veth.host_end} on bridge {veth.bridge}") as route:
         _create_pair(route, veth, _bridge_index(veth), VethPeer(veth.sandbox_end, veth.mac))
 
@@ -118,7 +118,14 @@ def _create_inside(
         raise
     with Rollback() as undo:
         undo.push(route.delete_link, veth.host_end)
-        _configure(name, interface.addresses)
+        with _route(f"configure {name} in the sandbox") as inside:
+            index = _configure(inside, name, interface.addresses)
+            # The addresses have been announced as the link came up, and the bridge opens its port
+            # only after that, when the kernel gets to it. To be asked about the link has the kernel
+            # do it now (rtnl_getlink(), from Linux 6.8 on); a MAC address that is set is announced,
+            # though it be the same (NETDEV_CHANGEADDR in inetdev_event() and ndisc_netdev_event()).
+            route.find_link(veth.host_end)
+            inside.set_mac_and_mtu(index, veth.mac, veth.mtu)
 
 
 def _bridge_index(veth: Veth) -> int:
@@ -129,7 +136,7 @@ def _bridge_index(veth: Veth) -> int:
 
 
 def _create_pair(route: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> None:
-    """Make the pair, its host end complete and on the bridge of that index."""
+    """Make the pair, its host end complete, on the bridge of that index and up."""
     try:
         route.create_veth(veth.host_end, veth.mtu, HALF_MADE, peer, bridge)
     except NetlinkError as error:
@@ -149,6 +156,7 @@ def _create_pair(route: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> N
             hairpin=veth.hairpin,
             without_link_local=has_ipv6,
         )
+        route.raise_link(veth.host_end)
 
 
 def _next_name(prefix: str) -> str:
@@ -157,21 +165,21 @@ def _next_name(prefix: str) -> str:
     return next(name for name in map(f"{prefix}{{}}".format, count()) if name not in taken)
 
 
-def _configure(name: str, addresses: Sequence[IPInterface]) -> None:
-    """Give the interface its addresses and bring it up, in the thread's namespace.
+def _configure(route: Rtnetlink, name: str, addresses: Sequence[IPInterface]) -> int:
+    """Give the thread's namespace's interface its addresses and bring it up; return its index.
 
     Its neighbours hear of it: arp_notify and ndisc_notify announce an address when the link
-    comes up (Documentation/networking/ip-sysctl.rst).
+    comes up or gets another MAC (Documentation/networking/ip-sysctl.rst).
     """
     _switch_ipv6(name, on=_has_ipv6(addresses))
     sysctl.write("net.ipv4.conf.IFNAME.arp_notify", "1", name)
     if _has_ipv6(addresses):
         sysctl.write("net.ipv6.conf.IFNAME.ndisc_notify", "1", name)
-    with _route(f"configure {name} in the sandbox") as route:
-        index = _index(name)
-        for address in addresses:
-            _add_address(route, index, address)
-        route.raise_link(index)
+    index = _index(name)
+    for address in addresses:
+        _add_address(route, index, address)
+    route.raise_link(index)
+    return index
 
 
 def ensure_port(veth: Veth) -> bool:
@@ -194,7 +202,7 @@ def delete_links(names: Iterable[str]) -> None:
     Several go in one request, by a group made for it: the kernel then waits for its grace periods
     once (rtnl_group_dellink(), rtnetlink.c) instead of 15 to 30 ms for each.
     """
-    names = tuple(name for name in names if _find_index(name) is not None)
+    names = tuple(name for name in dict.fromkeys(names) if _find_index(name) is not None)
     if not names:
         return
     with _route(f"delete {', '.join(names)}") as route:

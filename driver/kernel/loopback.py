@@ -102,7 +102,8 @@ def _create(route: Rtnetlink, pair: LoopbackPair) -> None:
     route.create_veth(pair.out_end, DEFAULT_MTU, HALF_MADE, VethPeer(pair.in_end, _IN_MAC))
     out_index, in_index = map(socket.if_nametoindex, (pair.out_end, pair.in_end))
     route.set_mac_and_mtu(out_index, _OUT_MAC, DEFAULT_MTU)
-    route.raise_link(in_index)
+    for index in (out_index, in_index):
+        route.raise_link(index)
     for end in (pair.out_end, pair.in_end):
         sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", end)
     # Both ways the other end is the next hop; nobody answers for it, so it is written down.

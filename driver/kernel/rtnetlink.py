@@ -48,7 +48,9 @@ _NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34
 
 # IFLA_…
 _MAC, _NAME, _MTU, _OTHER_END, _MASTER, _INFO = 1, 3, 4, 5, 10, 18
-_ALIAS, _OF_FAMILY, _GROUP, _NAMESPACE, _EXT_MASK, _OTHER_NAMESPACE = 20, 26, 27, 28, 29, 37
+_OPERSTATE, _ALIAS, _OF_FAMILY, _GROUP, _NAMESPACE = 16, 20, 26, 27, 28
+_EXT_MASK, _OTHER_NAMESPACE = 29, 37
+_DORMANT = b"\5"  # IF_OPER_DORMANT
 _ADDRESS_MODE, _NO_ADDRESS = 8, b"\1"  # IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
 _KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5  # IFLA_INFO_…
 _VETH_PEER = 1  # VETH_INFO_PEER
@@ -123,22 +125,27 @@ class Rtnetlink(Connection):
 
     def create_bridge(self, name: str, mac: MacAddress, group: int) -> None:
         """Make a bridge, up, in a group of interfaces."""
-        body = _up(0) + encode_text(_NAME, name) + _mac(mac) + encode_number(_GROUP, group)
+        body = _named(name, up=True) + _mac(mac) + encode_number(_GROUP, group)
         body += encode_attribute(_INFO, encode_text(_KIND, "bridge"))
         self.change(_NEW_LINK, body, CREATE | EXCLUSIVE)
 
     def create_veth(
         self, name: str, mtu: int, group: int, peer: VethPeer, master: int | None = None
     ) -> None:
-        """Make a veth pair, both ends of one MTU, this one up and on the bridge `master`."""
+        """Make a veth pair, both ends down and of one MTU, this one on the bridge `master`.
+
+        A bridge opens a port whose carrier nobody knows of yet (netif_oper_up()), closes it when
+        the kernel has looked and opens it again when the other end is up; each time it walks
+        through all its ports (br_port_state_selection()). One that is dormant it opens once.
+        """
         other = _link(0) + encode_text(_NAME, peer.name) + _mac(peer.mac)
         other += encode_number(_MTU, mtu)
         if peer.namespace is not None:
             other += encode_number(_NAMESPACE, peer.namespace)
         data = encode_attribute(_DATA, encode_attribute(_VETH_PEER, other))
-        body = _up(0) + encode_text(_NAME, name) + encode_number(_MTU, mtu)
-        body += encode_number(_GROUP, group)
-        body += b"" if master is None else encode_number(_MASTER, master)
+        body = _named(name) + encode_number(_MTU, mtu) + encode_number(_GROUP, group)
+        if master is not None:
+            body += encode_number(_MASTER, master) + encode_attribute(_OPERSTATE, _DORMANT)
         body += encode_attribute(_INFO, encode_text(_KIND, "veth") + data)
         self.change(_NEW_LINK, body, CREATE | EXCLUSIVE)
 
@@ -152,10 +159,12 @@ class Rtnetlink(Connection):
         hairpin: bool = False,
         without_link_local: bool = False,
     ) -> None:
-        """Give a link its alias and group.
+        """Give a link its alias and group; a veth's before it is up.
 
-        `hairpin` is for one that is on a bridge. `without_link_local`, before it has a carrier, for
-        one that has IPv6 and is to get no address by itself; the kernel refuses it to others.
+        For one that is up and has no carrier the kernel would walk through all routes of IPv6
+        (rt6_sync_down_dev() in addrconf_notify()). `hairpin` is for one that is on a bridge.
+        `without_link_local`, before it has a carrier, for one that has IPv6 and is to get no
+        address by itself; the kernel refuses it to others.
         """
         body = _named(name) + encode_text(_ALIAS, alias) + encode_number(_GROUP, group)
         body += b"" if mtu is None else encode_number(_MTU, mtu)
@@ -168,9 +177,9 @@ class Rtnetlink(Connection):
         """Let frames go back by the bridge's port that they came from."""
         self.change(_NEW_LINK, _link(index) + _port(hairpin=True))
 
-    def raise_link(self, index: int, master: int | None = None) -> None:
+    def raise_link(self, which: str | int, master: int | None = None) -> None:
         """Bring a link up, and onto a bridge if one is given."""
-        body = _up(index) + (b"" if master is None else encode_number(_MASTER, master))
+        body = _named(which, up=True) + (b"" if master is None else encode_number(_MASTER, master))
         self.change(_NEW_LINK, body)
 
     def set_mac_and_mtu(self, index: int, mac: MacAddress, mtu: int) -> None:
@@ -280,16 +289,15 @@ class Rtnetlink(Connection):
         )
 
 
-def _link(index: int) -> bytes:
-    return _LINK_HEAD.pack(0, 0, index, 0, 0)
+def _link(index: int, *, up: bool = False) -> bytes:
+    flags = IFF_UP if up else 0
+    return _LINK_HEAD.pack(0, 0, index, flags, flags)
 
 
-def _named(which: str | int) -> bytes:
-    return _link(which) if isinstance(which, int) else _link(0) + encode_text(_NAME, which)
-
-
-def _up(index: int) -> bytes:
-    return _LINK_HEAD.pack(0, 0, index, IFF_UP, IFF_UP)
+def _named(which: str | int, *, up: bool = False) -> bytes:
+    if isinstance(which, int):
+        return _link(which, up=up)
+    return _link(0, up=up) + encode_text(_NAME, which)
 
 
 def _port(*, hairpin: bool) -> bytes:

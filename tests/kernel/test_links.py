@@ -1,23 +1,32 @@
-"""What bridges and host ends have of IPv6 besides what they are asked to have."""
+"""What bridges and links have, do and cost besides what they are asked for."""
 
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
-from ipaddress import IPv6Interface, ip_interface
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.kernel import sysctl
-from driver.model import Endpoint, MacAddress, veth_of
+from driver.kernel import netns, sysctl
+from driver.kernel.netlink import parse_attributes, parse_messages, parse_text
+from driver.kernel.rtnetlink import LINK_CHANGES, Rtnetlink
+from driver.model import DirectInterface, Endpoint, MacAddress, veth_of
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip
 from tests.samples import endpoint_id, network, pool
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from driver.kernel.linux import LinuxKernel
+    from driver.model import SandboxKey
+    from tests.kernel.host import RealHost
 
 DUAL = network(1, pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64")))
 VETH = veth_of(Endpoint(endpoint_id(1), DUAL.id, None, None, MacAddress("02:42:0a:01:00:02")), DUAL)
@@ -84,3 +93,97 @@ def test_a_kernel_without_ipv6_is_no_reason_to_fail(
     linux.ensure_bridge(replace(DUAL.bridge, addresses=DUAL.bridge.addresses[:1]))
     linux.create_veth(VETH)
     assert linux.observe_links()[VETH.host_end].up
+
+
+ETH_P_ALL = 3  # include/uapi/linux/if_ether.h
+LINK_HEAD = 16  # ifinfomsg: the family in its first byte
+NAME, PORT = 3, 12  # IFLA_IFNAME, IFLA_PROTINFO
+PORT_STATE = 1  # IFLA_BRPORT_STATE
+DISABLED, FORWARDING = 0, 3  # BR_STATE_…, include/uapi/linux/if_bridge.h
+
+
+def port_states(news: socket.socket) -> Iterator[tuple[str, int]]:
+    """Yield what the kernel tells of bridges' ports: whose state it tells, and the state."""
+    while True:
+        for message in parse_messages(news.recv(65536)):
+            if message.body[0] == socket.AF_BRIDGE:
+                link = parse_attributes(message.body, LINK_HEAD)
+                (state,) = parse_attributes(link[PORT])[PORT_STATE]
+                yield parse_text(link[NAME]), state
+
+
+def test_a_bridge_opens_the_port_once_when_the_sandbox_end_is_up(linux: LinuxKernel) -> None:
+    """Each opening and closing walks through all ports of the bridge, with the kernel's lock."""
+    linux.ensure_bridge(DUAL.bridge)
+    second = veth_of(Endpoint(endpoint_id(2), DUAL.id, None, None, VETH.mac), DUAL)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as news:
+        news.bind((0, LINK_CHANGES))
+        news.settimeout(10)
+        linux.create_veth(VETH)
+        linux.create_veth(second)
+        states = port_states(news)
+        before = {state for _, state in takewhile(lambda each: each[0] == VETH.host_end, states)}
+        assert before == {DISABLED}
+        ip("link", "set", VETH.sandbox_end, "up")
+        assert (VETH.host_end, FORWARDING) in states
+
+
+def announcements(
+    neighbour: socket.socket, wanted: set[IPv4Address | IPv6Address]
+) -> set[IPv4Address | IPv6Address]:
+    """Return the addresses that a neighbour hears of by themselves, as soon as it has the wanted.
+
+    Gratuitous ARP has the address as its own target (RFC 5227); of IPv6 it is an unsolicited
+    neighbour advertisement (RFC 4861).
+    """
+    heard: set[IPv4Address | IPv6Address] = set()
+    while not heard >= wanted:
+        frame = neighbour.recv(2048)
+        if frame[12:14] == b"\x08\x06" and frame[28:32] == frame[38:42]:
+            heard.add(IPv4Address(frame[28:32]))
+        if frame[12:14] == b"\x86\xdd" and (frame[20], frame[54]) == (58, 136):
+            heard.add(IPv6Address(frame[62:78]))
+    return heard
+
+
+def packets_of_eth0() -> socket.socket:
+    heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    heard.bind(("eth0", ETH_P_ALL))
+    heard.settimeout(10)
+    return heard
+
+
+def test_neighbours_hear_of_every_interface_made_in_a_sandbox(real: RealHost) -> None:
+    """The bridge opens the port a little after the link is up, and drops what came before."""
+    real.kernel.ensure_bridge(DUAL.bridge)
+
+    def attach(number: int) -> SandboxKey:
+        addresses = ip_interface(f"10.1.0.{number}/24"), ip_interface(f"fd00:1::{number:x}/64")
+        mac = MacAddress(f"02:42:0a:01:00:{number:02x}")
+        endpoint = Endpoint(endpoint_id(number), DUAL.id, None, None, mac)
+        sandbox = real.add_sandbox(number)
+        interface = DirectInterface("eth0", "eth", addresses)
+        real.kernel.create_veth_in(veth_of(endpoint, DUAL), sandbox, interface)
+        wanted.update(each.ip for each in addresses)
+        return sandbox
+
+    wanted: set[IPv4Address | IPv6Address] = set()
+    with (
+        netns.open_namespace(attach(2)) as namespace,
+        netns.run_in(namespace, packets_of_eth0) as neighbour,
+    ):
+        wanted.clear()
+        for number in range(3, 23):
+            attach(number)
+        assert announcements(neighbour, wanted) >= wanted
+
+
+def test_a_link_named_twice_is_deleted_as_one(
+    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leave and DeleteEndpoint both hand it over, and to put links into a group costs a walk."""
+    linux.ensure_bridge(DUAL.bridge)
+    linux.create_veth(VETH)
+    monkeypatch.setattr(Rtnetlink, "delete_group", partial(pytest.fail, "it went by a group"))
+    linux.delete_links([VETH.host_end, VETH.host_end])
+    assert VETH.host_end not in linux.observe_links()

@@ -6,11 +6,13 @@ import sqlite3
 import stat
 from dataclasses import fields, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from driver import store as module
+from driver.bridge import NewJoin
 from driver.errors import StoreError
 from driver.model import (
     Attach,
@@ -31,6 +33,7 @@ from tests.samples import (
     network,
     network_id,
     new_endpoint,
+    one_of_many,
     place,
     pool,
     sandbox_key,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from driver.bridge import BridgeDriver
+    from driver.model import EndpointId, NetworkId
 
 PLAIN = network(1)
 FULL = network(
@@ -294,6 +298,85 @@ def test_a_file_of_an_older_version_is_brought_up_to_date(
     with store.transaction():
         assert store.networks() == (FULL,)
     store.close()
+
+
+def test_ports_taken_are_counted_through_all_that_becomes_of_an_endpoint(store: Store) -> None:
+    def taken() -> dict[int, int]:
+        with store.transaction():
+            return {number: ports for number, ports in store.count_ports(FULL.id).items() if ports}
+
+    def put(endpoint: Endpoint) -> dict[int, int]:
+        with store.transaction():
+            store.put_endpoint(endpoint)
+        return taken()
+
+    other = replace(BARE, id=endpoint_id(3))
+    with store.transaction():
+        store.add_network(FULL, ())
+    assert put(BARE) == {}
+    assert put(BARE.joined(sandbox_key(1))) == {0: 1}
+    assert put(BARE.joined(sandbox_key(1)).configured()) == {0: 1}
+    assert put(BARE.joined(sandbox_key(2))) == {0: 1}
+    assert put(other.joined(sandbox_key(3)).on_bridge(2)) == {0: 1, 2: 1}
+    assert put(BARE.joined(sandbox_key(2)).on_bridge(2)) == {2: 2}
+    assert put(BARE.left()) == {2: 1}
+    assert put(BARE.joined(sandbox_key(1)).on_bridge(1)) == {1: 1, 2: 1}
+    with store.transaction():
+        store.delete_endpoint(other.id)
+    assert taken() == {1: 1}
+    with store.transaction():
+        store.delete_network(FULL.id)
+    assert taken() == {}
+
+
+def test_ports_taken_before_they_were_counted_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MIGRATIONS", MIGRATIONS[:3])
+    store = Store(tmp_path)
+    with store.transaction():
+        store.add_network(FULL, ())
+        store.put_endpoint(ENDPOINT)
+        store.put_endpoint(BARE.joined(sandbox_key(3)).on_bridge(1))
+        store.put_endpoint(replace(BARE, id=endpoint_id(3)))
+    store.close()
+    monkeypatch.undo()
+    store = Store(tmp_path)
+    with store.transaction():
+        assert store.count_ports(FULL.id) == {0: 1, 1: 1}
+        store.put_endpoint(ENDPOINT.left())
+        assert store.count_ports(FULL.id) == {0: 0, 1: 1}
+    store.close()
+
+
+def test_a_life_asks_as_much_of_the_state_file_beside_many_as_beside_one(
+    store: Store, driver: BridgeDriver
+) -> None:
+    """Counted in SQLite's own instructions, which no machine makes faster."""
+    wide = network(1, pools=(pool("10.1.0.1/16"),))
+    driver.create_network(wide)
+
+    def begin(number: int) -> tuple[NetworkId, EndpointId]:
+        new = one_of_many(number)
+        driver.create_endpoint(new)
+        driver.join(NewJoin(wide.id, new.id, sandbox_key(number), has_ports=False))
+        return wide.id, new.id
+
+    def instructions(number: int) -> int:
+        steps = count()
+        store._db.set_progress_handler(lambda: next(steps) < 0, 1)
+        of = begin(number)
+        driver.endpoint_info(*of)
+        driver.leave(*of)
+        driver.delete_endpoint(*of)
+        store._db.set_progress_handler(None, 0)
+        return next(steps)
+
+    begin(1)
+    beside_one = instructions(2)
+    for number in range(3, 400):
+        begin(number)
+    assert instructions(400) == pytest.approx(beside_one, rel=0.01)
 
 
 def test_a_migration_that_fails_changes_nothing(
