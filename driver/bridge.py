@@ -36,6 +36,7 @@ from driver.model import (
     takes_name_of,
     veth_of,
 )
+from driver.neighbours import Neighbours
 from driver.options import apply_change
 from driver.parts import add_part, delete_bridges
 from driver.ports import is_satisfied
@@ -123,6 +124,7 @@ class BridgeDriver:
         self.survey = Survey(store, kernel, self._lock, self._sandboxes.heritage, policy)
         self._rules = Rules(kernel)
         self._publisher = Publisher(store, kernel)
+        self._neighbours = Neighbours()
         parts = Parts(self._rules, self._publisher, self._sandboxes, self.counts)
         self._restorer = Restorer(store, kernel, self._lock, parts, self._drop_endpoint)
         self._healer: Healer | None = None
@@ -290,7 +292,10 @@ class BridgeDriver:
                 "Docker Engine 28 or later"
             )
         interface = DirectInterface(
-            endpoint.ifname, network.options.ifname_prefix, endpoint.addresses
+            endpoint.ifname,
+            network.options.ifname_prefix,
+            endpoint.addresses,
+            announced=self._neighbours.may_be_wrong_about(endpoint),
         )
         self._kernel.create_veth_in(veth, sandbox, interface)
 
@@ -564,6 +569,7 @@ class BridgeDriver:
 
     def _detach(self, endpoint: Endpoint, network: Network) -> Iterator[Callable[[], object]]:
         """Return the steps that follow when an attached endpoint has left, or its row has gone."""
+        self._neighbours.remember(endpoint)
         yield partial(self._rules.leave, endpoint, network)
         yield partial(self._sandboxes.settle, sandbox_of(endpoint))
 

@@ -342,12 +342,14 @@ class LoopbackPair:
 class DirectInterface:
     """How the driver itself configures a sandbox end, when it attaches directly.
 
-    `name` is None for the next free number after `prefix`.
+    `name` is None for the next free number after `prefix`. `announced` tells whether neighbours are
+    to hear where the addresses are.
     """
 
     name: str | None
     prefix: str
     addresses: tuple[IPInterface, ...]
+    announced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,18 +137,27 @@ class Restorer:
         """Mend what is chosen of the damage there is; return what was chosen.
 
         Parameters are not looked at: nothing but a container itself changes them. A look takes a
-        third of a second beside 1,000 endpoints, so the first one keeps no request waiting. What
-        it finds may be a request's half-done work, so whatever that is, it is looked for again.
+        third of a second beside 1,000 endpoints, so the first two keep no request waiting. What one
+        of them finds may be a request's half-done work; what both find is looked for again.
         """
-        with self._lock:
-            intent = self._intent()
-        if not self._find_damage(intent):
+        seeming = self._glimpse()
+        if not (seeming and seeming & self._glimpse()):
             return choose(())
         with self._lock:
             intent = self._intent()
             chosen = choose(self._find_damage(intent))
             self._mend(chosen, intent)
             return chosen
+
+    def _glimpse(self) -> set[tuple[Kind, str]]:
+        """Return what seems to be damaged, by kind and subject, while requests go on.
+
+        Without what only Docker can mend: an endpoint on its way out looks like that.
+        """
+        with self._lock:
+            intent = self._intent()
+        found = self._find_damage(intent)
+        return {(each.kind, each.subject) for each in found if each.kind is not Kind.SEVERED}
 
     def repair_all(self) -> tuple[Difference, ...]:
         """Mend everything that `check` finds; return what differs afterwards."""

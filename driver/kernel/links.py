@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import socket
 import struct
 import time
@@ -41,13 +42,21 @@ _DOOMED = 0x706E6478  # what is about to be deleted, all of it at once
 NO_GROUP = 0
 _IPV6_MTU = 1280  # an interface with less has no IPv6, RFC 8200
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def _route(attempt: str) -> Iterator[Rtnetlink]:
     """Open rtnetlink; what the kernel refuses inside becomes `attempt: reason`."""
+    with _attempting(attempt), Rtnetlink() as route:
+        yield route
+
+
+@contextmanager
+def _attempting(attempt: str) -> Iterator[None]:
+    """Turn what the kernel refuses inside into `attempt: reason`."""
     try:
-        with Rtnetlink() as route:
-            yield route
+        yield
     except NetlinkError as error:
         if error.errno == errno.EEXIST:
             raise Conflict(f"{attempt}: the name is taken") from error
@@ -97,15 +106,27 @@ def create_veth_in(veth: Veth, namespace: int, interface: DirectInterface) -> No
     """Make the pair with its sandbox end in the namespace, named, addressed and up.
 
     All of it in one thread that has entered the namespace: a socket opened before stays the host's.
+    That thread announces the addresses, if it is to, when the caller has got its answer.
     """
     bridge = _bridge_index(veth)
-    with _route(f"create {veth.host_end} on {veth.bridge}") as route:
-        netns.run_in(namespace, partial(_create_inside, route, veth, bridge, namespace, interface))
+    with _attempting(f"create {veth.host_end} on {veth.bridge}"), Rollback() as undo:
+        route = Rtnetlink()
+        undo.push(route.close)
+        create = partial(_create_inside, route, veth, bridge, namespace, interface)
+        netns.run_in(namespace, create, partial(_finish_inside, route, veth, interface))
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """An interface in a sandbox, and a socket of that namespace's."""
+
+    route: Rtnetlink
+    index: int
 
 
 def _create_inside(
     route: Rtnetlink, veth: Veth, bridge: int, namespace: int, interface: DirectInterface
-) -> None:
+) -> _Inside:
     """Make the pair from inside the sandbox, by a socket of the host's."""
     name = interface.name or _next_name(interface.prefix)
     try:
@@ -116,16 +137,36 @@ def _create_inside(
                 f"create {veth.host_end} on {veth.bridge}, its other end {name}: the name is taken"
             ) from error
         raise
-    with Rollback() as undo:
+    with Rollback() as undo, _attempting(f"configure {name} in the sandbox"):
         undo.push(route.delete_link, veth.host_end)
-        with _route(f"configure {name} in the sandbox") as inside:
-            index = _configure(inside, name, interface.addresses)
-            # The addresses have been announced as the link came up, and the bridge opens its port
-            # only after that, when the kernel gets to it. To be asked about the link has the kernel
-            # do it now (rtnl_getlink(), from Linux 6.8 on); a MAC address that is set is announced,
-            # though it be the same (NETDEV_CHANGEADDR in inetdev_event() and ndisc_netdev_event()).
-            route.find_link(veth.host_end)
-            inside.set_mac_and_mtu(index, veth.mac, veth.mtu)
+        inside = Rtnetlink()
+        undo.push(inside.close)
+        return _Inside(inside, _configure(inside, name, interface))
+
+
+def _finish_inside(
+    route: Rtnetlink, veth: Veth, interface: DirectInterface, inside: _Inside
+) -> None:
+    """Announce the interface's addresses if they are to be, and close the sockets."""
+    try:
+        with route, inside.route:
+            if interface.announced:
+                _announce(route, veth, inside)
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # it has gone since
+            log.warning("announce the addresses behind %s: %s", veth.host_end, error)
+
+
+def _announce(route: Rtnetlink, veth: Veth, inside: _Inside) -> None:
+    """Have the kernel tell the neighbours where the interface's addresses are.
+
+    It does so when a link comes up, too, and the bridge passes nothing on then: it opens the port
+    when the kernel has noticed the carrier. Asking for the link has it noticed (rtnl_getlink(),
+    from Linux 6.8 on), and setting the MAC address is a reason to tell, though it be the same
+    (NETDEV_CHANGEADDR in inetdev_event() and ndisc_netdev_event()).
+    """
+    if route.find_link(veth.host_end) is not None:
+        inside.route.set_mac_and_mtu(inside.index, veth.mac, veth.mtu)
 
 
 def _bridge_index(veth: Veth) -> int:
@@ -165,18 +206,16 @@ def _next_name(prefix: str) -> str:
     return next(name for name in map(f"{prefix}{{}}".format, count()) if name not in taken)
 
 
-def _configure(route: Rtnetlink, name: str, addresses: Sequence[IPInterface]) -> int:
-    """Give the thread's namespace's interface its addresses and bring it up; return its index.
-
-    Its neighbours hear of it: arp_notify and ndisc_notify announce an address when the link
-    comes up or gets another MAC (Documentation/networking/ip-sysctl.rst).
-    """
-    _switch_ipv6(name, on=_has_ipv6(addresses))
-    sysctl.write("net.ipv4.conf.IFNAME.arp_notify", "1", name)
-    if _has_ipv6(addresses):
-        sysctl.write("net.ipv6.conf.IFNAME.ndisc_notify", "1", name)
+def _configure(route: Rtnetlink, name: str, interface: DirectInterface) -> int:
+    """Give the thread's namespace's interface its addresses and bring it up; return its index."""
+    has_ipv6 = _has_ipv6(interface.addresses)
+    _switch_ipv6(name, on=has_ipv6)
+    if interface.announced:  # see `_announce`, and Documentation/networking/ip-sysctl.rst
+        sysctl.write("net.ipv4.conf.IFNAME.arp_notify", "1", name)
+        if has_ipv6:
+            sysctl.write("net.ipv6.conf.IFNAME.ndisc_notify", "1", name)
     index = _index(name)
-    for address in addresses:
+    for address in interface.addresses:
         _add_address(route, index, address)
     route.raise_link(index)
     return index

@@ -70,8 +70,12 @@ class Connection:
             self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
             self._socket.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
         except BaseException:
-            self._socket.close()
+            self.close()
             raise
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +86,7 @@ class Connection:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._socket.close()
+        self.close()
 
     def change(self, kind: int, body: bytes, flags: int = 0) -> None:
         """Send what is to be done and wait until it is."""

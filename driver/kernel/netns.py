@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 OWN_NAMESPACE = Path("/proc/self/ns/net")
+AFTERWARDS = "netns-afterwards"  # what a thread is called when nobody waits for it any more
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _opener = PathOpener()
@@ -86,9 +87,15 @@ def _device_of_namespaces() -> int:
     return OWN_NAMESPACE.stat().st_dev
 
 
-def run_in(descriptor: int, work: Callable[[], T]) -> T:
-    """Return what `work` returns when run inside the namespace; its exceptions come through."""
-    return _run_in_thread(lambda: _setns(descriptor), work)
+def run_in(
+    descriptor: int, work: Callable[[], T], afterwards: Callable[[T], object] | None = None
+) -> T:
+    """Return what `work` returns when run inside the namespace; its exceptions come through.
+
+    `afterwards` is given the same when it has been returned, so that nobody waits for it; it may
+    not raise.
+    """
+    return _run_in_thread(lambda: _setns(descriptor), work, afterwards)
 
 
 def run_in_each(paths: Iterable[str], work: Callable[[str], T]) -> dict[str, T]:
@@ -113,9 +120,14 @@ def run_in_new(work: Callable[[], T]) -> T:
     return _run_in_thread(_unshare, work)
 
 
-def _run_in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:
+def _run_in_thread(
+    enter: Callable[[], None],
+    work: Callable[[], T],
+    afterwards: Callable[[T], object] | None = None,
+) -> T:
     results: list[T] = []
     failures: list[BaseException] = []
+    is_done = threading.Event()
 
     def run() -> None:
         try:
@@ -123,13 +135,21 @@ def _run_in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:
             results.append(work())
         except BaseException as failure:  # noqa: BLE001 - raised again in the calling thread
             failures.append(failure)
+        if afterwards is not None:
+            threading.current_thread().name = AFTERWARDS
+            is_done.set()
+            for result in results:
+                afterwards(result)
 
     thread = threading.Thread(target=run, name="netns", daemon=True)
     try:
         thread.start()
     except RuntimeError as error:  # Python's word for EAGAIN: too many threads, too little memory
         raise KernelError(f"enter a network namespace: {error}") from error
-    thread.join()
+    if afterwards is None:
+        thread.join()
+    else:
+        is_done.wait()
     if failures:
         raise failures[0]
     return results[0]

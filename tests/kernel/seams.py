@@ -16,6 +16,7 @@ from unittest.mock import patch
 from driver.kernel import conntrack, iptables, ports, sysctl
 from driver.kernel.elements import Elements
 from driver.kernel.netlink import Connection
+from driver.kernel.netns import AFTERWARDS
 from driver.kernel.nft import Nft
 from driver.kernel.rtnetlink import Rtnetlink
 from driver.kernel.ruleset import Preview
@@ -51,9 +52,11 @@ _LOOKS_ELSEWHERE: tuple[tuple[Any, str, str], ...] = (
 def stepping_in(before: Before, *, reads: bool = False) -> Iterator[None]:
     """Have `before` called before every step that changes something; before the looks as well.
 
-    What is tried in a namespace of its own, to compare rules, changes nothing.
+    What is tried in a namespace of its own, to compare rules, changes nothing. What a thread does
+    when its caller has got the answer is no step of what the caller did.
     """
     looking = threading.local()
+    before = _while_waited_for(before)
 
     def before_rules(step: str) -> None:
         if not getattr(looking, "now", False):
@@ -80,6 +83,14 @@ def stepping_in(before: Before, *, reads: bool = False) -> Iterator[None]:
             wrapped = _wrapped(getattr(target, name), seam, before)
             stack.enter_context(patch.object(target, name, wrapped))
         yield
+
+
+def _while_waited_for(before: Before) -> Before:
+    def of_caller(step: str) -> None:
+        if threading.current_thread().name != AFTERWARDS:
+            before(step)
+
+    return of_caller
 
 
 def _wrapped(function: Callable[..., Any], seam: str, before: Before) -> Callable[..., Any]:

@@ -20,15 +20,16 @@ from tests.kernel import seams
 from tests.kernel.container import FAMILIES, arrives, sandbox_of, serving, start
 from tests.kernel.host import ip, run, unmount_namespace
 from tests.kernel.test_published import DUAL, HOST_ADDRESSES, dual_endpoint
-from tests.samples import endpoint_id, network, new_endpoint, ports
+from tests.samples import endpoint_id, network, new_endpoint, new_join, ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from driver.bridge import BridgeDriver
     from driver.check import Difference
     from driver.heal import Choice
     from driver.model import Endpoint
+    from driver.reality import Link
     from tests.kernel.host import RealHost
 
 CLOSED = network(2, icc=False)
@@ -201,6 +202,28 @@ def test_a_look_that_finds_nothing_keeps_no_request_waiting(
     monkeypatch.setattr(driver._kernel, "preview_rules", looking)
     assert driver._restorer.repair(lambda found: found) == ()
     assert answered == [True]
+
+
+def test_nor_does_one_that_finds_what_requests_do_meanwhile(
+    driver: BridgeDriver, real: RealHost, server: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, answered = driver._kernel.observe_links, list[int]()
+
+    def serve() -> None:
+        number = 7 + len(answered)
+        driver.create_endpoint(new_endpoint(number))
+        driver.join(new_join(number, sandbox=real.add_sandbox(number)))
+        answered.append(number)
+
+    def looking() -> Mapping[str, Link]:
+        request = threading.Thread(target=serve)
+        request.start()
+        request.join(SECONDS)
+        return look()
+
+    monkeypatch.setattr(driver._kernel, "observe_links", looking)
+    assert driver._restorer.repair(lambda found: found) == ()
+    assert answered == [7, 8], "the lock was not free, or everything was looked at once more"
 
 
 def test_a_container_that_died_without_a_word_leaves_nothing(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
+import threading
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.kernel import netns, sysctl
-from driver.kernel.netlink import parse_attributes, parse_messages, parse_text
+from driver.kernel.netlink import NetlinkError, parse_attributes, parse_messages, parse_text
 from driver.kernel.rtnetlink import LINK_CHANGES, Rtnetlink
 from driver.model import DirectInterface, Endpoint, MacAddress, veth_of
 from tests.engine.wait import wait_until
@@ -153,7 +155,7 @@ def packets_of_eth0() -> socket.socket:
     return heard
 
 
-def test_neighbours_hear_of_every_interface_made_in_a_sandbox(real: RealHost) -> None:
+def test_neighbours_hear_of_every_interface_that_is_announced(real: RealHost) -> None:
     """The bridge opens the port a little after the link is up, and drops what came before."""
     real.kernel.ensure_bridge(DUAL.bridge)
 
@@ -162,7 +164,7 @@ def test_neighbours_hear_of_every_interface_made_in_a_sandbox(real: RealHost) ->
         mac = MacAddress(f"02:42:0a:01:00:{number:02x}")
         endpoint = Endpoint(endpoint_id(number), DUAL.id, None, None, mac)
         sandbox = real.add_sandbox(number)
-        interface = DirectInterface("eth0", "eth", addresses)
+        interface = DirectInterface("eth0", "eth", addresses, announced=True)
         real.kernel.create_veth_in(veth_of(endpoint, DUAL), sandbox, interface)
         wanted.update(each.ip for each in addresses)
         return sandbox
@@ -176,6 +178,31 @@ def test_neighbours_hear_of_every_interface_made_in_a_sandbox(real: RealHost) ->
         for number in range(3, 23):
             attach(number)
         assert announcements(neighbour, wanted) >= wanted
+
+
+@pytest.mark.parametrize(("refusal", "told"), [(errno.EBUSY, True), (errno.ENODEV, False)])
+def test_an_announcement_that_is_refused_is_told_unless_the_interface_has_gone(
+    real: RealHost,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    refusal: int,
+    told: bool,
+) -> None:
+    refused = threading.Event()
+
+    def refuse(*_: object) -> None:
+        refused.set()
+        raise NetlinkError(refusal)
+
+    monkeypatch.setattr(Rtnetlink, "set_mac_and_mtu", refuse)
+    real.kernel.ensure_bridge(DUAL.bridge)
+    sandbox, before = real.add_sandbox(1), threading.active_count()
+    real.kernel.create_veth_in(VETH, sandbox, DirectInterface("eth0", "eth", (), announced=True))
+    assert refused.wait(10)
+    wait_until(lambda: threading.active_count() == before, 10, "the end of the thread")
+    assert real.links()[VETH.host_end].up
+    assert (f"announce the addresses behind {VETH.host_end}" in caplog.text) == told
 
 
 def test_a_link_named_twice_is_deleted_as_one(

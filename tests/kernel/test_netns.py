@@ -67,6 +67,32 @@ def test_work_runs_inside_and_the_caller_stays_outside(real: RealHost) -> None:
     assert inode() == outside
 
 
+def test_nobody_waits_for_what_comes_afterwards(real: RealHost) -> None:
+    is_answered, seen = threading.Event(), threading.Event()
+
+    def afterwards(result: int) -> None:
+        if is_answered.wait(10) and result == inode():
+            seen.set()
+
+    with netns.open_namespace(real.add_sandbox(1)) as namespace:
+        netns.run_in(namespace, inode, afterwards)
+    is_answered.set()
+    assert seen.wait(10)
+
+
+def test_nothing_comes_after_a_failure(real: RealHost) -> None:
+    def fail() -> int:
+        return 1 // 0
+
+    seen: list[int] = []
+    with (
+        pytest.raises(ZeroDivisionError),
+        netns.open_namespace(real.add_sandbox(1)) as namespace,
+    ):
+        netns.run_in(namespace, fail, seen.append)
+    assert seen == []
+
+
 def test_exceptions_come_through_and_nothing_leaks(real: RealHost) -> None:
     sandbox = real.add_sandbox(1)
     threads, files = threading.active_count(), descriptors()

@@ -55,7 +55,8 @@ VETH = Veth(
     hairpin=True,
 )
 OTHER = replace(VETH, host_end="pnhe2e2e2e2e2e2", sandbox_end="pnce2e2e2e2e2e2")
-INSIDE = DirectInterface(None, "eth", (ip_interface("10.1.0.2/24"), ip_interface("fd00:1::2/64")))
+ADDRESSES = ip_interface("10.1.0.2/24"), ip_interface("fd00:1::2/64")
+INSIDE = DirectInterface(None, "eth", ADDRESSES, announced=True)
 MARK = firewall.ACCEPTED_MARK
 PAIR = firewall.LOOPBACK_PAIR
 PLACES = [place(each) for each in ("0.0.0.0:8080", "[::]:8080", "127.0.0.1:5353/udp")]
