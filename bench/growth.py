@@ -1,7 +1,8 @@
 """Measure how the cost of one more container grows with those that are there.
 
-pynet at 1,000 endpoints and 1,000 published ports beside itself at one, on two hosts at once, and
-the peers as far as one has the patience to fill them.
+pynet at 1,000 endpoints and 1,000 published ports beside itself at one, and the peers as far as one
+has the patience to fill them. The hosts are there at once: one with few containers, and for each
+way to attach one with many on the same network.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from bench.measure import Curve, Results, Row, Series, interleave, interleave_so
 from bench.stage import private_engine, worker_on
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bench.stage import Worker
 
 OURS = ("handover", "direct")
@@ -32,18 +35,21 @@ MILLI = 1000
 def measure() -> Results:
     """Return the rows at 1,000 and at 1,500 over 1, and the curves."""
     with ExitStack() as stack:
-        engines = [stack.enter_context(private_engine()) for _ in range(2)]
-        few, many = (stack.enter_context(worker_on(engine)) for engine in engines)
-        for worker in (few, many):
+        engines = [stack.enter_context(private_engine()) for _ in ("few", *OURS)]
+        few, *full = (stack.enter_context(worker_on(engine)) for engine in engines)
+        for worker in (few, *full):
             for kind in (*OURS, *PEERS):
                 worker.ask("set_up", kind=kind)
                 worker.life(kind)
-        few.begin("handover", number=1)
+        many = dict(zip(OURS, full, strict=True)) | dict.fromkeys(PEERS, full[0])
         points = _fill(many)
-        rows = [_compare(kind, few, many, FULL) for kind in OURS]
-        for number in range(COUNTS[-1] + 1, BEYOND + 1):
-            many.begin("handover", number=number)
-        rows += [_compare(kind, few, many, PAST) for kind in OURS]
+        for kind in OURS:
+            few.begin(kind, number=1)
+        rows = [_compare(kind, few, many[kind], FULL) for kind in OURS]
+        for kind in OURS:
+            for number in range(COUNTS[-1] + 1, BEYOND + 1):
+                many[kind].begin(kind, number=number)
+        rows += [_compare(kind, few, many[kind], PAST) for kind in OURS]
         version = engines[0].version
     curves = tuple(
         Curve(PEERS.get(kind, f"pynet, {kind}"), "ms", at) for kind, at in points.items()
@@ -53,21 +59,18 @@ def measure() -> Results:
     )
 
 
-def _fill(worker: Worker) -> dict[str, dict[int, Series]]:
-    """Add containers, and measure one more at each count; return all of it by kind.
-
-    The containers of either way to attach are all the same to the driver, so one way fills it.
-    """
-    points: dict[str, dict[int, Series]] = {kind: {} for kind in (*OURS, *PEERS)}
-    there = dict.fromkeys(("handover", *PEERS), 0)
+def _fill(workers: Mapping[str, Worker]) -> dict[str, dict[int, Series]]:
+    """Add containers, and measure one more at each count; return all of it by kind."""
+    points: dict[str, dict[int, Series]] = {kind: {} for kind in workers}
+    there = dict.fromkeys(workers, 0)
     for count in COUNTS:
-        peers = PEERS if count <= PEERS_UP_TO else ()
-        for kind in ("handover", *peers):
+        kinds = (*OURS, *(PEERS if count <= PEERS_UP_TO else ()))
+        for kind in kinds:
             while there[kind] < count:
                 there[kind] += 1
-                worker.begin(kind, number=there[kind])
-        runs = dict.fromkeys(OURS, LIVES) | dict.fromkeys(peers, PEER_LIVES)
-        lives = {kind: partial(_life, worker, kind) for kind in runs}
+                workers[kind].begin(kind, number=there[kind])
+        runs = {kind: LIVES if kind in OURS else PEER_LIVES for kind in kinds}
+        lives = {kind: partial(_life, workers[kind], kind) for kind in kinds}
         for kind, series in interleave_some(runs, lives).items():
             points[kind][count] = series
     return points
