@@ -569,7 +569,7 @@ class BridgeDriver:
 
     def _detach(self, endpoint: Endpoint, network: Network) -> Iterator[Callable[[], object]]:
         """Return the steps that follow when an attached endpoint has left, or its row has gone."""
-        self._neighbours.remember(endpoint)
+        yield partial(self._neighbours.remember, endpoint)
         yield partial(self._rules.leave, endpoint, network)
         yield partial(self._sandboxes.settle, sandbox_of(endpoint))
 

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING
 from driver.errors import Conflict, KernelError, NotFound
 from driver.kernel import netns, sysctl
 from driver.kernel.netlink import NetlinkError
-from driver.kernel.rtnetlink import IFF_UP, LINK_CHANGES, LinkInfo, Rtnetlink, VethPeer
+from driver.kernel.rtnetlink import (
+    IFF_UP,
+    LINK_CHANGES,
+    BridgePort,
+    LinkInfo,
+    Rtnetlink,
+    VethPeer,
+)
 from driver.model import BridgeFull, is_our_alias
 from driver.reality import Link
 from driver.undo import Rollback
@@ -137,7 +144,7 @@ def _create_inside(
                 f"create {veth.host_end} on {veth.bridge}, its other end {name}: the name is taken"
             ) from error
         raise
-    with Rollback() as undo, _attempting(f"configure {name} in the sandbox"):
+    with Rollback() as undo:
         undo.push(route.delete_link, veth.host_end)
         inside = Rtnetlink()
         undo.push(inside.close)
@@ -170,34 +177,31 @@ def _announce(route: Rtnetlink, veth: Veth, inside: _Inside) -> None:
 
 
 def _bridge_index(veth: Veth) -> int:
+    """Return the index of the host end's bridge, if that is there and the name is free."""
     index = _find_index(veth.bridge)
     if index is None:
         raise KernelError(f"create {veth.host_end}: bridge {veth.bridge} is gone")
+    if _find_index(veth.host_end) is not None:
+        raise Conflict(f"create {veth.host_end} on bridge {veth.bridge}: the name is taken")
     return index
 
 
 def _create_pair(route: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> None:
     """Make the pair, its host end complete, on the bridge of that index and up."""
-    try:
-        route.create_veth(veth.host_end, veth.mtu, HALF_MADE, peer, bridge)
-    except NetlinkError as error:
-        if error.errno == errno.EXFULL:
-            raise BridgeFull(f"create {veth.host_end}: bridge {veth.bridge} is full") from error
-        raise
+    # The host end only passes frames on. Else it gets an address, with routes and neighbours,
+    # and whenever a link comes or goes the kernel walks through those of all
+    # (fib6_clean_all(), neigh_carrier_down()).
+    has_ipv6 = veth.mtu >= _IPV6_MTU and sysctl.has_ipv6()
+    port = BridgePort(veth.host_end, veth.alias, veth.mtu, bridge, veth.hairpin, has_ipv6)
     with Rollback() as undo:
-        undo.push(route.delete_link, veth.host_end)
-        # The host end only passes frames on. Else it gets an address, with routes and neighbours,
-        # and whenever a link comes or goes the kernel walks through those of all
-        # (fib6_clean_all(), neigh_carrier_down()).
-        has_ipv6 = veth.mtu >= _IPV6_MTU and sysctl.has_ipv6()
-        route.finish_link(
-            veth.host_end,
-            veth.alias,
-            NO_GROUP,
-            hairpin=veth.hairpin,
-            without_link_local=has_ipv6,
-        )
-        route.raise_link(veth.host_end)
+        try:
+            route.create_port(port, HALF_MADE, peer)
+        except NetlinkError as error:
+            if error.done:
+                undo.push(route.delete_link, veth.host_end)
+            elif error.errno == errno.EXFULL:
+                raise BridgeFull(f"create {veth.host_end}: bridge {veth.bridge} is full") from error
+            raise
 
 
 def _next_name(prefix: str) -> str:
@@ -215,9 +219,11 @@ def _configure(route: Rtnetlink, name: str, interface: DirectInterface) -> int:
         if has_ipv6:
             sysctl.write("net.ipv6.conf.IFNAME.ndisc_notify", "1", name)
     index = _index(name)
-    for address in interface.addresses:
-        _add_address(route, index, address)
-    route.raise_link(index)
+    try:
+        route.raise_with(index, interface.addresses)
+    except NetlinkError as error:
+        what = (*interface.addresses, "up")[error.done]
+        raise KernelError(f"configure {name} in the sandbox, {what}: {error.strerror}") from error
     return index
 
 

@@ -32,10 +32,22 @@ _STATUS = struct.Struct("=i")
 
 
 class NetlinkError(OSError):
-    """The kernel refused a message, for the reason that `errno` has."""
+    """The kernel refused a message, for the reason that `errno` has.
+
+    `done` is how many of those that were sent with it, before it, the kernel has carried out.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number, os.strerror(number))
+        self.done = 0
+
+
+class Change(NamedTuple):
+    """What the kernel is to do."""
+
+    kind: int
+    body: bytes
+    flags: int = 0
 
 
 class Message(NamedTuple):
@@ -90,32 +102,53 @@ class Connection:
 
     def change(self, kind: int, body: bytes, flags: int = 0) -> None:
         """Send what is to be done and wait until it is."""
-        self._send(kind, flags | ACK, body)
-        for _ in self._answers():
-            pass
+        self.change_all(Change(kind, body, flags))
+
+    def change_all(self, *changes: Change) -> None:
+        """Send what is to be done one after the other and wait until it is.
+
+        In one go: whoever waits for the kernel's lock has no time to get between. The kernel goes
+        on after one that it refuses; the first of those is raised.
+        """
+        first = self._send(*(each._replace(flags=each.flags | ACK) for each in changes))
+        refused: NetlinkError | None = None
+        for done in range(len(changes)):
+            try:
+                for _ in self._answers(first + done):
+                    pass
+            except NetlinkError as error:
+                error.done = done
+                refused = refused or error
+        if refused is not None:
+            raise refused
 
     def ask(self, kind: int, body: bytes) -> bytes:
         """Send a question and return the body of the answer."""
-        self._send(kind, 0, body)
-        return next(self._answers()).body
+        return next(self._answers(self._send(Change(kind, body)))).body
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """Return the bodies of everything there is of a kind, from one consistent listing."""
         while True:
-            self._send(kind, DUMP, body)
-            found = list(self._answers())
+            found = list(self._answers(self._send(Change(kind, body, DUMP))))
             if not any(answer.flags & _INTERRUPTED for answer in found):
                 return [answer.body for answer in found]
 
-    def _send(self, kind: int, flags: int, body: bytes) -> None:
-        self._sequence += 1
-        self._socket.send(encode_message(kind, flags | REQUEST, self._sequence, body))
+    def _send(self, *changes: Change) -> int:
+        """Send messages as one datagram; return the number of the first."""
+        first = self._sequence + 1
+        self._sequence += len(changes)
+        messages = (
+            encode_message(each.kind, each.flags | REQUEST, sequence, each.body)
+            for sequence, each in enumerate(changes, first)
+        )
+        self._socket.send(b"".join(messages))
+        return first
 
-    def _answers(self) -> Iterator[Message]:
-        """Yield the messages that answer, to the acknowledgement or the last."""
+    def _answers(self, sequence: int) -> Iterator[Message]:
+        """Yield the messages that answer that one, to the acknowledgement or the last."""
         while True:
             for answer in parse_messages(self._socket.recv(BUFFER)):
-                if answer.sequence != self._sequence:
+                if answer.sequence != sequence:
                     continue  # the rest of an answer that nobody waited for
                 if answer.kind in {ERROR, _DONE}:
                     if answer.error:

@@ -18,6 +18,7 @@ from driver.kernel.netlink import (
     CREATE,
     EXCLUSIVE,
     ROUTE,
+    Change,
     Connection,
     NetlinkError,
     encode_attribute,
@@ -29,6 +30,8 @@ from driver.kernel.netlink import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from driver.model import IPInterface, LoopbackPair, MacAddress
 
 LINK_CHANGES = 1  # RTMGRP_LINK
@@ -112,6 +115,22 @@ class VethPeer:
     namespace: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BridgePort:
+    """The end of a veth pair that is to be a bridge's port; `bridge` is that one's index.
+
+    `hairpin` lets frames go back where they came from. `without_link_local` is for one that has
+    IPv6 and is to get no address by itself; the kernel refuses it to others.
+    """
+
+    name: str
+    alias: str
+    mtu: int
+    bridge: int
+    hairpin: bool
+    without_link_local: bool
+
+
 class Rtnetlink(Connection):
     """A rtnetlink socket of the calling thread's network namespace; to be used by one thread.
 
@@ -132,46 +151,31 @@ class Rtnetlink(Connection):
     def create_veth(
         self, name: str, mtu: int, group: int, peer: VethPeer, master: int | None = None
     ) -> None:
-        """Make a veth pair, both ends down and of one MTU, this one on the bridge `master`.
+        """Make a veth pair, both ends down and of one MTU, this one on the bridge `master`."""
+        self.change_all(_veth(name, mtu, group, peer, master))
 
-        A bridge opens a port whose carrier nobody knows of yet (netif_oper_up()), closes it when
-        the kernel has looked and opens it again when the other end is up; each time it walks
-        through all its ports (br_port_state_selection()). One that is dormant it opens once.
+    def create_port(self, port: BridgePort, group: int, peer: VethPeer) -> None:
+        """Make a veth pair, one end a bridge's port, complete and up, in one go.
+
+        In `group` until it has its alias. The name must be free: what is refused as taken would be
+        changed. Up last: whenever a link that is up and has no carrier changes, the kernel walks
+        through all routes of IPv6 (rt6_sync_down_dev() in addrconf_notify()).
         """
-        other = _link(0) + encode_text(_NAME, peer.name) + _mac(peer.mac)
-        other += encode_number(_MTU, mtu)
-        if peer.namespace is not None:
-            other += encode_number(_NAMESPACE, peer.namespace)
-        data = encode_attribute(_DATA, encode_attribute(_VETH_PEER, other))
-        body = _named(name) + encode_number(_MTU, mtu) + encode_number(_GROUP, group)
-        if master is not None:
-            body += encode_number(_MASTER, master) + encode_attribute(_OPERSTATE, _DORMANT)
-        body += encode_attribute(_INFO, encode_text(_KIND, "veth") + data)
-        self.change(_NEW_LINK, body, CREATE | EXCLUSIVE)
+        self.change_all(
+            _veth(port.name, port.mtu, group, peer, port.bridge),
+            _finished(
+                port.name,
+                port.alias,
+                0,
+                hairpin=port.hairpin,
+                without_link_local=port.without_link_local,
+            ),
+            Change(_NEW_LINK, _named(port.name, up=True)),
+        )
 
-    def finish_link(  # noqa: PLR0913 - all in one message
-        self,
-        name: str,
-        alias: str,
-        group: int,
-        *,
-        mtu: int | None = None,
-        hairpin: bool = False,
-        without_link_local: bool = False,
-    ) -> None:
-        """Give a link its alias and group; a veth's before it is up.
-
-        For one that is up and has no carrier the kernel would walk through all routes of IPv6
-        (rt6_sync_down_dev() in addrconf_notify()). `hairpin` is for one that is on a bridge.
-        `without_link_local`, before it has a carrier, for one that has IPv6 and is to get no
-        address by itself; the kernel refuses it to others.
-        """
-        body = _named(name) + encode_text(_ALIAS, alias) + encode_number(_GROUP, group)
-        body += b"" if mtu is None else encode_number(_MTU, mtu)
-        if without_link_local:
-            mode = encode_attribute(_ADDRESS_MODE, _NO_ADDRESS)
-            body += encode_attribute(_OF_FAMILY, encode_attribute(socket.AF_INET6, mode))
-        self.change(_NEW_LINK, body + (_port(hairpin=True) if hairpin else b""))
+    def finish_link(self, name: str, alias: str, group: int, *, mtu: int | None = None) -> None:
+        """Give a link its alias, group and MTU."""
+        self.change_all(_finished(name, alias, group, mtu=mtu))
 
     def set_hairpin(self, index: int) -> None:
         """Let frames go back by the bridge's port that they came from."""
@@ -218,7 +222,14 @@ class Rtnetlink(Connection):
 
     def add_address(self, index: int, address: IPInterface) -> None:
         """Give an interface an address, at once: IPv6 without looking for a duplicate."""
-        self.change(_NEW_ADDRESS, _address(index, address, new=True), CREATE | EXCLUSIVE)
+        self.change_all(_new_address(index, address))
+
+    def raise_with(self, index: int, addresses: Iterable[IPInterface]) -> None:
+        """Give an interface its addresses, then bring it up, in one go."""
+        self.change_all(
+            *(_new_address(index, address) for address in addresses),
+            Change(_NEW_LINK, _link(index, up=True)),
+        )
 
     def delete_address(self, index: int, address: IPInterface) -> None:
         """Take an address from an interface."""
@@ -300,10 +311,51 @@ def _named(which: str | int, *, up: bool = False) -> bytes:
     return _link(0, up=up) + encode_text(_NAME, which)
 
 
+def _veth(name: str, mtu: int, group: int, peer: VethPeer, master: int | None) -> Change:
+    """Return what makes a veth pair, both ends down.
+
+    A bridge opens a port whose carrier nobody knows of yet (netif_oper_up()), closes it when the
+    kernel has looked and opens it again when the other end is up; each time it walks through all
+    its ports (br_port_state_selection()). One that is dormant it opens once.
+    """
+    other = _link(0) + encode_text(_NAME, peer.name) + _mac(peer.mac)
+    other += encode_number(_MTU, mtu)
+    if peer.namespace is not None:
+        other += encode_number(_NAMESPACE, peer.namespace)
+    data = encode_attribute(_DATA, encode_attribute(_VETH_PEER, other))
+    body = _named(name) + encode_number(_MTU, mtu) + encode_number(_GROUP, group)
+    if master is not None:
+        body += encode_number(_MASTER, master) + encode_attribute(_OPERSTATE, _DORMANT)
+    body += encode_attribute(_INFO, encode_text(_KIND, "veth") + data)
+    return Change(_NEW_LINK, body, CREATE | EXCLUSIVE)
+
+
+def _finished(  # noqa: PLR0913 - all in one message
+    name: str,
+    alias: str,
+    group: int,
+    *,
+    mtu: int | None = None,
+    hairpin: bool = False,
+    without_link_local: bool = False,
+) -> Change:
+    """Return what gives a link its alias and what else no new link can be given."""
+    body = _named(name) + encode_text(_ALIAS, alias) + encode_number(_GROUP, group)
+    body += b"" if mtu is None else encode_number(_MTU, mtu)
+    if without_link_local:
+        mode = encode_attribute(_ADDRESS_MODE, _NO_ADDRESS)
+        body += encode_attribute(_OF_FAMILY, encode_attribute(socket.AF_INET6, mode))
+    return Change(_NEW_LINK, body + (_port(hairpin=True) if hairpin else b""))
+
+
 def _port(*, hairpin: bool) -> bytes:
     """Return what changes a bridge's port; with a link's other changes it is one message."""
     data = encode_attribute(_SLAVE_DATA, encode_attribute(_HAIRPIN, bytes([hairpin])))
     return encode_attribute(_INFO, encode_text(_SLAVE_KIND, "bridge") + data)
+
+
+def _new_address(index: int, address: IPInterface) -> Change:
+    return Change(_NEW_ADDRESS, _address(index, address, new=True), CREATE | EXCLUSIVE)
 
 
 def _address(index: int, address: IPInterface, *, new: bool) -> bytes:

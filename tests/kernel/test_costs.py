@@ -14,7 +14,7 @@ import pytest
 
 from driver.bridge import NewJoin
 from driver.kernel.elements import Elements
-from driver.kernel.netlink import Connection
+from driver.kernel.netlink import Change, Connection
 from driver.kernel.netns import AFTERWARDS
 from driver.kernel.nft import Nft
 from driver.model import Attach, EndpointId, host_end_name
@@ -37,11 +37,13 @@ BACKGROUND = {"link-reaper", AFTERWARDS, "healer", "monitor"}  # nobody waits fo
 class Cost:
     """What a call asks of the machine.
 
-    `links`: rtnetlink messages; `rules`: nftables transactions; `statements`: SQL, with BEGIN and
+    `links`: rtnetlink messages; `sends`: how often some of them are sent, and the kernel's lock
+    waited for; `rules`: nftables transactions; `statements`: SQL, with BEGIN and
     COMMIT and what triggers do; `threads`: started; `opened`: files and sockets.
     """
 
     links: int = 0
+    sends: int = 0
     rules: int = 0
     statements: int = 0
     threads: int = 0
@@ -55,9 +57,9 @@ class Meter:
     cost: Cost
     on: bool = False
 
-    def count(self, what: str) -> None:
+    def count(self, what: str, number: int = 1) -> None:
         if self.on and threading.current_thread().name not in BACKGROUND:
-            setattr(self.cost, what, getattr(self.cost, what) + 1)
+            setattr(self.cost, what, getattr(self.cost, what) + number)
 
     def measure(self, action: Callable[[], object]) -> Cost:
         """Return what an action costs in the thread that asks and in those that it waits for."""
@@ -83,7 +85,14 @@ def meter(monkeypatch: pytest.MonkeyPatch, driver: BridgeDriver) -> Meter:
 
         monkeypatch.setattr(owner, method, counted)
 
-    count(Connection, "_send", "links")
+    count(Connection, "_send", "sends")
+    send = Connection._send
+
+    def send_counted(connection: Connection, *changes: Change) -> int:
+        lent.count("links", len(changes))
+        return send(connection, *changes)
+
+    monkeypatch.setattr(Connection, "_send", send_counted)
     count(Elements, "change", "rules")
     count(Nft, "run", "rules")
     count(threading.Thread, "start", "threads")
@@ -131,9 +140,9 @@ SAME = {
 EXPECTED = {
     # The pair, its alias, then up: up and without a carrier the alias would cost more than the
     # message, the more of IPv6's routes there are. The sandbox entered for the parameter.
-    Attach.HANDOVER: SAME | {"join": Cost(links=3, statements=23, threads=1, opened=4)},
+    Attach.HANDOVER: SAME | {"join": Cost(links=3, sends=1, statements=23, threads=1, opened=4)},
     # Besides the address and the link up, inside, and what is written for the interface.
-    Attach.DIRECT: SAME | {"join": Cost(links=5, statements=23, threads=2, opened=7)},
+    Attach.DIRECT: SAME | {"join": Cost(links=5, sends=2, statements=23, threads=2, opened=7)},
 }
 
 

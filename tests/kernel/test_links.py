@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from driver.errors import Conflict
 from driver.kernel import netns, sysctl
-from driver.kernel.netlink import NetlinkError, parse_attributes, parse_messages, parse_text
-from driver.kernel.rtnetlink import LINK_CHANGES, Rtnetlink
+from driver.kernel.netlink import (
+    Change,
+    NetlinkError,
+    parse_attributes,
+    parse_messages,
+    parse_text,
+)
+from driver.kernel.rtnetlink import _LINK_HEAD, IFF_UP, LINK_CHANGES, Rtnetlink
 from driver.model import DirectInterface, Endpoint, MacAddress, veth_of
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip
@@ -98,6 +105,9 @@ def test_a_kernel_without_ipv6_is_no_reason_to_fail(
 
 
 ETH_P_ALL = 3  # include/uapi/linux/if_ether.h
+UP_LO = Change(16, _LINK_HEAD.pack(0, 0, 1, IFF_UP, IFF_UP))  # RTM_NEWLINK
+DELETE_LO = Change(17, _LINK_HEAD.pack(0, 0, 1, 0, 0))  # RTM_DELLINK, which it refuses
+DELETE_NONE = Change(17, _LINK_HEAD.pack(0, 0, 9999, 0, 0))
 LINK_HEAD = 16  # ifinfomsg: the family in its first byte
 NAME, PORT = 3, 12  # IFLA_IFNAME, IFLA_PROTINFO
 PORT_STATE = 1  # IFLA_BRPORT_STATE
@@ -128,6 +138,37 @@ def test_a_bridge_opens_the_port_once_when_the_sandbox_end_is_up(linux: LinuxKer
         assert before == {DISABLED}
         ip("link", "set", VETH.sandbox_end, "up")
         assert (VETH.host_end, FORWARDING) in states
+
+
+def test_a_name_that_is_taken_meanwhile_is_not_raised_in_error(linux: LinuxKernel) -> None:
+    """What goes to the kernel together is not undone where it had nothing to do with us."""
+    linux.ensure_bridge(DUAL.bridge)
+    ip("link", "add", VETH.sandbox_end, "type", "ifb")
+    with pytest.raises(Conflict, match="the name is taken"):
+        linux.create_veth(VETH)
+    assert linux.observe_links().keys() >= {VETH.sandbox_end}
+    assert VETH.host_end not in linux.observe_links()
+
+
+@pytest.mark.parametrize(
+    ("changes", "done"),
+    [
+        ([DELETE_LO, UP_LO], 0),
+        ([UP_LO, DELETE_LO, UP_LO], 1),
+        ([UP_LO, UP_LO, DELETE_NONE, DELETE_LO], 2),
+    ],
+)
+def test_of_several_changes_the_first_that_is_refused_is_told(
+    linux: LinuxKernel, changes: list[Change], done: int
+) -> None:
+    ip("link", "set", "lo", "down")
+    with Rtnetlink() as route:
+        with pytest.raises(NetlinkError) as refused:
+            route.change_all(*changes)
+        assert refused.value.done == done
+        lo = route.find_link("lo")  # its answer is not one of those before
+    assert lo is not None
+    assert lo.is_up
 
 
 def announcements(
