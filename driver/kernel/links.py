@@ -46,7 +46,6 @@ _IFREQ = struct.Struct("=16sH22x")  # struct ifreq: the name, then the flags
 # "pnet", tells what we had begun to make. It goes when the alias comes.
 HALF_MADE = 0x706E6574
 _DOOMED = 0x706E6478  # what is about to be deleted, all of it at once
-NO_GROUP = 0
 _IPV6_MTU = 1280  # an interface with less has no IPv6, RFC 8200
 
 log = logging.getLogger(__name__)
@@ -361,7 +360,7 @@ def _create_bridge(route: Rtnetlink, bridge: Bridge) -> None:
         undo.push(route.delete_link, bridge.name)
         # An MTU that comes with the bridge follows its ports', and is 1500 when the last has gone;
         # only one that is changed afterwards stays (br_change_mtu(), net/bridge/br_device.c).
-        route.finish_link(bridge.name, bridge.alias, NO_GROUP, mtu=bridge.mtu)
+        route.finish_link(bridge.name, bridge.alias, mtu=bridge.mtu)
         _write_parameters(bridge)
         index = _index(bridge.name)
         for address in bridge.addresses:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from driver.errors import Conflict, KernelError
 from driver.kernel import sysctl
-from driver.kernel.links import HALF_MADE, NO_GROUP
+from driver.kernel.links import HALF_MADE
 from driver.kernel.netlink import NetlinkError
 from driver.kernel.rtnetlink import LOCAL_TABLE, LinkInfo, Rtnetlink, VethPeer
 from driver.model import DEFAULT_MTU, MacAddress
@@ -113,7 +113,7 @@ def _create(route: Rtnetlink, pair: LoopbackPair) -> None:
     route.add_route(out_index, None, gateway=_NEXT_HOP, table=pair.table)
     route.add_route(out_index, _LOOPBACK, table=LOCAL_TABLE, priority=_METRIC, is_local=True)
     _ensure_rule(route, pair)
-    route.finish_link(pair.out_end, ALIAS, NO_GROUP)
+    route.finish_link(pair.out_end, ALIAS)
 
 
 def _ensure_rule(route: Rtnetlink, pair: LoopbackPair) -> None:

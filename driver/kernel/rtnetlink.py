@@ -53,6 +53,7 @@ _NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34
 _MAC, _NAME, _MTU, _OTHER_END, _MASTER, _INFO = 1, 3, 4, 5, 10, 18
 _OPERSTATE, _ALIAS, _OF_FAMILY, _GROUP, _NAMESPACE = 16, 20, 26, 27, 28
 _EXT_MASK, _OTHER_NAMESPACE = 29, 37
+_NO_GROUP = 0
 _DORMANT = b"\5"  # IF_OPER_DORMANT
 _ADDRESS_MODE, _NO_ADDRESS = 8, b"\1"  # IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
 _KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5  # IFLA_INFO_…
@@ -166,16 +167,15 @@ class Rtnetlink(Connection):
             _finished(
                 port.name,
                 port.alias,
-                0,
                 hairpin=port.hairpin,
                 without_link_local=port.without_link_local,
             ),
             Change(_NEW_LINK, _named(port.name, up=True)),
         )
 
-    def finish_link(self, name: str, alias: str, group: int, *, mtu: int | None = None) -> None:
-        """Give a link its alias, group and MTU."""
-        self.change_all(_finished(name, alias, group, mtu=mtu))
+    def finish_link(self, name: str, alias: str, *, mtu: int | None = None) -> None:
+        """Give a link its alias and MTU, and take it out of its group."""
+        self.change_all(_finished(name, alias, mtu=mtu))
 
     def set_hairpin(self, index: int) -> None:
         """Let frames go back by the bridge's port that they came from."""
@@ -330,17 +330,16 @@ def _veth(name: str, mtu: int, group: int, peer: VethPeer, master: int | None) -
     return Change(_NEW_LINK, body, CREATE | EXCLUSIVE)
 
 
-def _finished(  # noqa: PLR0913 - all in one message
+def _finished(
     name: str,
     alias: str,
-    group: int,
     *,
     mtu: int | None = None,
     hairpin: bool = False,
     without_link_local: bool = False,
 ) -> Change:
     """Return what gives a link its alias and what else no new link can be given."""
-    body = _named(name) + encode_text(_ALIAS, alias) + encode_number(_GROUP, group)
+    body = _named(name) + encode_text(_ALIAS, alias) + encode_number(_GROUP, _NO_GROUP)
     body += b"" if mtu is None else encode_number(_MTU, mtu)
     if without_link_local:
         mode = encode_attribute(_ADDRESS_MODE, _NO_ADDRESS)

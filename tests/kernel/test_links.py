@@ -140,8 +140,8 @@ def test_a_bridge_opens_the_port_once_when_the_sandbox_end_is_up(linux: LinuxKer
         assert (VETH.host_end, FORWARDING) in states
 
 
-def test_a_name_that_is_taken_meanwhile_is_not_raised_in_error(linux: LinuxKernel) -> None:
-    """What goes to the kernel together is not undone where it had nothing to do with us."""
+def test_a_pair_that_is_refused_takes_nothing_of_others_with_it(linux: LinuxKernel) -> None:
+    """All of it goes to the kernel at once, and the kernel goes on after what it refuses."""
     linux.ensure_bridge(DUAL.bridge)
     ip("link", "add", VETH.sandbox_end, "type", "ifb")
     with pytest.raises(Conflict, match="the name is taken"):
