@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from driver.counts import Counts
 from driver.errors import DriverError, InvalidRequest, NotFound
 from driver.inherit import Heritage
-from driver.model import host_end_name, short
+from driver.model import host_end_name, sandbox_end_name, short
 from driver.recent import Recent
 from driver.sysctls import (
     NO_POLICY,
@@ -181,10 +181,17 @@ class Sandboxes:
         endpoints = self._store.endpoints_in(sandbox)
         wanted = values_of(self._wishes.of_endpoints(endpoints))
         interfaces = {endpoint: self._per_interface(endpoint) for endpoint in endpoints}
+        # Now, and without the rtnl lock: to ask for it when the sandbox has come takes up to 0.7 s
+        # where many containers start and end, which their first processes may not be held for.
+        indices = {
+            endpoint: self._kernel.find_index(sandbox_end_name(endpoint.id))
+            for endpoint, sysctls in interfaces.items()
+            if sysctls
+        }
         if endpoints:
             # Also when there is nothing to write: only then can the sandbox's end be told from its
             # not having begun.
-            action = partial(self._on_arrival, sandbox, wanted, interfaces)
+            action = partial(self._on_arrival, sandbox, wanted, interfaces, indices)
             self._kernel.watch_sandbox(sandbox, action)
         elif self._kernel.unwatch_sandbox(sandbox):
             self._counts.missed_watch()
@@ -367,6 +374,7 @@ class Sandboxes:
         sandbox: SandboxKey,
         wanted: tuple[Sysctl, ...],
         interfaces: Mapping[Endpoint, tuple[Sysctl, ...]],
+        indices: Mapping[Endpoint, int | None],
     ) -> None:
         """Configure a sandbox that has just come into being; takes the lock only afterwards.
 
@@ -376,9 +384,8 @@ class Sandboxes:
         self._seen.add(sandbox)
         written = self._write(sandbox, wanted, {})
         try:
-            for endpoint, sysctls in interfaces.items():
-                if sysctls:
-                    self._await_interface(endpoint, sysctls)
+            for endpoint, index in indices.items():
+                self._await_interface(endpoint, interfaces[endpoint], index)
         finally:
             with self._lock:
                 with self._store.transaction():
@@ -396,14 +403,16 @@ class Sandboxes:
         late = {sysctl.key for sysctl in set(written) ^ set(values_of(wishes))}
         self._rewrite({sandbox: wishes}, late, Followed(), Rollback())
 
-    def _await_interface(self, endpoint: Endpoint, sysctls: tuple[Sysctl, ...]) -> None:
+    def _await_interface(
+        self, endpoint: Endpoint, sysctls: tuple[Sysctl, ...], index: int | None
+    ) -> None:
         """Write an interface's parameters as soon as it is up; one whose endpoint left needs none.
 
         A container may be gone before its interface has been seen to be up.
         """
         sandbox, host_end = sandbox_of(endpoint), host_end_name(endpoint.id)
         try:
-            self._kernel.await_interface_sysctls(sandbox, host_end, sysctls)
+            self._kernel.await_interface_sysctls(sandbox, host_end, sysctls, index)
         except DriverError as error:
             if self._has_left(endpoint, sandbox):
                 log.info("endpoint %s has left meanwhile: %s", short(endpoint.id), error)

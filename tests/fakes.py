@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
+from zlib import crc32
 
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
 from driver.model import HostPort, PortInUse, Protocol, Trace, Traffic, is_our_alias
@@ -391,6 +392,9 @@ class FakeKernel:
             self.sandboxes = before
             raise
 
+    def find_index(self, link: str) -> int | None:
+        return crc32(link.encode()) if link in self.links else None  # the same at every start
+
     def find_interface(self, sandbox: SandboxKey, host_end: str) -> str | None:
         link = self._veth(host_end)
         if link.sandbox is None:
@@ -417,7 +421,11 @@ class FakeKernel:
         return True
 
     def await_interface_sysctls(
-        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+        self,
+        sandbox: SandboxKey,
+        host_end: str,
+        sysctls: Sequence[Sysctl],
+        index: int | None = None,
     ) -> None:
         if not self.set_interface_sysctls(sandbox, host_end, sysctls):
             raise KernelError(f"configure the interface behind {host_end}: it was not up")

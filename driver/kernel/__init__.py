@@ -156,6 +156,12 @@ class Kernel(Protocol):
     ) -> Mapping[SandboxKey, tuple[Trace, ...]]:
         """Do the same in many sandboxes, all or nothing; those that are gone are left out."""
 
+    def find_index(self, link: str) -> int | None:
+        """Return a link's index in the host's namespace, None if there is no such link there.
+
+        Never waits for the kernel's rtnl lock, as whatever else looks at a link may.
+        """
+
     def find_interface(self, sandbox: SandboxKey, host_end: str) -> str | None:
         """Return what the sandbox end of a host end is called in the sandbox, None if not there.
 
@@ -176,9 +182,17 @@ class Kernel(Protocol):
         """
 
     def await_interface_sysctls(
-        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+        self,
+        sandbox: SandboxKey,
+        host_end: str,
+        sysctls: Sequence[Sysctl],
+        index: int | None = None,
     ) -> None:
-        """Do the same as soon as libnetwork has brought the interface up in the sandbox."""
+        """Do the same as soon as libnetwork has brought the interface up in the sandbox.
+
+        `index` is what `find_index` said of the sandbox end before it was moved; without, it is
+        asked for, and the answer may come after the container's first process.
+        """
 
     def watch_sandbox(self, sandbox: SandboxKey, then: Callable[[], None]) -> None:
         """Call `then`, once, in a thread of its own, as soon as the sandbox exists."""

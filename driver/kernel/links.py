@@ -177,10 +177,10 @@ def _announce(route: Rtnetlink, veth: Veth, inside: _Inside) -> None:
 
 def _bridge_index(veth: Veth) -> int:
     """Return the index of the host end's bridge, if that is there and the name is free."""
-    index = _find_index(veth.bridge)
+    index = find_index(veth.bridge)
     if index is None:
         raise KernelError(f"create {veth.host_end}: bridge {veth.bridge} is gone")
-    if _find_index(veth.host_end) is not None:
+    if find_index(veth.host_end) is not None:
         raise Conflict(f"create {veth.host_end} on bridge {veth.bridge}: the name is taken")
     return index
 
@@ -230,7 +230,7 @@ def ensure_port(veth: Veth) -> bool:
     """Put an existing host end on its bridge and up; return False if there is no such link."""
     with _route(f"put {veth.host_end} on bridge {veth.bridge}") as route:
         link = route.find_link(veth.host_end)
-        bridge = _find_index(veth.bridge)
+        bridge = find_index(veth.bridge)
         if link is None or bridge is None:
             return False
         if link.master != bridge or not link.is_up:
@@ -246,7 +246,7 @@ def delete_links(names: Iterable[str]) -> None:
     Several go in one request, by a group made for it: the kernel then waits for its grace periods
     once (rtnl_group_dellink(), rtnetlink.c) instead of 15 to 30 ms for each.
     """
-    names = tuple(name for name in dict.fromkeys(names) if _find_index(name) is not None)
+    names = tuple(name for name in dict.fromkeys(names) if find_index(name) is not None)
     if not names:
         return
     with _route(f"delete {', '.join(names)}") as route:
@@ -311,6 +311,14 @@ def find_peer(host_end: str) -> Peer:
     if link is None or not link.other_end:
         raise NotFound(f"look at {host_end}: there is no such link, or it has no other end")
     return Peer(link.other_end, link.other_end_moved)
+
+
+def find_index(name: str) -> int | None:
+    """Return a link's index in the thread's namespace; an ioctl, which takes no rtnl lock."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:  # without an errno, by what Python makes of it
+        return None
 
 
 def name_of(index: int) -> str | None:
@@ -443,16 +451,8 @@ def _is_ours(link: LinkInfo) -> bool:
     return is_our_alias(link.alias) or link.group == HALF_MADE
 
 
-def _find_index(name: str) -> int | None:
-    """Return an interface's index in the thread's namespace; an ioctl, which takes no rtnl lock."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:  # without an errno, by what Python makes of it
-        return None
-
-
 def _index(name: str) -> int:
-    index = _find_index(name)
+    index = find_index(name)
     if index is None:
         raise NetlinkError(errno.ENODEV)
     return index

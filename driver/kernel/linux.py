@@ -271,6 +271,10 @@ class LinuxKernel:
             raise
         return done
 
+    def find_index(self, link: str) -> int | None:
+        """See `Kernel`."""
+        return links.find_index(link)
+
     def find_interface(self, sandbox: SandboxKey, host_end: str) -> str | None:
         """See `Kernel`."""
         peer = links.find_peer(host_end)
@@ -293,11 +297,16 @@ class LinuxKernel:
         return _write_interface(sandbox, sysctls, partial(links.name_of, peer.index), reset)
 
     def await_interface_sysctls(
-        self, sandbox: SandboxKey, host_end: str, sysctls: Sequence[Sysctl]
+        self,
+        sandbox: SandboxKey,
+        host_end: str,
+        sysctls: Sequence[Sysctl],
+        index: int | None = None,
     ) -> None:
         """See `Kernel`."""
         # All interfaces of a sandbox come from this namespace, so the index stays what it is.
-        index = links.find_peer(host_end).index
+        if index is None:
+            index = links.find_peer(host_end).index
         find = partial(links.await_up, index, INTERFACE_TIMEOUT)
         if not _write_interface(sandbox, sysctls, find):
             raise KernelError(

@@ -289,11 +289,16 @@ def test_an_interface_is_configured_once_it_is_in_its_sandbox(host: Host) -> Non
     host.kernel.ensure_bridge(OURS)
     host.kernel.create_veth(veth())
     assert not host.kernel.set_interface_sysctls(sandbox, veth().host_end, wanted)
+    index = host.kernel.find_index(veth().sandbox_end)
+    assert index not in {None, host.kernel.find_index(veth().host_end)}
     host.move(veth().host_end, sandbox)
+    assert host.kernel.find_index(veth().sandbox_end) is None
     assert host.kernel.set_interface_sysctls(sandbox, veth().host_end, wanted)
     assert host.value(sandbox, "net.ipv4.conf.eth0.rp_filter") == "2"
     host.kernel.await_interface_sysctls(sandbox, veth().host_end, [sysctl(f"{RP_FILTER}=1")])
     assert host.value(sandbox, "net.ipv4.conf.eth0.rp_filter") == "1"
+    host.kernel.await_interface_sysctls(sandbox, veth().host_end, wanted, index)
+    assert host.value(sandbox, "net.ipv4.conf.eth0.rp_filter") == "2"
 
 
 def test_many_sandboxes_change_with_a_trace_each(host: Host) -> None:

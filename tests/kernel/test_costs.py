@@ -19,7 +19,8 @@ from driver.kernel.netns import AFTERWARDS
 from driver.kernel.nft import Nft
 from driver.model import Attach, EndpointId, host_end_name
 from tests.engine.wait import wait_until
-from tests.samples import KEEPALIVE, network, new_endpoint, ports
+from tests.kernel.host import mount_namespace
+from tests.samples import KEEPALIVE, RP_FILTER, network, new_endpoint, new_join, ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,3 +158,31 @@ def test_a_life_costs_so_much(
         new = replace(new_endpoint(1, 1), id=identity)
         costs = lives(driver, real, of_kind, new, meter)
     assert costs == EXPECTED[attach]
+
+
+def test_a_sandbox_that_has_come_is_configured_without_asking_rtnetlink(
+    driver: BridgeDriver, real: RealHost, meter: Meter
+) -> None:
+    """What waits for the kernel's rtnl lock may come after a container's first process."""
+    wanted = (f"{KEEPALIVE}=600", f"{RP_FILTER}=2")
+    driver.create_network(network(1, *wanted))
+    driver.create_endpoint(new_endpoint())
+    sandbox = real.expect_sandbox(1)
+    driver.join(new_join(sandbox=sandbox))
+
+    def arrive() -> None:
+        mount_namespace(sandbox)
+        real.move(host_end_name(new_endpoint().id), sandbox)
+        wait_until(lambda: is_configured(driver), 10, "the driver has configured the interface")
+
+    cost = meter.measure(arrive)
+    assert (cost.links, cost.sends) == (0, 0)
+    assert real.value(sandbox, KEEPALIVE) == "600"
+    assert real.value(sandbox, "net.ipv4.conf.eth0.rp_filter") == "2"
+
+
+def is_configured(driver: BridgeDriver) -> bool:
+    """Tell whether the one endpoint there is has all its parameters."""
+    with driver._lock, driver._store.transaction():
+        (endpoint,) = driver._store.endpoints()
+    return endpoint.attachment is not None and endpoint.attachment.configured

@@ -97,6 +97,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "has_sandbox": _ONLY_REFUSED,
     "change_sysctls": _IN_SANDBOX,
     "change_all_sysctls": (Fault.REFUSED, Fault.MALFORMED),
+    "find_index": (),  # only looks
     "find_interface": _IN_SANDBOX,
     "set_interface_sysctls": _IN_SANDBOX,
     "await_interface_sysctls": _IN_SANDBOX,
