@@ -6,10 +6,12 @@ import itertools
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+
+Name = TypeVar("Name")
 
 PERCENT = 100
 
@@ -116,16 +118,16 @@ class Results:
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
 
 
-def interleave(runs: int, variants: Mapping[str, Callable[[], float]]) -> dict[str, Series]:
+def interleave(runs: int, variants: Mapping[Name, Callable[[], float]]) -> dict[Name, Series]:
     """Run every variant once a round, so that a noisy minute hits all of them alike."""
     return interleave_some(dict.fromkeys(variants, runs), variants)
 
 
 def interleave_some(
-    runs: Mapping[str, int], variants: Mapping[str, Callable[[], float]]
-) -> dict[str, Series]:
+    runs: Mapping[Name, int], variants: Mapping[Name, Callable[[], float]]
+) -> dict[Name, Series]:
     """Do the same with fewer runs of what takes long, spread over the rounds of the others."""
-    values: dict[str, list[float]] = {name: [] for name in variants}
+    values: dict[Name, list[float]] = {name: [] for name in variants}
     rounds = max(runs.values())
     for number, order in zip(range(rounds), orders(variants), strict=False):
         for name in order:
@@ -134,7 +136,7 @@ def interleave_some(
     return {name: Series(tuple(taken)) for name, taken in values.items()}
 
 
-def orders(names: Iterable[str]) -> Iterator[list[str]]:
+def orders(names: Iterable[Name]) -> Iterator[list[Name]]:
     """Yield, without end, the order of one round after the other: each comes behind each alike.
 
     What a run leaves to do, such as namespaces that the kernel has yet to destroy, the next one

@@ -40,9 +40,11 @@ LIMITS = {0: (0.6, 0.4), 1: (0.4, 0.3), 32: (0.05, 0.05), MANY: (0.005, 0.005)}
 AT_ONCE_LIMITS = (0.8, 0.7)
 # A life takes 0.2 s, give or take 0.02, and what is compared are differences of two: with 240 runs
 # of each the ratio without ports has a standard deviation of 0.02, with 60 one of 0.05 (bootstrap).
-RUNS = {0: 90, 1: 40, 8: 6, 32: 20, 128: 2, MANY: 5}
+RUNS = {0: 90, 1: 60, 8: 6, 32: 20, 128: 2, MANY: 5}
 # Minutes each with the built-in bridge: two processes a port.
-PEER_RUNS = {0: 60, 1: 30, 8: 6, 32: 5, 128: 2, MANY: 1}
+PEER_RUNS = {0: 60, 1: 40, 8: 6, 32: 5, 128: 2, MANY: 1}
+# What is measured in the same rounds, and over the same lives without a network.
+TOGETHER = ((0, 1), (8,), (32,), (128,), (MANY,))
 MILLI = 1000
 SPENT = "pynet_request_duration_seconds_sum"
 
@@ -52,7 +54,9 @@ def measure() -> Results:
     with private_engine() as engine:
         for name, words in NETWORKS.items():
             engine.docker("network", "create", *words, _network(name))
-        added = {ports: _added_time(engine, ports) for ports in RUNS}
+        added: dict[int, dict[str, Series]] = {}
+        for numbers in TOGETHER:
+            added |= _added_times(engine, numbers)
         rows = [row for ports in LIMITS for row in _rows(ports, added[ports])]
         rows += _at_once(engine)
         version = engine.version
@@ -82,30 +86,42 @@ def _rows(ports: int, added: Mapping[str, Series]) -> list[Row]:
     return rows
 
 
-def _added_time(engine: Engine, ports: int) -> dict[str, Series]:
-    """Return what each network adds to a life, in milliseconds over a life without a network.
+def _added_times(engine: Engine, numbers: tuple[int, ...]) -> dict[int, dict[str, Series]]:
+    """Return what each network adds to a life with so many ports, in milliseconds.
 
-    Of ours also without what its calls took the driver, from request to answer.
+    Over a life without a network; of ours also without what its calls took the driver, from request
+    to answer.
     """
-    names = [name for name in NETWORKS if not (ports and name == MACVLAN)]
-    lives = {name: partial(_live, engine, _network(name), ports, name) for name in names}
-    in_calls: dict[str, list[float]] = {how: [] for how in OURS}
-    for how in OURS:
-        lives[how] = partial(_live_and_ask, engine, lives[how], in_calls[how])
-    runs = {name: RUNS[ports] if name in OURS else PEER_RUNS[ports] for name in names}
+    lives: dict[tuple[int, str], Callable[[], float]] = {
+        (ports, name): partial(_live, engine, _network(name), ports, name)
+        for ports in numbers
+        for name in NETWORKS
+        if not (ports and name == MACVLAN)
+    }
+    in_calls: dict[tuple[int, str], list[float]] = {
+        which: [] for which in lives if which[1] in OURS
+    }
+    for which, spent in in_calls.items():
+        lives[which] = partial(_live_and_ask, engine, lives[which], spent)
     # Only a run or two warm up what takes minutes.
-    for name in names if ports <= 1 else ():
-        lives[name]()
+    for ports, name in lives:
+        if ports <= 1:
+            lives[ports, name]()
     for warming in in_calls.values():
         warming.clear()
-    without = partial(_live, engine, "none", 0, BRIDGE)
-    taken = interleave_some({"none": RUNS[ports], **runs}, {"none": without, **lives})
-    floor = taken["none"].median
-    rest = {
-        f"{how} without calls": Series(tuple(map(sub, taken[how].values, in_calls[how])))
-        for how in OURS
-    }
-    return {name: series.above(floor) for name, series in {**taken, **rest}.items()}
+    runs = {(ports, name): (RUNS if name in OURS else PEER_RUNS)[ports] for ports, name in lives}
+    nothing = (0, "none")
+    lives[nothing] = partial(_live, engine, "none", 0, BRIDGE)
+    runs[nothing] = max(RUNS[ports] for ports in numbers)
+    taken = interleave_some(runs, lives)
+    floor = taken.pop(nothing).median
+    added: dict[int, dict[str, Series]] = {ports: {} for ports in numbers}
+    for (ports, name), series in taken.items():
+        added[ports][name] = series.above(floor)
+    for (ports, how), spent in in_calls.items():
+        rest = Series(tuple(map(sub, taken[ports, how].values, spent)))
+        added[ports][f"{how} without calls"] = rest.above(floor)
+    return added
 
 
 def _live_and_ask(engine: Engine, live: Callable[[], float], in_calls: list[float]) -> float:
