@@ -104,9 +104,9 @@ def _added_times(engine: Engine, numbers: tuple[int, ...]) -> dict[int, dict[str
     for which, spent in in_calls.items():
         lives[which] = partial(_live_and_ask, engine, lives[which], spent)
     # Only a run or two warm up what takes minutes.
-    for ports, name in lives:
+    for (ports, _), live in lives.items():
         if ports <= 1:
-            lives[ports, name]()
+            live()
     for warming in in_calls.values():
         warming.clear()
     runs = {(ports, name): (RUNS if name in OURS else PEER_RUNS)[ports] for ports, name in lives}
