@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.engine.engine import Engine
 
-RUNS = 10
+RUNS = 8
 PORT = 80
 FIRST_OTHER = 20000
 SOME, MANY = 500, 5000

@@ -40,9 +40,9 @@ LIMITS = {0: (0.6, 0.4), 1: (0.4, 0.3), 32: (0.05, 0.05), MANY: (0.005, 0.005)}
 AT_ONCE_LIMITS = (0.8, 0.7)
 # A life takes 0.2 s, give or take 0.02, and what is compared are differences of two: with 240 runs
 # of each the ratio without ports has a standard deviation of 0.02, with 60 one of 0.05 (bootstrap).
-RUNS = {0: 90, 1: 60, 8: 6, 32: 20, 128: 2, MANY: 5}
+RUNS = {0: 75, 1: 50, 8: 6, 32: 20, 128: 2, MANY: 5}
 # Minutes each with the built-in bridge: two processes a port.
-PEER_RUNS = {0: 60, 1: 40, 8: 6, 32: 5, 128: 2, MANY: 1}
+PEER_RUNS = {0: 50, 1: 35, 8: 6, 32: 5, 128: 2, MANY: 1}
 # What is measured in the same rounds, and over the same lives without a network.
 TOGETHER = ((0, 1), (8,), (32,), (128,), (MANY,))
 MILLI = 1000

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 KINDS = (BRIDGE, *OURS)
 SINK, ECHO = 5201, 7007
-RUNS, LATENCY_RUNS = 15, 15
+RUNS, LATENCY_RUNS = 13, 13
 LOOPBACK = "127.0.0.1"
 BY_LOOPBACK = f"published port from the host by {LOOPBACK}"
 UNTRANSLATED = "from the host to a container's own address: the most there is"
