@@ -36,12 +36,27 @@ def is_namespace(path: str) -> bool:
     Docker creates an empty file first and mounts the namespace over it a moment later. Raises
     KernelError if the path lies where a file system does not answer.
     """
-    try:
-        place = _opener.open(path)
-    except OSError:
+    answer = are_namespaces([path])[path]
+    if isinstance(answer, KernelError):
+        raise answer
+    return answer
+
+
+def are_namespaces(paths: Iterable[str]) -> dict[str, bool | KernelError]:
+    """Do the same for many paths at once; return what `is_namespace` would return or raise."""
+    return {path: _look_at(place) for path, place in _opener.open_all(paths).items()}
+
+
+def _look_at(place: int | Exception) -> bool | KernelError:
+    """Tell whether a place is a namespace, and close it."""
+    if isinstance(place, KernelError):
+        return place
+    if isinstance(place, Exception):
         return False
     try:
         return _is_namespace(place)
+    except KernelError as error:
+        return error
     finally:
         os.close(place)
 

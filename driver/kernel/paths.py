@@ -9,10 +9,15 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from concurrent.futures import Future
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, TypeAlias
 
 from driver.errors import KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+Answer: TypeAlias = "int | Exception"  # a descriptor, or why there is none
 
 SECONDS = 1.0
 MOST_STUCK = 16  # threads that may hang; further paths that are not in the cache are refused
@@ -59,42 +64,83 @@ class PathOpener:
     def open(self, path: str) -> int:
         """Return a descriptor of the place, which the caller closes.
 
-        What the kernel has in its cache, as it has every mounted namespace, costs 10 microseconds;
-        the rest is looked up in a thread. Raises OSError if there is nothing, KernelError if the
-        file system does not answer.
+        Raises OSError if there is nothing, KernelError if the file system does not answer.
         """
-        descriptor: int = _libc.syscall(
-            _OPENAT2, _AT_FDCWD, path.encode(), ctypes.byref(_HOW), ctypes.sizeof(_HOW)
-        )
-        return descriptor if descriptor >= 0 else self._look_up(path)
+        answer = self.open_all([path])[path]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    def _look_up(self, path: str) -> int:
+    def open_all(self, paths: Iterable[str]) -> dict[str, Answer]:
+        """Return a descriptor of each place, which the caller closes, or what `open` would raise.
+
+        What the kernel has in its cache, as it has every mounted namespace, costs 10 microseconds;
+        the rest is looked up in a thread, one for all as long as none of them hangs.
+        """
+        answers: dict[str, Answer] = {}
+        rest: list[str] = []
+        for path in dict.fromkeys(paths):
+            cached = _open_cached(path)
+            if cached >= 0:
+                answers[path] = cached
+            else:
+                rest.append(path)
+        while rest:
+            found = self._refuse(rest) or self._look_up(rest)
+            answers |= found
+            rest = [path for path in rest if path not in found]
+        return answers
+
+    def _refuse(self, paths: Iterable[str]) -> dict[str, Answer]:
+        """Answer for paths that a thread hangs at, for all if too many threads hang."""
         with self._lock:
-            if path in self._stuck or len(self._stuck) >= MOST_STUCK:
-                raise KernelError(f"look at {path}: a file system there does not answer")
-        found: Future[int] = Future()
+            stuck = paths if len(self._stuck) >= MOST_STUCK else self._stuck.intersection(paths)
+        return {
+            path: KernelError(f"look at {path}: a file system there does not answer")
+            for path in stuck
+        }
+
+    def _look_up(self, paths: Sequence[str]) -> dict[str, Answer]:
+        """Look up paths one after the other, up to the first whose file system does not answer."""
+        answers: dict[str, Answer] = {}
+        is_done = Event()
+        is_given_up = False
 
         def look() -> None:
-            try:
-                found.set_result(os.open(path, os.O_PATH | os.O_CLOEXEC))
-            except BaseException as failure:  # noqa: BLE001 - raised again in the calling thread
-                found.set_exception(failure)
+            for path in paths:
+                answer = _open(path)
+                with self._lock:
+                    if is_given_up:
+                        self._stuck.discard(path)
+                        if isinstance(answer, int):
+                            os.close(answer)
+                        return
+                    answers[path] = answer
+            is_done.set()
 
         Thread(target=look, name="path", daemon=True).start()
-        try:
-            return found.result(SECONDS)
-        except TimeoutError:
-            if found.done():
-                return found.result()
+        is_done.wait(SECONDS)
         with self._lock:
-            self._stuck.add(path)
-        found.add_done_callback(lambda late: self._forget(path, late))
-        raise KernelError(
-            f"look at {path}: a file system there has not answered for {SECONDS:.0f} s"
-        )
+            is_given_up = True
+            if len(answers) < len(paths):
+                path = paths[len(answers)]
+                self._stuck.add(path)
+                answers[path] = KernelError(
+                    f"look at {path}: a file system there has not answered for {SECONDS:.0f} s"
+                )
+        return answers
 
-    def _forget(self, path: str, late: Future[int]) -> None:
-        with self._lock:
-            self._stuck.discard(path)
-        if late.exception() is None:
-            os.close(late.result())
+
+def _open_cached(path: str) -> int:
+    """Return a descriptor if nothing has to be asked for it, otherwise -1."""
+    descriptor: int = _libc.syscall(
+        _OPENAT2, _AT_FDCWD, path.encode(), ctypes.byref(_HOW), ctypes.sizeof(_HOW)
+    )
+    return descriptor
+
+
+def _open(path: str) -> Answer:
+    try:
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # a null character is a ValueError
+        return error

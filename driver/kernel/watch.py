@@ -81,7 +81,8 @@ class SandboxWatch:
         with self._lock:
             awaited = dict(self._awaited)
         # Without the lock: whoever adds a watch may hold the driver's.
-        arrived = {key: then for key, then in awaited.items() if _is_there(key)}
+        found = netns.are_namespaces(awaited)
+        arrived = {key: then for key, then in awaited.items() if _is_there(found[key])}
         with self._lock:
             actions = {
                 key: self._awaited.pop(key)
@@ -95,12 +96,11 @@ class SandboxWatch:
             threading.Thread(target=_call, args=(sandbox, action), name=name, daemon=True).start()
 
 
-def _is_there(sandbox: SandboxKey) -> bool:
-    try:
-        return netns.is_namespace(sandbox)
-    except KernelError as error:
-        log.warning("%s", error)
+def _is_there(answer: bool | KernelError) -> bool:  # noqa: FBT001 - private
+    if isinstance(answer, KernelError):
+        log.warning("%s", answer)
         return False
+    return answer
 
 
 def _call(sandbox: SandboxKey, action: Callable[[], None]) -> None:
