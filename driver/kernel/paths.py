@@ -1,4 +1,4 @@
-"""Open a path that somebody else chose, without ever being kept by it; reads nothing from it.
+"""Open paths that somebody else chose, without ever being kept by one; reads nothing from them.
 
 A sandbox is a path in a request. A dead NFS or FUSE mount below it lets no system call return, and
 the caller may hold the driver's lock.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Answer: TypeAlias = "int | Exception"  # a descriptor, or why there is none
 
-SECONDS = 1.0
+SECONDS = 1.0  # in which a file system has to answer for one path
 MOST_STUCK = 16  # threads that may hang; further paths that are not in the cache are refused
 _OPENAT2 = 437  # on every architecture, include/uapi/asm-generic/unistd.h
 _AT_FDCWD = -100
@@ -119,7 +119,10 @@ class PathOpener:
             is_done.set()
 
         Thread(target=look, name="path", daemon=True).start()
-        is_done.wait(SECONDS)
+        seen = -1
+        while seen < len(answers) and not is_done.is_set():  # many may take longer than one may
+            seen = len(answers)
+            is_done.wait(SECONDS)
         with self._lock:
             is_given_up = True
             if len(answers) < len(paths):

@@ -82,6 +82,20 @@ def test_one_that_hangs_is_refused_and_keeps_no_other(
             opener.open(str(first))
 
 
+def test_many_may_take_longer_together_than_one_may(
+    opener: PathOpener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = paths._open
+
+    def open_slowly(path: str) -> Answer:
+        threading.Event().wait(paths.SECONDS / 4)
+        return original(path)
+
+    monkeypatch.setattr(paths, "_open", open_slowly)
+    answers = opener.open_all(str(tmp_path / str(number)) for number in range(10))
+    assert list(map(type, answers.values())) == [FileNotFoundError] * 10
+
+
 def test_what_comes_too_late_is_closed_and_the_path_looked_up_again(
     opener: PathOpener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

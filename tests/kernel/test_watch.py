@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, Thread
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
+from driver.kernel.watch import SandboxWatch
 from driver.model import SandboxKey
 from tests.engine.wait import wait_until
 from tests.kernel.host import mount_namespace, run, unmount_namespace
@@ -60,6 +62,19 @@ def test_many_at_once_are_each_told_of_once(real: RealHost) -> None:
     real.kernel.watch_sandbox(later, partial(calls.put, MANY))
     mount_namespace(later)
     assert calls.get(timeout=SECONDS) == MANY, "a sandbox was told of twice"
+
+
+def test_many_that_are_awaited_are_looked_up_by_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Mock(wraps=Thread)
+    monkeypatch.setattr("driver.kernel.paths.Thread", start)
+    watch = SandboxWatch()
+    watch._awaited = {SandboxKey(str(tmp_path / str(each))): print for each in range(MANY)}
+    watch._look()
+    watch.close()
+    assert start.call_count == 1
+    assert len(watch._awaited) == MANY
 
 
 def test_a_sandbox_that_is_there_already_is_told_of_at_once(real: RealHost) -> None:
