@@ -31,9 +31,10 @@ SPANS: dict[str, dict[str, str]] = {
         "decode_external_connectivity": "decode",
     },
     "driver.store": {"Store._run": "state file", "Store._all": "state file"},
-    "driver.kernel.rtnetlink": {
-        "Rtnetlink.create_veth": "rtnetlink: make the pair",
-        "Rtnetlink.finish_link": "rtnetlink: alias, hairpin",
+    "driver.kernel.netlink": {
+        "Connection.change_all": "rtnetlink: changes",
+        "Connection.ask": "rtnetlink: questions",
+        "Connection.dump": "rtnetlink: questions",
     },
     "driver.kernel.netns": {"_run_in_thread": "thread in the sandbox"},
     "driver.kernel.elements": {"Elements.change": "nftables: elements"},
@@ -51,10 +52,7 @@ def wrap_module(module: ModuleType) -> None:
         *owners, last = path.split(".")
         for each in owners:
             owner = getattr(owner, each)
-        original = getattr(owner, last, None)
-        if original is None:
-            continue
-        setattr(owner, last, _measured(name, original))
+        setattr(owner, last, _measured(name, getattr(owner, last)))
 
 
 def _measured(name: str, original: Callable[..., Any]) -> Callable[..., Any]:

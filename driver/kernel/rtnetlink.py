@@ -149,11 +149,9 @@ class Rtnetlink(Connection):
         body += encode_attribute(_INFO, encode_text(_KIND, "bridge"))
         self.change(_NEW_LINK, body, CREATE | EXCLUSIVE)
 
-    def create_veth(
-        self, name: str, mtu: int, group: int, peer: VethPeer, master: int | None = None
-    ) -> None:
-        """Make a veth pair, both ends down and of one MTU, this one on the bridge `master`."""
-        self.change_all(_veth(name, mtu, group, peer, master))
+    def create_veth(self, name: str, mtu: int, group: int, peer: VethPeer) -> None:
+        """Make a veth pair, both ends down and of one MTU."""
+        self.change_all(_veth(name, mtu, group, peer))
 
     def create_port(self, port: BridgePort, group: int, peer: VethPeer) -> None:
         """Make a veth pair, one end a bridge's port, complete and up, in one go.
@@ -311,8 +309,8 @@ def _named(which: str | int, *, up: bool = False) -> bytes:
     return _link(0, up=up) + encode_text(_NAME, which)
 
 
-def _veth(name: str, mtu: int, group: int, peer: VethPeer, master: int | None) -> Change:
-    """Return what makes a veth pair, both ends down.
+def _veth(name: str, mtu: int, group: int, peer: VethPeer, master: int | None = None) -> Change:
+    """Return what makes a veth pair, both ends down, the first on the bridge `master`.
 
     A bridge opens a port whose carrier nobody knows of yet (netif_oper_up()), closes it when the
     kernel has looked and opens it again when the other end is up; each time it walks through all

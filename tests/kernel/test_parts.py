@@ -11,7 +11,7 @@ import pytest
 from driver import model
 from driver.bridge import BridgeDriver, NewJoin
 from driver.errors import KernelError
-from driver.kernel.rtnetlink import Rtnetlink, VethPeer
+from driver.kernel.rtnetlink import BridgePort, Rtnetlink, VethPeer
 from driver.model import Attach, EndpointId, MacAddress, find_room, host_end_name
 from driver.store import Store
 from tests.engine.soak import repetitions
@@ -191,7 +191,10 @@ def test_the_kernel_has_the_last_word_on_room(
         assert bridge is not None
         for number in range(1023):
             other = VethPeer(f"o{number}", MacAddress("02:00:00:00:00:01"))
-            route.create_veth(f"p{number}", 1500, 0, other, bridge.index)
+            port = BridgePort(
+                f"p{number}", "", 1500, bridge.index, hairpin=False, without_link_local=True
+            )
+            route.create_port(port, 0, other)
     driver.create_endpoint(new_endpoint())
     run("ip", "link", "del", "p7")  # the joint to the next bridge needs one
     with Rtnetlink() as route:
