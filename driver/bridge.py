@@ -206,7 +206,7 @@ class BridgeDriver:
         """Remove an endpoint, whether it has left its sandbox or not."""
         with self._lock:
             with self._store.transaction():
-                endpoint = self._find_endpoint_here(network_id, endpoint_id)
+                endpoint = self._find_endpoint(network_id, endpoint_id)
                 if endpoint is None:
                     return
                 network = self._network(network_id)
@@ -307,7 +307,7 @@ class BridgeDriver:
         """
         with self._lock:
             with self._store.transaction(frees=True):
-                endpoint = self._find_endpoint_here(network_id, endpoint_id)
+                endpoint = self._find_endpoint(network_id, endpoint_id)
                 if endpoint is None or endpoint.attachment is None:
                     return
                 network = self._network(network_id)
@@ -328,7 +328,7 @@ class BridgeDriver:
         Engines up to 27 fail a container's start when this call fails, so a failure is logged.
         """
         with self._change():
-            endpoint = self._find_endpoint_here(network_id, endpoint_id)
+            endpoint = self._find_endpoint(network_id, endpoint_id)
             if endpoint is None or endpoint.attachment is None or endpoint.attachment.configured:
                 return
             if not self._kernel.has_sandbox(endpoint.attachment.sandbox):
@@ -350,27 +350,22 @@ class BridgeDriver:
         that only a dead container has is taken from it.
         """
         with self._lock:
-            endpoint = self._find_endpoint(network_id, endpoint_id)
-            if endpoint is not None and endpoint.bindings:
-                if is_satisfied(requests, endpoint.bindings):
-                    return
+            with self._store.transaction():
+                network = self._network(network_id)
+                endpoint = self._endpoint(network_id, endpoint_id)
+            if is_satisfied(requests, endpoint, network):
+                return
+            if endpoint.bindings:
                 self.revoke_external_connectivity(network_id, endpoint_id)
             while True:
                 try:
-                    self._publish(network_id, endpoint_id, requests)
+                    with self._change() as undo:
+                        self._publisher.publish(endpoint, network, requests, undo)
                 except PortInUse as refusal:
                     if not self._evict_dead_publisher(refusal.place):
                         raise
                 else:
                     return
-
-    def _publish(
-        self, network_id: NetworkId, endpoint_id: EndpointId, requests: tuple[PortRequest, ...]
-    ) -> None:
-        with self._change() as undo:
-            network = self._network(network_id)
-            endpoint = self._endpoint(network_id, endpoint_id)
-            self._publisher.publish(endpoint, network, requests, undo)
 
     def _evict_dead_publisher(self, place: HostPort) -> bool:
         """Drop the endpoint that has a host port, if its container is dead; tell whether it was.
@@ -390,8 +385,8 @@ class BridgeDriver:
         """Withdraw the endpoint's ports; none and not known are success."""
         with self._lock:
             with self._store.transaction(frees=True):
-                endpoint = self._find_endpoint_here(network_id, endpoint_id)
-                if endpoint is None:
+                endpoint = self._find_endpoint(network_id, endpoint_id)
+                if endpoint is None or not endpoint.bindings:
                     return
                 self._store.put_bindings(endpoint_id, ())
             self._remove([partial(self._publisher.withdraw, endpoint)])
@@ -583,18 +578,12 @@ class BridgeDriver:
         return network
 
     def _endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> Endpoint:
-        endpoint = self._find_endpoint_here(network_id, endpoint_id)
+        endpoint = self._find_endpoint(network_id, endpoint_id)
         if endpoint is None:
             raise NotFound(f"endpoint {short(endpoint_id)} is not in network {short(network_id)}")
         return endpoint
 
     def _find_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> Endpoint | None:
-        with self._store.transaction():
-            return self._find_endpoint_here(network_id, endpoint_id)
-
-    def _find_endpoint_here(
-        self, network_id: NetworkId, endpoint_id: EndpointId
-    ) -> Endpoint | None:
         endpoint = self._store.find_endpoint(endpoint_id)
         if endpoint is not None and endpoint.network_id != network_id:
             raise Conflict(

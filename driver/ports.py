@@ -6,6 +6,7 @@ order, each of which is taken as a whole or not at all.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,12 @@ from driver.errors import InvalidRequest
 from driver.model import HostPort, PortBinding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
-    from driver.model import Endpoint, IPAddress, Network, PortRequest
+    from driver.model import Endpoint, IPAddress, Network, PortRequest, Protocol
+
+    # What is reached at an address of the host: the container's protocol and port.
+    _Target = tuple[Protocol, int, IPAddress]
 
 MAX_PORT = 65535
 ANY_IPV4 = IPv4Address("0.0.0.0")  # noqa: S104 - published on all addresses, as Docker does
@@ -52,13 +56,7 @@ def plan_candidates(
     choose from when the request leaves the choice, `start` the one to begin with. Raises
     InvalidRequest if the container has no address of the family that the request names.
     """
-    places = _places(request, endpoint, network)
-    routed = tuple(_bind(request, endpoint, version) for version in _routed(endpoint, network))
-    if request.host_ip is not None and not places and not routed:
-        raise InvalidRequest(
-            f"publish {request.host_ip}: the container has no IPv{request.host_ip.version} "
-            "address on this network"
-        )
+    places, routed = _outcome(request, endpoint, network)
     if not places:
         if routed:
             yield routed
@@ -73,25 +71,63 @@ def plan_candidates(
         )
 
 
-def is_satisfied(requests: Iterable[PortRequest], bindings: Iterable[PortBinding]) -> bool:
-    """Tell whether these bindings are an answer to these requests, and to no others.
+def is_satisfied(requests: Collection[PortRequest], endpoint: Endpoint, network: Network) -> bool:
+    """Tell whether an endpoint's bindings are the answer to these requests, and to no others.
 
-    The engine repeats the call, and a port that it left to us must not change for that.
+    The engine repeats the call, and a port that it left to us must not change for that. Raises
+    InvalidRequest as `plan_candidates` does.
     """
-    requests, bindings = tuple(requests), tuple(bindings)
-    return all(
-        any(_answers(binding, request) for binding in bindings) for request in requests
-    ) and all(any(_answers(binding, request) for request in requests) for binding in bindings)
+    if not endpoint.bindings:
+        return not requests
+    wanted: dict[_Target, list[range]] = defaultdict(list)
+    routed: set[PortBinding] = set()
+    for request in set(requests):
+        places, opened = _outcome(request, endpoint, network)
+        routed.update(opened)
+        for ip in places:
+            wanted[request.protocol, request.container_port, ip].append(_span(request))
+    bound: dict[_Target, list[int]] = defaultdict(list)
+    for each in endpoint.bindings:
+        if each.host is not None:
+            bound[each.protocol, each.container_port, each.host.ip].append(each.host.port)
+    return (
+        routed == {each for each in endpoint.bindings if each.host is None}
+        and wanted.keys() == bound.keys()
+        and all(_share_out(spans, bound[target]) for target, spans in wanted.items())
+    )
 
 
-def _answers(binding: PortBinding, request: PortRequest) -> bool:
-    if (binding.protocol, binding.container_port) != (request.protocol, request.container_port):
-        return False
-    if binding.host is None:
-        return True
-    is_place = request.host_ip is None or request.host_ip == binding.host.ip
-    is_port = not request.first or request.first <= binding.host.port <= request.last
-    return is_place and is_port
+def _share_out(spans: Iterable[range], ports: Iterable[int]) -> bool:
+    """Tell whether each span can have one of the ports to itself, with none left over.
+
+    The span that ends first takes the lowest: whoever comes later could do no more with it.
+    """
+    free = sorted(ports)
+    for span in sorted(spans, key=lambda each: each.stop):
+        port = next((each for each in free if each in span), None)
+        if port is None:
+            return False
+        free.remove(port)
+    return not free
+
+
+def _span(request: PortRequest) -> range:
+    """Return the host ports that a request leaves to choose from."""
+    return range(request.first or 1, (request.last if request.first else MAX_PORT) + 1)
+
+
+def _outcome(
+    request: PortRequest, endpoint: Endpoint, network: Network
+) -> tuple[tuple[IPAddress, ...], tuple[PortBinding, ...]]:
+    """Return where on the host a request is published, and what is opened without translation."""
+    places = _places(request, endpoint, network)
+    routed = tuple(_bind(request, endpoint, version) for version in _routed(endpoint, network))
+    if request.host_ip is not None and not places and not routed:
+        raise InvalidRequest(
+            f"publish {request.host_ip}: the container has no IPv{request.host_ip.version} "
+            "address on this network"
+        )
+    return places, routed
 
 
 def _places(request: PortRequest, endpoint: Endpoint, network: Network) -> tuple[IPAddress, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from driver.errors import InvalidRequest
@@ -152,15 +153,28 @@ def test_fixed_ports_come_first_and_chosen_ones_last(shuffled: list[Any]) -> Non
 PUBLISHED = [binding("0.0.0.0:8080"), binding("[::]:8080", "[fd00:1::2]:80")]
 
 
+CHOSEN = [binding("0.0.0.0:32768"), binding("[::]:32768", "[fd00:1::2]:80")]
+OPENED = [binding(None), binding(None, "[fd00:1::2]:80")]
+
+
+def is_answered(texts: list[str], bindings: list[PortBinding], **options: Any) -> bool:
+    holder = replace(endpoint(1, 1, *BOTH), bindings=tuple(bindings))
+    return is_satisfied(ports(*texts), holder, net(**options))
+
+
 @pytest.mark.parametrize(
     ("texts", "bindings", "expected"),
     [
         (["8080:80"], PUBLISHED, True),
+        (["8080:80", "8080:80"], PUBLISHED, True),
         (["80"], PUBLISHED, True),
         (["8000-8100:80"], PUBLISHED, True),
         (["0.0.0.0:8080:80"], PUBLISHED, False),
+        (["0.0.0.0:8080:80"], PUBLISHED[:1], True),
         (["0.0.0.0:8080:80", "[::]:8080:80"], PUBLISHED, True),
+        (["8080:80"], PUBLISHED[:1], False),
         ([], [], True),
+        (["8080:80"], [], False),
         (["8081:80"], PUBLISHED, False),
         (["9000-9100:80"], PUBLISHED, False),
         (["127.0.0.1:8080:80"], PUBLISHED, False),
@@ -169,15 +183,61 @@ PUBLISHED = [binding("0.0.0.0:8080"), binding("[::]:8080", "[fd00:1::2]:80")]
         (["8080:80", "8081:81"], PUBLISHED, False),
         (["8080:80"], [*PUBLISHED, binding("0.0.0.0:8081", "10.1.0.2:81")], False),
         ([], PUBLISHED, False),
-        (["8080:80"], [binding(None)], True),
         (["8080:80", "8081:80"], PUBLISHED, False),
         (["8080:80"], [*PUBLISHED, binding("0.0.0.0:8081")], False),
+        # A request that leaves the port open is no excuse for one that nobody asks for any more.
+        (["80"], [*PUBLISHED, *CHOSEN], False),
+        (["80", "8080:80"], [*PUBLISHED, *CHOSEN], True),
+        (["80", "8080:80"], PUBLISHED, False),
+        (["80", "8080:80", "127.0.0.1::80"], [*PUBLISHED, *CHOSEN], False),
+        (["8080-8081:80", "8081-8082:80"], PUBLISHED, False),
+        (["8080:80"], OPENED, False),
     ],
 )
 def test_what_answers_a_request(
     texts: list[str], bindings: list[PortBinding], *, expected: bool
 ) -> None:
-    assert is_satisfied(ports(*texts), bindings) is expected
+    assert is_answered(texts, bindings) is expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "bindings", "expected"),
+    [
+        (["8080:80"], OPENED, True),
+        (["8081:80"], OPENED, True),
+        (["8080:80"], OPENED[:1], False),
+        (["8080:81"], OPENED, False),
+        (["8080:80"], PUBLISHED, False),
+    ],
+)
+def test_what_answers_a_request_where_nothing_is_translated(
+    texts: list[str], bindings: list[PortBinding], *, expected: bool
+) -> None:
+    modes = {"gateway_mode_ipv4": ROUTED, "gateway_mode_ipv6": ROUTED}
+    assert is_answered(texts, bindings, **modes) is expected
+
+
+def test_a_request_that_cannot_be_answered_is_refused() -> None:
+    holder = replace(endpoint(1, 1, BOTH[0]), bindings=(binding("0.0.0.0:8080"),))
+    with pytest.raises(InvalidRequest, match="no IPv6 address"):
+        is_satisfied(ports("8080:80", "[::1]:81:81"), holder, net())
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=5, unique=True)
+)
+def test_what_was_taken_one_after_the_other_answers_all(spans: list[tuple[int, int]]) -> None:
+    """Whatever the requests left to choose from, and in whatever order it was chosen."""
+    texts = [f"0.0.0.0:{first}-{first + more}:80" for first, more in spans]
+    taken: list[int] = []
+    for first, more in spans:
+        free = [port for port in range(first, first + more + 1) if port not in taken]
+        assume(free)
+        taken.append(free[-1])
+    bindings = [binding(f"0.0.0.0:{port}") for port in taken]
+    assert is_answered(texts, bindings)
+    assert not is_answered(texts, [*bindings, binding("0.0.0.0:99")])
+    assert not is_answered(texts, bindings[1:])
 
 
 @pytest.mark.parametrize(
@@ -208,5 +268,6 @@ def test_candidates_are_what_was_asked_for(
         return
     assert len(planned) == last - first + 1
     for one in planned:
-        assert is_satisfied([request], one)
+        holder = replace(container(*addresses), bindings=one)
+        assert is_satisfied([request], holder, net())
         assert len({each.host.port for each in one if each.host}) == 1

@@ -101,6 +101,26 @@ def test_a_chosen_port_is_the_next_one_that_is_free(two: BridgeDriver, kernel: F
     assert place(f"0.0.0.0:{first + 3}") in kernel.reserved, "a port rests before it comes again"
 
 
+def test_a_port_that_is_asked_for_no_more_is_closed(two: BridgeDriver, kernel: FakeKernel) -> None:
+    """Though one of the requests that are left would be content with it."""
+    chosen = kernel.ephemeral_ports().start
+    publish(two, 1, "8080:80", "80")
+    assert kernel.reserved == {place("0.0.0.0:8080"), place(f"0.0.0.0:{chosen}")}
+    publish(two, 1, "80")
+    assert len(kernel.reserved) == len(kernel.elements("everywhere4")) == 1
+    assert place("0.0.0.0:8080") not in kernel.reserved
+
+
+def test_a_request_that_cannot_be_answered_leaves_what_is_published(
+    two: BridgeDriver, kernel: FakeKernel
+) -> None:
+    publish(two, 1, "8080:80")
+    before = kernel.state()
+    with pytest.raises(InvalidRequest, match="no IPv6 address"):
+        publish(two, 1, "8080:80", "[::1]:8081:81")
+    assert kernel.state() == before
+
+
 def test_a_range_never_takes_a_fixed_port(two: BridgeDriver, kernel: FakeKernel) -> None:
     publish(two, 1, "80", "32768:81", "8000-8001:1", "8000:2")
     held = kernel.elements("everywhere4")
