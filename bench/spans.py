@@ -32,9 +32,9 @@ SPANS: dict[str, dict[str, str]] = {
     },
     "driver.store": {"Store._run": "state file", "Store._all": "state file"},
     "driver.kernel.netlink": {
-        "Connection.change_all": "rtnetlink: changes",
-        "Connection.ask": "rtnetlink: questions",
-        "Connection.dump": "rtnetlink: questions",
+        "Connection.change_all": "netlink: changes",
+        "Connection.ask": "netlink: questions",
+        "Connection.dump": "netlink: questions",
     },
     "driver.kernel.netns": {"_run_in_thread": "thread in the sandbox"},
     "driver.kernel.elements": {"Elements.change": "nftables: elements"},

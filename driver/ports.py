@@ -172,7 +172,7 @@ def _bind(
 
 def _ports(request: PortRequest, ephemeral: range, start: int) -> Iterator[int]:
     if request.first:
-        yield from range(request.first, request.last + 1)
+        yield from _span(request)
         return
     begin = max(start, ephemeral.start) if start < ephemeral.stop else ephemeral.start
     yield from range(begin, ephemeral.stop)

@@ -160,6 +160,20 @@ def test_a_life_costs_so_much(
     assert costs == EXPECTED[attach]
 
 
+def test_a_container_without_ports_has_nothing_written_for_them(
+    driver: BridgeDriver, meter: Meter
+) -> None:
+    new = new_endpoint()
+    driver.create_network(network(1))
+    driver.create_endpoint(new)
+    of = (new.network_id, new.id)
+    # BEGIN, the network and its pools, the endpoint and its bindings, COMMIT.
+    assert meter.measure(lambda: driver.program_external_connectivity(*of, ())) == Cost(
+        statements=6
+    )
+    assert meter.measure(lambda: driver.revoke_external_connectivity(*of)) == Cost(statements=4)
+
+
 def test_a_sandbox_that_has_come_is_configured_without_asking_rtnetlink(
     driver: BridgeDriver, real: RealHost, meter: Meter
 ) -> None:

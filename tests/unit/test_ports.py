@@ -151,8 +151,6 @@ def test_fixed_ports_come_first_and_chosen_ones_last(shuffled: list[Any]) -> Non
 
 
 PUBLISHED = [binding("0.0.0.0:8080"), binding("[::]:8080", "[fd00:1::2]:80")]
-
-
 CHOSEN = [binding("0.0.0.0:32768"), binding("[::]:32768", "[fd00:1::2]:80")]
 OPENED = [binding(None), binding(None, "[fd00:1::2]:80")]
 
@@ -215,6 +213,21 @@ def test_what_answers_a_request_where_nothing_is_translated(
 ) -> None:
     modes = {"gateway_mode_ipv4": ROUTED, "gateway_mode_ipv6": ROUTED}
     assert is_answered(texts, bindings, **modes) is expected
+
+
+@pytest.mark.parametrize("text", ["8080:80", "80", "8000-8001:80", "0.0.0.0:8080:80", "[::1]::80"])
+@pytest.mark.parametrize("ipv4", [GatewayMode.NAT, ROUTED, UNPROTECTED])
+@pytest.mark.parametrize("ipv6", [GatewayMode.NAT, ROUTED, UNPROTECTED])
+def test_what_was_planned_for_a_request_answers_it(
+    text: str, ipv4: GatewayMode, ipv6: GatewayMode
+) -> None:
+    """In every mixture of families that are translated and such that are only opened."""
+    modes = {"gateway_mode_ipv4": ipv4, "gateway_mode_ipv6": ipv6}
+    (request,) = ports(text)
+    first = next(plan_candidates(request, container(*BOTH), net(**modes), EPHEMERAL, 0))
+    assert is_answered([text], list(first), **modes)
+    assert not is_answered([text, "81"], list(first), **modes)
+    assert not is_answered([text], [*first, binding("0.0.0.0:99")], **modes)
 
 
 def test_a_request_that_cannot_be_answered_is_refused() -> None:
