@@ -24,11 +24,13 @@ from driver.model import (
     BridgeFull,
     DirectInterface,
     Endpoint,
+    EndpointOptions,
     JoinInfo,
     MacAddress,
     PortInUse,
     derive_mac,
     find_room,
+    guard_of,
     hash_mac,
     host_end_name,
     sandbox_end_name,
@@ -88,6 +90,7 @@ class NewEndpoint:
     sysctls: tuple[Sysctl, ...]
     engine_keys: frozenset[str]
     ifname: str | None = None
+    options: EndpointOptions = EndpointOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,7 @@ class BridgeDriver:
         """Make the network's bridge and let its containers talk to each other."""
         self._sandboxes.check_defaults()
         self._sandboxes.check(network.options.sysctls, network.options.inherit)
+        network.refuse_guard(network.guard)
         with self._lock:
             self._evict_superseded(network)
             with self._change(durable=True) as undo:
@@ -150,6 +154,7 @@ class BridgeDriver:
             old = self._network(network_id)
             options = apply_change(old.options, change, has_ipv6=old.has_family(6))
             new = replace(old, options=options)
+            new.refuse_guard(new.guard)
             self._store.change_options(new)
             endpoints = self._store.endpoints(network_id)
             joined = [each for each in endpoints if each.attachment is not None]
@@ -185,6 +190,7 @@ class BridgeDriver:
             with self._store.transaction():
                 network = self._network(new.network_id)
                 endpoint = _place(new, network)
+                network.refuse_guard(guard_of(endpoint, network))
                 known = self._store.find_endpoint(new.id)
                 if known is not None and known.definition() != endpoint:
                     raise Conflict(f"create endpoint {short(new.id)}: it exists, defined otherwise")
@@ -229,8 +235,9 @@ class BridgeDriver:
                 host_end = host_end_name(new.endpoint_id)
                 self._kernel.delete_links([host_end])  # of an earlier join
                 undo.push(self._kernel.delete_links, [host_end])
-                joined = self._attach_where_room_is(joined, network, undo, hairpin=new.has_ports)
+                # Before the link: what guards it is there when its first packet comes.
                 self._rules.join(joined, network, undo)
+                joined = self._attach_where_room_is(joined, network, undo, hairpin=new.has_ports)
                 if self._sandboxes.is_complete(joined):
                     joined = joined.configured()
                 self._store.put_endpoint(joined)
@@ -526,6 +533,9 @@ class BridgeDriver:
         for other in others:
             if reason := network.clash(other):
                 raise Conflict(f"create network {short(network.id)}: {reason}")
+        if not network.bridge.must_be_ours:
+            link = self._kernel.observe_links().get(network.bridge_name)
+            network = replace(network, shared=link is not None and not link.is_ours)
         added = self._kernel.ensure_bridge(network.bridge)
         undo.push(self._kernel.delete_bridge, network.bridge, added)
         self._store.add_network(network, added)
@@ -620,6 +630,7 @@ def _place(new: NewEndpoint, network: Network) -> Endpoint:
         sysctls=new.sysctls,
         engine_keys=new.engine_keys,
         ifname=new.ifname,
+        options=new.options,
     )
 
 

@@ -9,14 +9,24 @@ interface names have passed `driver.options`), never a string that somebody else
 from __future__ import annotations
 
 from ipaddress import IPv6Address
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from driver.model import GatewayMode, LoopbackPair, host_end_name, short
+from driver.model import (
+    GatewayMode,
+    Guard,
+    LoopbackPair,
+    connections_of,
+    derive_link_local,
+    guard_of,
+    host_end_name,
+    short,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from driver.model import Endpoint, IPAddress, Network, PortBinding
+    from driver.model import Endpoint, IPAddress, MacAddress, Network, PortBinding
 
 TABLE = "inet pynet"
 BRIDGE_TABLE = "bridge pynet"
@@ -33,6 +43,9 @@ ACCEPTED_MARK = 0x20000000
 TRANSLATED_MARK = 0x40000000
 # From the host's ::1 to a published port: takes the way through the loopback pair.
 LOOPBACK_MARK = 0x08000000
+# From a port with `pynet.guard=network`, on its way from the bridge to where the host looks at its
+# source address. An address family's own hook does not see the port.
+CHECKED_MARK = 0x10000000
 
 # The host reaches published ports by ::1 over a veth pair of its own, both ends in the host: the
 # kernel takes a reply to ::1 only from an interface that has ::1 as a local address, and behind
@@ -45,17 +58,58 @@ LOOPBACK_PAIR = LoopbackPair(
     table=7064,
 )
 
+# Why a packet is dropped, by the table that does it. Each has a counter, and a set of the interfaces
+# by which such packets came during the last day.
+REASONS = {
+    TABLE: {
+        "source": "a source address that is not of the network",
+        "subnet": "a container's source address, from where no container of its network is",
+        "own": "a source address of the host itself",
+        "loopback": "a loopback address",
+        "pair": "the address of the way from ::1 to published ports",
+        "internal": "into or out of an internal network",
+        "connections": "more connections than pynet.limit.connections",
+    },
+    BRIDGE_TABLE: {
+        "source": "a MAC or source address that is not the container's",
+        "neighbour": "ARP or neighbour discovery for an address that is not the container's",
+        "router": "a router advertisement, a redirect or a DHCP answer",
+        "protocol": "a VLAN tag or a protocol other than IPv4, IPv6 and ARP",
+    },
+}
+
+
+def _reasons(table: str) -> str:
+    """Return the counters, sets and chains by which a table drops, a chain a reason."""
+    return "".join(
+        f"""\
+	counter {reason} {{
+		comment "{text}"
+	}}
+	set dropped_{reason} {{
+		typeof iifname
+		size 65535
+		flags dynamic,timeout
+		counter
+		timeout 1d
+		comment "by which interfaces: {text}"
+	}}
+	chain drop_{reason} {{
+		counter name "{reason}" update @dropped_{reason} {{ iifname }} drop
+	}}
+"""
+        for reason, text in REASONS[table].items()
+    )
+
+
 _BASE = f"""\
 table {TABLE} {{
 	comment "pynet, the Docker network driver; rebuilt from its state file at every start"
 
+{_reasons(TABLE)}\
 	set bridges {{
 		typeof iifname
 		comment "the bridge of every network"
-	}}
-	set parts {{
-		typeof iifname
-		comment "further bridges of networks with more than a thousand containers"
 	}}
 	set uplinks {{
 		typeof iifname
@@ -64,10 +118,6 @@ table {TABLE} {{
 	set same_bridge {{
 		typeof iifname . oifname
 		comment "bridges whose containers may talk to each other"
-	}}
-	set no_icc {{
-		typeof iifname
-		comment "bridges whose containers reach each other by published ports only"
 	}}
 	set internal {{
 		typeof iifname
@@ -85,15 +135,25 @@ table {TABLE} {{
 		typeof iifname . oifname
 		comment "host interfaces that may reach published ports by the container's own address"
 	}}
+	set subnets4 {{
+		typeof ip saddr
+		flags interval
+		comment "subnets that are nowhere but on bridges of pynet"
+	}}
+	set subnets6 {{
+		typeof ip6 saddr
+		flags interval
+		comment "subnets that are nowhere but on bridges of pynet"
+	}}
 	set home4 {{
 		typeof ip saddr . oifname
 		flags interval
-		comment "a network's subnet and its own bridge: traffic that stays at home"
+		comment "a network's subnet and its own bridges: traffic that stays at home"
 	}}
 	set home6 {{
 		typeof ip6 saddr . oifname
 		flags interval
-		comment "a network's subnet and its own bridge: traffic that stays at home"
+		comment "a network's subnet and its own bridges: traffic that stays at home"
 	}}
 	set masquerade4 {{
 		typeof ip saddr
@@ -143,12 +203,70 @@ table {TABLE} {{
 		typeof ip6 daddr . meta l4proto . th dport
 		comment "published container ports, for whoever may use the container's own address"
 	}}
+	set connections4 {{
+		typeof ip saddr
+		ct count over 4294967295
+		comment "how many connections a container may have begun"
+	}}
+	set connections6 {{
+		typeof ip6 saddr
+		ct count over 4294967295
+		comment "how many connections a container may have begun"
+	}}
+	map arrivals {{
+		typeof iifname : verdict
+		comment "where a packet is looked at that arrives by an interface of pynet"
+		elements = {{ "lo" : accept, "{LOOPBACK_PAIR.in_end}" : goto from_pair, \
+"{LOOPBACK_PAIR.out_end}" : accept }}
+	}}
+	map leaving {{
+		typeof iifname : verdict
+		comment "who decides on a packet that comes from a bridge"
+		elements = {{ "{LOOPBACK_PAIR.in_end}" : goto from_loopback, \
+"{LOOPBACK_PAIR.out_end}" : drop }}
+	}}
+	map entering {{
+		typeof oifname : verdict
+		comment "who decides on a packet that goes to a bridge from elsewhere"
+		elements = {{ "{LOOPBACK_PAIR.in_end}" : drop, "{LOOPBACK_PAIR.out_end}" : drop }}
+	}}
 
 	chain guard {{
 		type filter hook prerouting priority raw; policy accept;
-		ip daddr 127.0.0.0/8 iifname @bridges drop
-		iifname @parts notrack
-		iifname "{LOOPBACK_PAIR.in_end}" meta mark set 0 ct original zone set {LOOPBACK_PAIR.table}
+		iifname vmap @arrivals
+		ip saddr @subnets4 goto drop_subnet
+		ip6 saddr @subnets6 goto drop_subnet
+		ip6 saddr {LOOPBACK_PAIR.source} goto drop_pair
+		ip6 daddr {LOOPBACK_PAIR.source} goto drop_pair
+	}}
+	chain from_part {{
+		notrack
+		goto from_bridge
+	}}
+	chain from_bridge {{
+		ip daddr 127.0.0.0/8 goto drop_loopback
+		ip saddr 127.0.0.0/8 goto drop_loopback
+		ip6 daddr {LOOPBACK_PAIR.source} goto drop_pair
+		ip6 saddr {LOOPBACK_PAIR.source} goto drop_pair
+		meta pkttype host ip6 saddr != fe80::/10 fib saddr type local goto drop_own
+		meta mark & {CHECKED_MARK:#x} == 0 accept
+		meta mark set meta mark & {~CHECKED_MARK & 0xFFFFFFFF:#x}
+		ip saddr . iifname @home4 accept
+		ip6 saddr . iifname @home6 accept
+		ip saddr 0.0.0.0 ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} accept
+		ip saddr 169.254.0.0/16 ip daddr \
+{{ 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 }} accept
+		ip6 saddr fe80::/10 accept
+		ip6 saddr :: ip6 daddr ff00::/8 accept
+		goto drop_source
+	}}
+	chain from_pair {{
+		meta mark set 0 ct original zone set {LOOPBACK_PAIR.table}
+	}}
+	chain count_connections {{
+		type filter hook prerouting priority mangle; policy accept;
+		ct state new ip saddr @connections4 goto drop_connections
+		ct state new ip6 saddr @connections6 goto drop_connections
 	}}
 	chain prerouting {{
 		type nat hook prerouting priority dstnat - 5; policy accept;
@@ -191,19 +309,37 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 	}}
 	chain forward {{
 		type filter hook forward priority filter - 10; policy accept;
-		iifname != @bridges oifname != @bridges accept
+		iifname vmap @leaving
+		oifname vmap @entering
+	}}
+	chain outgoing {{
+		oifname @internal goto drop_internal
 		ct state established goto accepted
 		iifname . oifname @same_bridge goto accepted
-		iifname @internal drop
-		oifname @internal drop
 		ct state related goto accepted
 		oifname @bridges ct status dnat goto accepted
-		iifname "{LOOPBACK_PAIR.in_end}" goto accepted
 		oifname @bridges goto inbound
+		oifname {{ "{LOOPBACK_PAIR.in_end}", "{LOOPBACK_PAIR.out_end}" }} drop
 		oifname @uplinks goto accepted
 		meta oifkind "bridge" ct status dnat accept
 		meta oifkind "bridge" drop
+		ip saddr 169.254.0.0/16 drop
 		goto accepted
+	}}
+	chain confined {{
+		iifname . oifname @same_bridge goto accepted
+		goto drop_internal
+	}}
+	chain incoming {{
+		ip saddr 127.0.0.0/8 goto drop_loopback
+		meta nfproto ipv6 fib saddr type local goto drop_own
+		ct state established,related goto accepted
+		ct status dnat goto accepted
+		goto inbound
+	}}
+	chain from_loopback {{
+		oifname @bridges goto accepted
+		drop
 	}}
 	chain inbound {{
 		oifname . meta nfproto @unprotected goto accepted
@@ -222,6 +358,27 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 	}}
 }}
 table {BRIDGE_TABLE} {{
+{_reasons(BRIDGE_TABLE)}\
+	map guards {{
+		typeof iifname : verdict
+		comment "what each endpoint may send, by its host end"
+	}}
+	set macs {{
+		typeof iifname . ether saddr
+		comment "MAC addresses of endpoints with pynet.guard=address"
+	}}
+	set own4 {{
+		typeof iifname . ether saddr . ip saddr
+		comment "addresses that an endpoint may send with"
+	}}
+	set own6 {{
+		typeof iifname . ether saddr . ip6 saddr
+		comment "addresses that an endpoint may send with"
+	}}
+	set targets6 {{
+		typeof iifname . @nh,384,128
+		comment "addresses that an endpoint may advertise to its neighbours"
+	}}
 	set closed {{
 		typeof iifname
 		comment "host ends of containers that reach each other by published ports only"
@@ -234,12 +391,69 @@ table {BRIDGE_TABLE} {{
 		typeof iifname : ether saddr
 		comment "the first bridge's own address, by joint"
 	}}
+
+	chain guard {{
+		type filter hook prerouting priority dstnat; policy accept;
+		iifname != "pnh*" accept
+		iifname vmap @guards
+		drop
+	}}
+	chain network_also {{
+		iifname . ether saddr . ip saddr @own4 accept
+		iifname . ether saddr . ip6 saddr @own6 accept
+		goto network
+	}}
+	chain network {{
+		ether type {{ 8021q, 8021ad }} @ll,116,12 0 goto drop_protocol
+		meta mark set meta mark | {CHECKED_MARK:#x}
+	}}
+	chain address {{
+		ether type ip goto address4
+		ether type ip6 goto address6
+		ether type arp goto address_arp
+		goto drop_protocol
+	}}
+	chain address4 {{
+		iifname . ether saddr . ip saddr != @own4 goto unspecified4
+		udp sport 67 goto drop_router
+		icmp type {{ redirect, router-advertisement }} goto drop_router
+	}}
+	chain unspecified4 {{
+		ip saddr != 0.0.0.0 goto drop_source
+		iifname . ether saddr != @macs goto drop_source
+		ip daddr 255.255.255.255 udp dport 67 accept
+		ip daddr 224.0.0.0/4 meta l4proto igmp accept
+		goto drop_source
+	}}
+	chain address6 {{
+		iifname . ether saddr . ip6 saddr != @own6 goto unspecified6
+		udp sport 547 goto drop_router
+		icmpv6 type {{ nd-router-advert, nd-redirect, router-renumbering }} goto drop_router
+		icmpv6 type nd-neighbor-advert iifname . @nh,384,128 != @targets6 goto drop_neighbour
+	}}
+	chain unspecified6 {{
+		ip6 saddr != :: goto drop_source
+		iifname . ether saddr != @macs goto drop_source
+		ip6 daddr ff00::/8 icmpv6 type {{ nd-neighbor-solicit, nd-router-solicit, \
+mld-listener-report, mld-listener-done, mld2-listener-report }} accept
+		goto drop_source
+	}}
+	chain address_arp {{
+		iifname . ether saddr != @macs goto drop_source
+		iifname . arp saddr ether . arp saddr ip @own4 accept
+		iifname . arp saddr ether @macs arp saddr ip 0.0.0.0 accept
+		goto drop_neighbour
+	}}
 	chain forward {{
 		type filter hook forward priority filter - 10; policy accept;
 		iifname . oifname @joints meta mark & {TRANSLATED_MARK:#x} == 0 drop
 		iifname . oifname @joints ether saddr set iifname map @joint_macs
-		iifname @closed oifname @closed ether type {{ ip, ip6 }} \
-meta mark & {TRANSLATED_MARK:#x} == 0 drop
+		iifname @closed oifname @closed goto between_closed
+	}}
+	chain between_closed {{
+		ether type arp accept
+		ether type {{ ip, ip6 }} meta mark & {TRANSLATED_MARK:#x} != 0 accept
+		drop
 	}}
 }}
 """
@@ -321,7 +535,8 @@ def render_no_bindings(bindings: Iterable[PortBinding]) -> str:
     return _delete(_binding_elements(bindings))
 
 
-# An element is the name of its set or map with table, the key, and a map's value or "".
+# An element is the name of its set or map with table, the key with what is said of it, such as a
+# limit, and a map's value or "". What is said of a key is no part of it when it is deleted.
 _Element = tuple[str, str, str]
 
 
@@ -329,10 +544,11 @@ def _network_elements(network: Network) -> Iterator[_Element]:
     bridge = _quote(network.bridge_name)
     options = network.options
     yield f"{TABLE} bridges", bridge, ""
+    yield f"{TABLE} arrivals", bridge, "goto from_bridge"
+    yield f"{TABLE} leaving", bridge, "goto confined" if options.internal else "goto outgoing"
+    yield f"{TABLE} entering", bridge, f"goto {'drop_internal' if options.internal else 'incoming'}"
     if options.icc:
         yield f"{TABLE} same_bridge", f"{bridge} . {bridge}", ""
-    else:
-        yield f"{TABLE} no_icc", bridge, ""
     if options.internal:
         yield f"{TABLE} internal", bridge, ""
     for interface in options.trusted_host_interfaces:
@@ -353,8 +569,13 @@ def _part_elements(network: Network, number: int) -> Iterator[_Element]:
     """
     bridge, joint = _quote(network.bridge_at(number)), _quote(network.joint(number).host_end)
     yield f"{TABLE} bridges", bridge, ""
-    yield f"{TABLE} parts", bridge, ""
+    yield f"{TABLE} arrivals", bridge, "goto from_part"
+    yield f"{TABLE} leaving", bridge, "goto confined"
+    yield f"{TABLE} entering", bridge, "drop"
     yield f"{TABLE} same_bridge", f"{bridge} . {bridge}", ""
+    for version in (4, 6):
+        for subnet in network.subnets(version):
+            yield f"{TABLE} home{version}", f"{subnet} . {bridge}", ""
     yield f"{BRIDGE_TABLE} joints", f"{joint} . {joint}", ""
     yield f"{BRIDGE_TABLE} joint_macs", joint, network.bridge.mac
     if not network.options.icc:
@@ -368,20 +589,56 @@ def _family_elements(network: Network, version: int) -> Iterator[_Element]:
     if mode is GatewayMode.ROUTED:
         yield f"{TABLE} routed", f"{bridge} . ipv{version}", ""
     source = network.options.source_address(version)
-    for pool in network.pools:
-        if pool.subnet.version != version or pool.subnet.prefixlen == 0:
-            continue  # length 0 is the null address manager's: no subnet at all
-        yield f"{TABLE} home{version}", f"{pool.subnet} . {bridge}", ""
+    for subnet in network.subnets(version):
+        yield f"{TABLE} home{version}", f"{subnet} . {bridge}", ""
+        if not network.shared:
+            yield f"{TABLE} subnets{version}", str(subnet), ""
         if network.options.masquerade and network.forwards(version) and mode.translates:
             if source is None:
-                yield f"{TABLE} masquerade{version}", str(pool.subnet), ""
+                yield f"{TABLE} masquerade{version}", str(subnet), ""
             else:
-                yield f"{TABLE} source{version}", str(pool.subnet), str(source)
+                yield f"{TABLE} source{version}", str(subnet), str(source)
 
 
 def _join_elements(endpoint: Endpoint, network: Network) -> Iterator[_Element]:
+    end, guard = _quote(host_end_name(endpoint.id)), guard_of(endpoint, network)
+    also = network.options.guard_also + endpoint.options.guard_also
     if not network.options.icc:
-        yield f"{BRIDGE_TABLE} closed", _quote(host_end_name(endpoint.id)), ""
+        yield f"{BRIDGE_TABLE} closed", end, ""
+    own = endpoint.addresses if guard is Guard.ADDRESS else ()
+    addresses = (*(each.ip for each in own), *also.ipv4, *also.ipv6)
+    if guard is Guard.OFF:
+        yield f"{BRIDGE_TABLE} guards", end, "accept"
+    elif guard is Guard.NETWORK:
+        yield f"{BRIDGE_TABLE} guards", end, f"goto network{'_also' if addresses else ''}"
+    else:
+        yield f"{BRIDGE_TABLE} guards", end, "goto address"
+    if guard is not Guard.OFF:
+        yield from _own_elements(end, (endpoint.mac, *also.macs), addresses, guard)
+    if limit := connections_of(endpoint, network):
+        for address in (each.ip for each in endpoint.addresses):
+            name = f"{TABLE} connections{address.version}"
+            yield name, f"{address} ct count over {limit}", ""
+
+
+def _own_elements(
+    end: str, macs: tuple[MacAddress, ...], addresses: tuple[IPAddress, ...], guard: Guard
+) -> Iterator[_Element]:
+    """Yield what an endpoint may send with: each address with each MAC, once."""
+    used = {mac: addresses for mac in macs}
+    if guard is Guard.ADDRESS:
+        used = {mac: (*addresses, derive_link_local(mac)) for mac in macs}
+        for mac in used:
+            yield f"{BRIDGE_TABLE} macs", f"{end} . {mac}", ""
+    for version in (4, 6):
+        for mac, allowed in used.items():
+            for address in dict.fromkeys(allowed):
+                if address.version == version:
+                    yield f"{BRIDGE_TABLE} own{version}", f"{end} . {mac} . {address}", ""
+    if guard is Guard.ADDRESS:
+        for address in dict.fromkeys(chain.from_iterable(used.values())):
+            if isinstance(address, IPv6Address):
+                yield f"{BRIDGE_TABLE} targets6", f"{end} . {int(address):#034x}", ""
 
 
 def _binding_elements(bindings: Iterable[PortBinding]) -> Iterator[_Element]:
@@ -432,7 +689,9 @@ def _add(elements: Iterable[_Element], comment: str) -> str:
 
 
 def _delete(elements: Iterable[_Element]) -> str:
-    return "".join(f"delete element {name} {{ {key} }}\n" for name, key, _ in elements)
+    return "".join(
+        f"delete element {name} {{ {key.partition(' ct ')[0]} }}\n" for name, key, _ in elements
+    )
 
 
 def _quote(ifname: str) -> str:

@@ -103,6 +103,13 @@ def hash_mac(identity: str) -> MacAddress:
     return MacAddress((b"\x02" + hashlib.sha256(identity.encode()).digest()[:5]).hex(":"))
 
 
+def derive_link_local(mac: MacAddress) -> IPv6Address:
+    """Return the link-local address that the kernel makes of a MAC address (RFC 4291, A)."""
+    raw = bytes.fromhex(mac.replace(":", ""))
+    host = bytes([raw[0] ^ 0x02]) + raw[1:3] + b"\xff\xfe" + raw[3:]
+    return IPv6Address(b"\xfe\x80" + bytes(6) + host)
+
+
 @dataclass(frozen=True, slots=True)
 class Sysctl:
     """One kernel parameter that a network or an endpoint asks for.
@@ -183,6 +190,31 @@ class Publish(StrEnum):
     DOCKER = "docker"  # Docker, through docker_gwbridge: `docker ps` shows them
 
 
+class Guard(StrEnum):
+    """What an endpoint may send, as its port on the bridge enforces it."""
+
+    OFF = "off"  # anything, from any source: for containers that route foreign addresses
+    NETWORK = "network"  # what the host sees has a source of the network's subnets
+    ADDRESS = "address"  # the endpoint's own MAC and addresses only
+
+
+@dataclass(frozen=True, slots=True)
+class GuardAlso:
+    """Addresses that endpoints may send with besides their own, such as a VRRP router's."""
+
+    ipv4: tuple[IPv4Address, ...] = ()
+    ipv6: tuple[IPv6Address, ...] = ()
+    macs: tuple[MacAddress, ...] = ()
+
+    def __add__(self, other: GuardAlso) -> GuardAlso:
+        """Return what either of the two permits."""
+        return GuardAlso(
+            tuple(dict.fromkeys(self.ipv4 + other.ipv4)),
+            tuple(dict.fromkeys(self.ipv6 + other.ipv6)),
+            tuple(dict.fromkeys(self.macs + other.macs)),
+        )
+
+
 class Protocol(StrEnum):
     """A transport protocol whose ports can be published."""
 
@@ -260,6 +292,9 @@ class NetworkOptions:
     attach: Attach = Attach.HANDOVER
     publish: Publish = Publish.PYNET
     inherit: tuple[str, ...] = ()
+    guard: Guard | None = None  # None for the network's default: see `Network.guard`
+    guard_also: GuardAlso = GuardAlso()
+    connections: int | None = None  # an endpoint's at a time, None for as many as it likes
 
     def gateway_mode(self, version: int) -> GatewayMode:
         """Return the gateway mode of an address family, 4 or 6."""
@@ -287,15 +322,10 @@ class Bridge:
 
     @property
     def link_local(self) -> IPv6Interface | None:
-        """Its link-local address, the one that the kernel makes of its MAC (RFC 4291, A).
-
-        None for a bridge without an address of IPv6, on which that is off.
-        """
+        """Its link-local address; None for a bridge without IPv6, on which that is off."""
         if all(address.version == 4 for address in self.addresses):  # noqa: PLR2004
             return None
-        mac = bytes.fromhex(self.mac.replace(":", ""))
-        host = bytes([mac[0] ^ 0x02]) + mac[1:3] + b"\xff\xfe" + mac[3:]
-        return IPv6Interface((b"\xfe\x80" + bytes(6) + host, 64))
+        return IPv6Interface((derive_link_local(self.mac), 64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,13 +386,16 @@ class DirectInterface:
 class Network:
     """A network as Docker defined it, once, in CreateNetwork.
 
-    `parts` are the further bridges that it has come to need since, by number.
+    `parts` are the further bridges that it has come to need since, by number. `shared` tells
+    whether its bridge was another program's when the network was created: other hosts may be on
+    that bridge, and the network's subnet may be theirs, too.
     """
 
     id: NetworkId
     pools: tuple[Pool, ...]
     options: NetworkOptions = field(default_factory=NetworkOptions)
     parts: tuple[int, ...] = field(default=(), compare=False)
+    shared: bool = field(default=False, compare=False)
 
     @property
     def bridge_name(self) -> str:
@@ -438,6 +471,34 @@ class Network:
         """Tell whether the network has a pool of an address family, 4 or 6."""
         return any(pool.subnet.version == version for pool in self.pools)
 
+    def subnets(self, version: int) -> tuple[IPNetwork, ...]:
+        """Return the subnets of an address family; the null address manager's is none."""
+        found = (pool.subnet for pool in self.pools if pool.subnet.version == version)
+        return tuple(subnet for subnet in found if subnet.prefixlen)
+
+    @property
+    def guard(self) -> Guard:
+        """The guard of endpoints that ask for none themselves.
+
+        Where containers must not reach each other, or nothing outside, a forged address would be
+        the way around that. Without a subnet there is no telling which sources are right.
+        """
+        options = self.options
+        if options.guard is not None:
+            return options.guard
+        if not self.subnets(4) + self.subnets(6):
+            return Guard.OFF
+        if not options.icc or options.internal or options.connections is not None:
+            return Guard.ADDRESS
+        return Guard.NETWORK
+
+    def refuse_guard(self, guard: Guard) -> None:
+        """Raise InvalidRequest for a guard that cannot hold on this network."""
+        if guard is not Guard.OFF and not self.subnets(4) + self.subnets(6):
+            raise InvalidRequest(
+                f"pynet.guard={guard}: the network has no subnet to tell sources by"
+            )
+
     def publishes(self, version: int) -> bool:
         """Tell whether ports of the network can be published on the host in an address family."""
         options = self.options
@@ -508,6 +569,15 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointOptions:
+    """What an endpoint asks for in place of its network's options; None for the network's."""
+
+    guard: Guard | None = None
+    guard_also: GuardAlso = GuardAlso()
+    connections: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """A container's place in a network, from CreateEndpoint to DeleteEndpoint.
 
@@ -522,6 +592,7 @@ class Endpoint:
     sysctls: tuple[Sysctl, ...] = ()
     engine_keys: frozenset[str] = frozenset()
     ifname: str | None = None
+    options: EndpointOptions = EndpointOptions()
     attachment: Attachment | None = None
     bindings: tuple[PortBinding, ...] = ()
 
@@ -581,6 +652,29 @@ class Endpoint:
             return False
         mine = {address.ip for address in self.addresses}
         return any(address.ip in mine for address in other.addresses)
+
+
+def guard_of(endpoint: Endpoint, network: Network) -> Guard:
+    """Return the guard of an endpoint: its own, the network's, or off for the network's router.
+
+    Which container has the address that the network names as its default gateway is the operator's
+    choice, and it sends what others have sent it.
+    """
+    if endpoint.options.guard is not None:
+        return endpoint.options.guard
+    routers = {pool.default_gateway for pool in network.pools}
+    is_router = any(address.ip in routers for address in endpoint.addresses)
+    if is_router and network.options.guard is None:
+        return Guard.OFF
+    if endpoint.options.connections is not None and network.options.guard is None:
+        return Guard.ADDRESS
+    return network.guard
+
+
+def connections_of(endpoint: Endpoint, network: Network) -> int | None:
+    """Return how many connections an endpoint may have at a time; None for no limit."""
+    own = endpoint.options.connections
+    return network.options.connections if own is None else own
 
 
 def veth_of(endpoint: Endpoint, network: Network, *, hairpin: bool = False) -> Veth:

@@ -20,12 +20,16 @@ from driver.model import (
     DEFAULT_PREFIX,
     IFNAME_LENGTH,
     Attach,
+    EndpointOptions,
     GatewayMode,
+    Guard,
+    GuardAlso,
     NetworkOptions,
     Publish,
     Sysctl,
     has_zone,
     is_plain_ifname,
+    parse_mac,
 )
 from driver.sysctls import (
     IFNAME,
@@ -41,6 +45,8 @@ from driver.sysctls import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from driver.model import IPAddress, MacAddress
+
 T = TypeVar("T")
 Word = TypeVar("Word", bound=StrEnum)
 Address = TypeVar("Address", IPv4Address, IPv6Address)
@@ -48,6 +54,7 @@ Address = TypeVar("Address", IPv4Address, IPv6Address)
 MIN_MTU = 68  # RFC 791; also ETH_MIN_MTU, which the kernel enforces
 MIN_IPV6_MTU = 1280  # RFC 8200 section 5; below it the kernel takes IPv6 off the interface
 MAX_MTU = 65535  # ETH_MAX_MTU, include/uapi/linux/if_ether.h
+MAX_CONNECTIONS = 2**32 - 1  # nft_connlimit's limit is 32 bits wide
 PREFIX_LENGTH = IFNAME_LENGTH - 3  # room for the number that libnetwork appends
 
 MTU = "com.docker.network.driver.mtu"
@@ -65,6 +72,9 @@ HOST_IPV6 = "com.docker.network.host_ipv6"
 ATTACH = "pynet.attach"
 PUBLISH = "pynet.publish"
 INHERIT = "pynet.sysctl.inherit"
+GUARD = "pynet.guard"
+GUARD_ALSO = "pynet.guard.also"
+CONNECTIONS = "pynet.limit.connections"
 ENDPOINT_IFNAME = "com.docker.network.endpoint.ifname"
 ENABLE_IPV4 = "com.docker.network.enable_ipv4"
 ENABLE_IPV6 = "com.docker.network.enable_ipv6"
@@ -218,6 +228,36 @@ NETWORK_OPTIONS = (
         live="no: it decides whether containers get a gateway here, and Docker asks only once",
     ),
     Option(
+        GUARD,
+        "What containers may send. `network`: what the host sees of it has a source of the "
+        "network's subnets. `address`: only the container's own MAC and addresses, in ARP and "
+        "neighbour discovery, too; no router advertisements, redirects, DHCP answers, VLAN tags or "
+        "unknown protocols. `off`: anything, for containers that route.",
+        "`network`; `address` with `enable_icc=false`, `--internal` or `pynet.limit.connections`; "
+        "`off` for the container at the network's `DefaultGatewayIPv4` or `DefaultGatewayIPv6`",
+        "another word; anything but `off` for a network without a subnet",
+        field="guard",
+        live="at once",
+    ),
+    Option(
+        GUARD_ALSO,
+        "Addresses, with commas in between, that every container of the network may use besides "
+        "its own: IPv4, IPv6, and MAC addresses, such as a VRRP router's.",
+        "none",
+        "what is no address",
+        field="guard_also",
+        live="at once",
+    ),
+    Option(
+        CONNECTIONS,
+        "How many connections each container may have begun at a time, as the host tracks them "
+        "(`conntrack`); more are dropped.",
+        "no limit",
+        f"anything but a number from 1 to {MAX_CONNECTIONS}",
+        field="connections",
+        live="at once, for connections that begin from then on",
+    ),
+    Option(
         ENABLE_IPV4,
         "The same as `--ipv4`; the engine acts on it.",
         "`true`",
@@ -246,6 +286,24 @@ ENDPOINT_OPTIONS = (
         "lets another driver choose it.",
         "the prefix and the next number",
         "more than 15 characters, or characters an interface name cannot have",
+    ),
+    Option(
+        GUARD,
+        "What this container may send; see the network's option.",
+        "the network's",
+        "the same as for the network",
+    ),
+    Option(
+        GUARD_ALSO,
+        "Addresses that this container may use besides its own, and those that the network allows.",
+        "none",
+        "the same as for the network",
+    ),
+    Option(
+        CONNECTIONS,
+        "How many connections this container may have begun at a time.",
+        "the network's",
+        "the same as for the network",
     ),
     Option(
         ENDPOINT_SYSCTLS,
@@ -283,6 +341,9 @@ def parse_network_options(
         attach=_parse_word(generic, ATTACH, Attach.HANDOVER),
         publish=_parse_word(generic, PUBLISH, Publish.PYNET),
         inherit=_parse_inherit(generic.get(INHERIT, "")),
+        guard=_parse_optional(generic, GUARD, _parse_guard),
+        guard_also=_parse_also(generic.get(GUARD_ALSO, "")),
+        connections=_parse_optional(generic, CONNECTIONS, _parse_connections),
     )
     _check_consistent(options)
     return options
@@ -402,6 +463,24 @@ def parse_endpoint_ifname(options: Mapping[str, object]) -> str | None:
     return name
 
 
+def parse_endpoint_options(options: Mapping[str, object]) -> EndpointOptions:
+    """Return what an endpoint asks for in place of its network's options.
+
+    Raises InvalidRequest for what is wrong, and for an option of ours that there is not: a guard
+    whose name is mistyped guards nothing.
+    """
+    ours = {key: value for key, value in options.items() if key.startswith("pynet.")}
+    _refuse_unknown(ours, ENDPOINT_OPTIONS)
+    texts = {key: value for key, value in ours.items() if isinstance(value, str)}
+    if wrong := ours.keys() - texts.keys():
+        raise InvalidRequest(f"option {min(wrong)}: expected a text")
+    return EndpointOptions(
+        guard=_parse_optional(texts, GUARD, _parse_guard),
+        guard_also=_parse_also(texts.get(GUARD_ALSO, "")),
+        connections=_parse_optional(texts, CONNECTIONS, _parse_connections),
+    )
+
+
 def parse_bool(name: str, text: str) -> bool:
     """Return the truth value of an option, in the spellings that Docker takes (Go's ParseBool)."""
     if text in {"1", "t", "T", "TRUE", "true", "True"}:
@@ -469,13 +548,45 @@ def _parse_flag(generic: Mapping[str, str], name: str, *, default: bool) -> bool
 
 
 def _parse_word(generic: Mapping[str, str], name: str, default: Word) -> Word:
-    words = type(default)
-    text = generic.get(name) or default.value
+    return _parse_one_of(name, generic.get(name) or default.value, type(default))
+
+
+def _parse_one_of(name: str, text: str, words: type[Word]) -> Word:
     try:
         return words(text)
     except ValueError as error:
         known = ", ".join(words)
         raise InvalidRequest(f"option {name}={text[:80]!r}: expected one of {known}") from error
+
+
+def _parse_guard(name: str, text: str) -> Guard:
+    return _parse_one_of(name, text, Guard)
+
+
+def _parse_also(text: str) -> GuardAlso:
+    ipv4: list[IPv4Address] = []
+    ipv6: list[IPv6Address] = []
+    macs: list[MacAddress] = []
+    for each in filter(None, (part.strip() for part in text.split(","))):
+        if re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", each):
+            macs.append(parse_mac(each))
+        elif ":" in each:
+            ipv6.append(_parse_address(GUARD_ALSO, each, IPv6Address))
+        else:
+            ipv4.append(_parse_address(GUARD_ALSO, each, IPv4Address))
+    both: tuple[IPAddress, ...] = (*ipv4, *ipv6)
+    for address in both:
+        if address.is_unspecified or address.is_loopback or address.is_multicast:
+            raise InvalidRequest(f"option {GUARD_ALSO}={address}: no container sends from that")
+    return GuardAlso() + GuardAlso(tuple(ipv4), tuple(ipv6), tuple(macs))
+
+
+def _parse_connections(name: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,10}", text) or not 1 <= int(text) <= MAX_CONNECTIONS:
+        raise InvalidRequest(
+            f"option {name}={text[:80]!r}: expected a number from 1 to {MAX_CONNECTIONS}"
+        )
+    return int(text)
 
 
 def _parse_address(option: str, text: str, kind: type[Address]) -> Address:

@@ -21,6 +21,7 @@ from driver.model import (
     Attachment,
     Endpoint,
     EndpointId,
+    EndpointOptions,
     HostPort,
     MacAddress,
     Network,
@@ -125,9 +126,13 @@ MIGRATIONS = (
             WHERE network_id = old.network_id AND bridge = old.bridge;
     END;
     """,
+    """
+    ALTER TABLE network ADD COLUMN shared INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE endpoint ADD COLUMN options TEXT NOT NULL DEFAULT '{}';
+    """,
 )
 
-_NETWORK = """id, options,
+_NETWORK = """id, options, shared,
     (SELECT group_concat(number) FROM part WHERE network_id = network.id)"""
 
 
@@ -248,10 +253,11 @@ class Store:
     def add_network(self, network: Network, added: Iterable[IPInterface]) -> None:
         """Store a new network and the addresses that its bridge did not have before."""
         self._run(
-            "INSERT INTO network (id, options, added) VALUES (?, ?, ?)",
+            "INSERT INTO network (id, options, added, shared) VALUES (?, ?, ?, ?)",
             network.id,
             _encode_options(network.options),
             " ".join(map(str, added)),
+            network.shared,
         )
         for position, pool in enumerate(network.pools):
             gateway = None if pool.gateway is None else str(pool.gateway)
@@ -275,7 +281,7 @@ class Store:
 
     def find_definition(self, network_id: NetworkId) -> Network | None:
         """Return a network as CreateNetwork defined it, None if it is not known."""
-        query = "SELECT id, coalesce(defined, options) FROM network WHERE id = ?"
+        query = "SELECT id, coalesce(defined, options), shared FROM network WHERE id = ?"
         row = self._one(query, network_id)
         return None if row is None else self._network(*row)
 
@@ -319,8 +325,8 @@ class Store:
         """Store an endpoint as it is now."""
         self._run(
             """INSERT INTO endpoint (id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
-                                     sandbox, configured, inherited, bridge)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                                     options, sandbox, configured, inherited, bridge)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (id) DO UPDATE SET
                    joins = CASE WHEN excluded.sandbox IS NULL THEN NULL
                            WHEN excluded.sandbox IS sandbox THEN joins
@@ -335,6 +341,7 @@ class Store:
             _encode_sysctls(endpoint.sysctls),
             " ".join(sorted(endpoint.engine_keys)),
             endpoint.ifname,
+            _encode_options(endpoint.options),
             None if endpoint.attachment is None else endpoint.attachment.sandbox,
             endpoint.attachment is not None and endpoint.attachment.configured,
             _encode_sysctls(() if endpoint.attachment is None else endpoint.attachment.inherited),
@@ -444,7 +451,9 @@ class Store:
             )
         return bool(version == 0)
 
-    def _network(self, network_id: str, options: str, parts: str | None = None) -> Network:
+    def _network(
+        self, network_id: str, options: str, shared: int, parts: str | None = None
+    ) -> Network:
         pools = self._all(
             """SELECT subnet, gateway, address_space, default_gateway FROM pool
                WHERE network_id = ? ORDER BY position""",
@@ -455,12 +464,13 @@ class Store:
             pools=tuple(_pool(*pool) for pool in pools),
             options=_decode_options(options),
             parts=tuple(sorted(map(int, parts.split(",")))) if parts else (),
+            shared=bool(shared),
         )
 
     def _endpoints(self, where: str, *values: object) -> tuple[Endpoint, ...]:
         rows = self._all(
             f"""SELECT id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
-                       sandbox, configured, inherited, bridge
+                       options, sandbox, configured, inherited, bridge
                 FROM endpoint {where} ORDER BY joins, id""",  # noqa: S608 - `where` is ours
             *values,
         )
@@ -515,7 +525,7 @@ def _read_endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) 
 # Every call of a container's life reads its endpoint, most of them as the one before left it.
 @lru_cache(maxsize=64)
 def _endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) -> Endpoint:
-    endpoint_id, network_id, ipv4, ipv6, mac, sysctls, keys, ifname, *attachment = row
+    endpoint_id, network_id, ipv4, ipv6, mac, sysctls, keys, ifname, options, *attachment = row
     sandbox, configured, inherited, bridge = attachment
     return Endpoint(
         id=EndpointId(endpoint_id),
@@ -526,6 +536,7 @@ def _endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) -> En
         sysctls=_decode_sysctls(sysctls),
         engine_keys=frozenset(keys.split()),
         ifname=ifname,
+        options=_decode_endpoint_options(options),
         bindings=tuple(map(_binding, bindings)),
         attachment=None
         if sandbox is None
@@ -548,7 +559,7 @@ def _binding(row: tuple[Any, ...]) -> PortBinding:
     )
 
 
-def _encode_options(options: NetworkOptions) -> str:
+def _encode_options(options: NetworkOptions | EndpointOptions) -> str:
     return msgspec.json.encode(options, enc_hook=str).decode()
 
 
@@ -556,6 +567,11 @@ def _encode_options(options: NetworkOptions) -> str:
 def _decode_options(text: str) -> NetworkOptions:
     """Read options, once: a network may have hundreds of parameters, and is asked for often."""
     return msgspec.json.decode(text, type=NetworkOptions, dec_hook=_decode_custom)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _decode_endpoint_options(text: str) -> EndpointOptions:
+    return msgspec.json.decode(text, type=EndpointOptions, dec_hook=_decode_custom)
 
 
 def _encode_sysctls(sysctls: tuple[Sysctl, ...]) -> str:

@@ -32,6 +32,7 @@ from driver.model import (
 )
 from driver.options import (
     parse_endpoint_ifname,
+    parse_endpoint_options,
     parse_endpoint_sysctls,
     parse_engine_sysctls,
     parse_network_options,
@@ -190,6 +191,7 @@ def decode_create_endpoint(body: bytes) -> NewEndpoint:
         sysctls=parse_endpoint_sysctls(options),
         engine_keys=parse_engine_sysctls(options),
         ifname=parse_endpoint_ifname(options),
+        options=parse_endpoint_options(options),
     )
 
 

@@ -57,7 +57,8 @@ def apply(text: str, tables: Tables) -> Tables:
             }
         elif match := _ELEMENT.fullmatch(statement):
             table = tables[_known(match[2], tables)]
-            _apply_element(table, match[1], (match[3], match[4]), match[5] or "")
+            key, _, said = match[4].partition(" ct ")
+            _apply_element(table, match[1], (match[3], key), match[5] or said)
         else:
             raise KernelError(f"change the firewall: syntax error\nin:\n{text}")
     return tables

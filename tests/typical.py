@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 from typing import TYPE_CHECKING, Any
 
-from driver.model import GatewayMode
+from driver.model import GatewayMode, Guard, GuardAlso, MacAddress
 from driver.ports import order_requests, plan_candidates
 from tests.samples import endpoint, network, new_endpoint, pool, ports, sandbox_key
 
@@ -69,6 +69,18 @@ TYPICAL = {
     ),
     "trusted": dual(7, "8087:80", trusted_host_interfaces=("eth1", "wg0")),
     "no_masquerade": dual(8, masquerade=False, bridge_name="br-front"),
+    "guarded": dual(
+        9,
+        guard=Guard.ADDRESS,
+        guard_also=GuardAlso(
+            (IPv4Address("10.9.0.100"),),
+            (IPv6Address("fd00:9::100"),),
+            (MacAddress("00:00:5e:00:01:07"),),
+        ),
+        connections=1000,
+    ),
+    "unguarded": dual(10, guard=Guard.OFF),
+    "guarded_also": dual(11, guard_also=GuardAlso(ipv4=(IPv4Address("192.0.2.100"),))),
 }
 NETWORKS = tuple(each.network for each in TYPICAL.values())
 ENDPOINTS = tuple(each.endpoint for each in TYPICAL.values())

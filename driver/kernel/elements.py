@@ -44,7 +44,8 @@ _LINE = re.compile(
     r"(?P<verb>add|delete) element (?P<family>inet|bridge) (?P<table>\w+) (?P<set>\w+)"
     r' \{ (?P<key>[^{}]+?)(?: comment "(?P<comment>[^"]*)")?(?: : (?P<value>[^{}]+?))? \}'
 )
-_INTERVALS = ("home", "masquerade", "source")  # sets whose keys have an end, too
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_INTERVALS = ("home", "subnets", "masquerade", "source")  # sets whose keys have an end, too
 
 _SECONDS = 5  # every request is answered within a few
 _FEW = 64  # elements; of more, libnftables reads the text faster than this
@@ -57,6 +58,9 @@ _FAMILIES = {"inet": 1, "bridge": 7}  # NFPROTO_…
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_…
 _LIST_ITEM = 1  # NFTA_LIST_ELEM
 _KEY, _DATA, _USER_DATA, _VALUE = 1, 2, 6, 1  # NFTA_SET_ELEM_…, NFTA_DATA_VALUE
+_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 1, 2  # NFTA_DATA_VERDICT, NFTA_VERDICT_…
+# NF_DROP and NF_ACCEPT of netfilter.h, NFT_GOTO
+_DROP, _ACCEPT, _GOTO = (number.to_bytes(4, "big", signed=True) for number in (0, 1, -4))
 _COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT, libnftnl/udata.h
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
 _IFNAME_BYTES = 16  # IFNAMSIZ
@@ -182,14 +186,27 @@ def _encode_element(key: str, value: str | None, comment: str | None) -> bytes |
         return None
     body = encode_attribute(_KEY | NESTED, encode_attribute(_VALUE, encoded))
     if value is not None:
-        data = _encode_data(value)
+        data = _encode_value(value)
         if data is None:
             return None
-        body += encode_attribute(_DATA | NESTED, encode_attribute(_VALUE, data))
+        body += encode_attribute(_DATA | NESTED, data)
     if comment is not None:
         said = comment.encode() + b"\0"
         body += encode_attribute(_USER_DATA, bytes([_COMMENT, len(said)]) + said)
     return encode_attribute(_LIST_ITEM | NESTED, body)
+
+
+def _encode_value(text: str) -> bytes | None:
+    """Return what a map has for a key: a verdict, or data."""
+    verb, _, chain = text.partition(" ")
+    if verb == "goto":
+        code = encode_attribute(_VERDICT_CODE, _GOTO) + encode_text(_VERDICT_CHAIN, chain)
+        return encode_attribute(_VERDICT | NESTED, code)
+    if text in {"accept", "drop"}:
+        code = encode_attribute(_VERDICT_CODE, _ACCEPT if text == "accept" else _DROP)
+        return encode_attribute(_VERDICT | NESTED, code)
+    data = _encode_data(text)
+    return None if data is None else encode_attribute(_VALUE, data)
 
 
 def _encode_data(text: str) -> bytes | None:
@@ -202,13 +219,15 @@ def _encode_data(text: str) -> bytes | None:
 
 
 def _encode_part(text: str) -> bytes | None:
-    """Return an interface name in quotes, a protocol, a port or an address as the kernel has it."""
+    """Return a name in quotes, a protocol, a port, an address or a number as the kernel has it."""
     if text.startswith('"'):
         return text.strip('"').encode().ljust(_IFNAME_BYTES, b"\0")
     if text in _PROTOCOLS:
         return bytes([_PROTOCOLS[text]])
     if text.isdecimal():
         return int(text).to_bytes(2, "big")
+    if text.startswith("0x") or _MAC.fullmatch(text):
+        return bytes.fromhex(text.removeprefix("0x").replace(":", ""))
     try:
         return ip_address(text).packed
     except ValueError:

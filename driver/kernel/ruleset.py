@@ -58,6 +58,9 @@ def _lines(shown: bytes | None) -> Iterator[str]:
         if kind == "metainfo":
             continue
         thing.pop("handle", None)
+        if kind == "counter":
+            thing.pop("packets")
+            thing.pop("bytes")
         where = f"{thing['family']} {thing.get('table', thing.get('name'))}"
         if kind == "rule":
             chain = thing["chain"]
@@ -65,6 +68,8 @@ def _lines(shown: bytes | None) -> Iterator[str]:
             yield f"{where} chain {chain}, rule {rules[chain]}: {_text(thing['expr'])}"
             continue
         elements = thing.pop("elem", ())
+        if "timeout" in thing.get("flags", ()):
+            elements = ()  # what passing packets have left
         name = f"{where} {kind} {thing['name']}"
         yield f"{name}: {_text(thing)}"
         for element in elements:

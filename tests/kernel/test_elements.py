@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,23 +11,30 @@ from driver import firewall
 from driver.errors import KernelError
 from driver.kernel.elements import Elements, parse_changes
 from driver.kernel.nft import Nft
+from driver.model import EndpointOptions, Guard, connections_of
 from tests.kernel.host import run
-from tests.samples import binding
+from tests.samples import binding, endpoint_id
 from tests.typical import ENDPOINTS, NETWORKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BY_ID = {network.id: network for network in NETWORKS}
+UNLIMITED = [each for each in ENDPOINTS if connections_of(each, BY_ID[each.network_id]) is None]
 COMES = [
     firewall.render_join(each, BY_ID[each.network_id])
     + firewall.render_bindings(each.id, each.bindings)
-    for each in ENDPOINTS
+    for each in UNLIMITED
 ]
 GOES = [
     firewall.render_leave(each, BY_ID[each.network_id]) + firewall.render_no_bindings(each.bindings)
-    for each in ENDPOINTS
+    for each in UNLIMITED
 ]
+GUARDED = replace(
+    UNLIMITED[0], id=endpoint_id(30), options=EndpointOptions(guard=Guard.ADDRESS)
+)
+COMES.append(firewall.render_join(GUARDED, BY_ID[GUARDED.network_id]))
+GOES.append(firewall.render_leave(GUARDED, BY_ID[GUARDED.network_id]))
 ONE = firewall.render_bindings("e1" * 32, [binding("0.0.0.0:8080/tcp")])
 NOT_ONE = firewall.render_no_bindings([binding("0.0.0.0:8080/tcp")])
 
@@ -73,7 +81,7 @@ def test_they_are_what_nft_puts_there_comments_included(nft: Nft, elements: Elem
 def test_one_that_cannot_be_changed_keeps_all_from_it(nft: Nft, elements: Elements) -> None:
     before = shown()
     for text in (ONE + GOES[0], GOES[0] + ONE):
-        with pytest.raises(KernelError, match=r"delete elements of inet pynet \w+: No such file"):
+        with pytest.raises(KernelError, match=r"delete elements of \w+ pynet \w+: No such file"):
             change(elements, text)
         assert shown() == before
     change(elements, ONE)

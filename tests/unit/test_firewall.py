@@ -7,13 +7,21 @@ import re
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from driver import firewall
 from driver.kernel.loopback import RULE_PRIORITY
-from driver.model import GatewayMode, LoopbackPair, host_end_name
+from driver.model import (
+    EndpointOptions,
+    GatewayMode,
+    Guard,
+    GuardAlso,
+    LoopbackPair,
+    MacAddress,
+    host_end_name,
+)
 from tests.samples import binding, endpoint, network, pool, sandbox_key
 from tests.typical import ENDPOINTS, NETWORKS, TYPICAL, Typical, dual, modes
 
@@ -163,7 +171,8 @@ def names_of(each: Network) -> set[str]:
     return set(re.findall(r"add element inet pynet (\w+)", firewall.render_network(each)))
 
 
-ALWAYS = {"bridges", "same_bridge", "home4"}
+BRIDGE = {"bridges", "same_bridge", "arrivals", "leaving", "entering"}
+ALWAYS = BRIDGE | {"home4", "subnets4"}
 SOURCE = IPv4Address("192.0.2.7")
 
 
@@ -173,7 +182,7 @@ SOURCE = IPv4Address("192.0.2.7")
         (network(1), ALWAYS | {"masquerade4"}),
         (network(1, masquerade=False), ALWAYS),
         (network(1, internal=True), ALWAYS | {"internal"}),
-        (network(1, icc=False), (ALWAYS - {"same_bridge"}) | {"no_icc", "masquerade4"}),
+        (network(1, icc=False), (ALWAYS - {"same_bridge"}) | {"masquerade4"}),
         (network(1, host_ipv4=SOURCE), ALWAYS | {"source4"}),
         (network(1, host_ipv4=SOURCE, masquerade=False), ALWAYS),
         (network(1, **ROUTED), ALWAYS | {"routed"}),
@@ -188,13 +197,14 @@ SOURCE = IPv4Address("192.0.2.7")
         ),
         (
             dual(1, gateway_mode_ipv6=GatewayMode.ROUTED).network,
-            ALWAYS | {"home6", "masquerade4", "routed"},
+            ALWAYS | {"home6", "subnets6", "masquerade4", "routed"},
         ),
         (
             network(1, pools=(pool("fd00::1/64"),)),
-            {"bridges", "same_bridge", "home6", "masquerade6"},
+            BRIDGE | {"home6", "subnets6", "masquerade6"},
         ),
-        (network(1, pools=(pool("0.0.0.0/0"),)), {"bridges", "same_bridge"}),
+        (network(1, pools=(pool("0.0.0.0/0"),)), BRIDGE),
+        (replace(network(1), shared=True), BRIDGE | {"home4", "masquerade4"}),
     ],
 )
 def test_what_a_network_is_in(each: Network, expected: set[str]) -> None:
@@ -207,18 +217,102 @@ def test_networks_without_addresses_do_not_meet(kernel: FakeKernel) -> None:
     kernel.apply_rules(firewall.render_no_network(null[0]))
 
 
-def test_closed_ports_are_host_ends() -> None:
-    each = TYPICAL["icc_off"]
-    assert f'"{host_end_name(each.endpoint.id)}"' in firewall.render_join(
-        each.endpoint, each.network
+def joins(each: Typical, **options: Any) -> dict[str, set[str]]:
+    """Return what an endpoint with these options adds to each set: the keys, or their values."""
+    asking = replace(each.endpoint, options=EndpointOptions(**options))
+    found: dict[str, set[str]] = {}
+    line = re.compile(
+        rf'add element (\w+ pynet \w+) {{ "{host_end_name(asking.id)}"(?: \. )?'
+        r'(.*) comment "[^"]*"(?: : (.*))? }'
     )
-    assert firewall.render_join(TYPICAL["nat"].endpoint, TYPICAL["nat"].network) == ""
+    text = firewall.render_join(asking, each.network)
+    for added_line in text.splitlines():
+        if match := line.fullmatch(added_line):
+            found.setdefault(match[1].rpartition(" ")[2], set()).add(match[3] or match[2])
+    return found
+
+
+def test_closed_ports_are_host_ends() -> None:
+    assert "closed" in joins(TYPICAL["icc_off"])
+    assert "closed" not in joins(TYPICAL["nat"])
+
+
+MAC, VRRP = "02:42:0a:01:00:02", "00:00:5e:00:01:07"
+LINK_LOCAL = "fe80::42:aff:fe01:2"
+
+
+def test_an_endpoint_sends_with_its_own_addresses_and_no_other() -> None:
+    assert joins(TYPICAL["nat"], guard=Guard.ADDRESS) == {
+        "guards": {"goto address"},
+        "macs": {MAC},
+        "own4": {f"{MAC} . 10.1.0.2"},
+        "own6": {f"{MAC} . fd00:1::2", f"{MAC} . {LINK_LOCAL}"},
+        "targets6": {
+            "0xfd000001000000000000000000000002",
+            "0xfe8000000000000000420afffe010002",
+        },
+    }
+
+
+def test_what_is_allowed_besides_is_allowed_with_each_mac() -> None:
+    also = GuardAlso((IPv4Address("10.1.0.9"),), (), (MacAddress(VRRP),))
+    added_sets = joins(TYPICAL["nat"], guard=Guard.ADDRESS, guard_also=also)
+    assert added_sets["macs"] == {MAC, VRRP}
+    assert added_sets["own4"] == {
+        f"{mac} . {ip}" for mac in (MAC, VRRP) for ip in ("10.1.0.2", "10.1.0.9")
+    }
+    assert joins(TYPICAL["nat"], guard_also=also) == {
+        "guards": {"goto network_also"},
+        "own4": {f"{MAC} . 10.1.0.9", f"{VRRP} . 10.1.0.9"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("nat", {}, "goto network"),
+        ("nat", {"guard": Guard.OFF}, "accept"),
+        ("nat", {"connections": 9}, "goto address"),
+        ("unguarded", {}, "accept"),
+        ("unguarded", {"guard": Guard.NETWORK}, "goto network"),
+        ("icc_off", {}, "goto address"),
+        ("internal", {}, "goto address"),
+        ("internal", {"guard": Guard.OFF}, "accept"),
+    ],
+)
+def test_the_guard_is_the_endpoints_or_the_networks(
+    name: str, options: dict[str, Any], expected: str
+) -> None:
+    assert joins(TYPICAL[name], **options)["guards"] == {expected}
+
+
+def test_the_networks_router_is_not_guarded_unless_somebody_says_so() -> None:
+    pool_with_router = replace(pool("10.1.0.1/24"), default_gateway=IPv4Address("10.1.0.2"))
+    routed = network(1, pools=(pool_with_router,))
+    assert joins(Typical(routed))["guards"] == {"accept"}
+    assert joins(Typical(routed), guard=Guard.NETWORK)["guards"] == {"goto network"}
+    asked = network(1, pools=(pool_with_router,), guard=Guard.ADDRESS)
+    assert joins(Typical(asked))["guards"] == {"goto address"}
+
+
+@pytest.mark.parametrize(("own", "limit"), [({}, 1000), ({"connections": 5}, 5)])
+def test_connections_are_counted_by_address(own: dict[str, Any], limit: int) -> None:
+    each = TYPICAL["guarded"]
+    asking = replace(each.endpoint, options=EndpointOptions(**own))
+    text = firewall.render_join(asking, each.network)
+    assert f"connections4 {{ 10.9.0.2 ct count over {limit} comment" in text
+    assert f"connections6 {{ fd00:9::2 ct count over {limit} comment" in text
 
 
 def test_the_marks_are_a_bit_each() -> None:
-    marks = (firewall.ACCEPTED_MARK, firewall.TRANSLATED_MARK, firewall.LOOPBACK_MARK)
-    assert [mark.bit_count() for mark in marks] == [1, 1, 1]
-    assert len(set(marks)) == 3
+    marks = (
+        firewall.ACCEPTED_MARK,
+        firewall.TRANSLATED_MARK,
+        firewall.LOOPBACK_MARK,
+        firewall.CHECKED_MARK,
+    )
+    assert [mark.bit_count() for mark in marks] == [1, 1, 1, 1]
+    assert len(set(marks)) == 4
     foreign = 0x4000 | 0x8000 | 0xFF0000
     assert not sum(marks) & foreign
 
