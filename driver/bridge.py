@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from driver.kernel import Kernel
     from driver.lock import Request
     from driver.model import (
+        Drops,
         EndpointId,
         HostPort,
         Network,
@@ -90,7 +91,7 @@ class NewEndpoint:
     sysctls: tuple[Sysctl, ...]
     engine_keys: frozenset[str]
     ifname: str | None = None
-    options: EndpointOptions = EndpointOptions()
+    options: EndpointOptions = field(default_factory=EndpointOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class BridgeDriver:
             new.refuse_guard(new.guard)
             self._store.change_options(new)
             endpoints = self._store.endpoints(network_id)
-            joined = [each for each in endpoints if each.attachment is not None]
+            joined = [each for each in endpoints if each.is_in_rules]
             self._rules.change_network(old, new, joined, undo)
             if new.bridge != old.bridge:
                 undo.push(self._kernel.ensure_bridge, old.bridge)
@@ -433,6 +434,10 @@ class BridgeDriver:
         """Return what has passed each link of the host, by its name; takes no lock."""
         return self._kernel.read_traffic()
 
+    def read_drops(self) -> Drops:
+        """Return what the firewall has dropped, by reason and by interface; takes no lock."""
+        return self._kernel.read_drops()
+
     def find_interface(self, endpoint_id: EndpointId) -> str | None:
         """Return what the endpoint's interface is called in its sandbox, None if it is in none."""
         with self._lock, self._store.transaction():
@@ -571,6 +576,8 @@ class BridgeDriver:
             yield partial(self._publisher.withdraw, endpoint)
             if endpoint.attachment is not None:
                 yield from self._detach(endpoint, network)
+            elif endpoint.is_in_rules:
+                yield partial(self._rules.leave, endpoint, network)
 
     def _detach(self, endpoint: Endpoint, network: Network) -> Iterator[Callable[[], object]]:
         """Return the steps that follow when an attached endpoint has left, or its row has gone."""

@@ -58,8 +58,8 @@ LOOPBACK_PAIR = LoopbackPair(
     table=7064,
 )
 
-# Why a packet is dropped, by the table that does it. Each has a counter, and a set of the interfaces
-# by which such packets came during the last day.
+# Why a packet is dropped, by the table that does it. Each has a counter, and a set of the
+# interfaces by which such packets came during the last day.
 REASONS = {
     TABLE: {
         "source": "a source address that is not of the network",
@@ -118,6 +118,10 @@ table {TABLE} {{
 	set same_bridge {{
 		typeof iifname . oifname
 		comment "bridges whose containers may talk to each other"
+	}}
+	set no_icc {{
+		typeof iifname
+		comment "bridges whose containers reach each other by published ports only"
 	}}
 	set internal {{
 		typeof iifname
@@ -469,7 +473,7 @@ def render_ruleset(
     by_id = {network.id: network for network in networks}
     elements = [render_network(network) for network in by_id.values()]
     for endpoint in endpoints:
-        if endpoint.attachment is not None:
+        if endpoint.is_in_rules:
             elements.append(render_join(endpoint, by_id[endpoint.network_id]))
         elements.append(render_bindings(endpoint.id, endpoint.bindings))
     return f"{render_no_ruleset()}{_BASE}{render_uplinks(uplinks)}{''.join(elements)}"
@@ -549,6 +553,8 @@ def _network_elements(network: Network) -> Iterator[_Element]:
     yield f"{TABLE} entering", bridge, f"goto {'drop_internal' if options.internal else 'incoming'}"
     if options.icc:
         yield f"{TABLE} same_bridge", f"{bridge} . {bridge}", ""
+    else:
+        yield f"{TABLE} no_icc", bridge, ""
     if options.internal:
         yield f"{TABLE} internal", bridge, ""
     for interface in options.trusted_host_interfaces:
@@ -625,7 +631,7 @@ def _own_elements(
     end: str, macs: tuple[MacAddress, ...], addresses: tuple[IPAddress, ...], guard: Guard
 ) -> Iterator[_Element]:
     """Yield what an endpoint may send with: each address with each MAC, once."""
-    used = {mac: addresses for mac in macs}
+    used = dict.fromkeys(macs, addresses)
     if guard is Guard.ADDRESS:
         used = {mac: (*addresses, derive_link_local(mac)) for mac in macs}
         for mac in used:

@@ -339,6 +339,18 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Drops:
+    """Packets that were dropped, by reason (`driver.firewall.REASONS`).
+
+    `totals` since the tables were made; `by_interface` by the interface that a packet came by, for
+    interfaces by which any came within the last day.
+    """
+
+    totals: Mapping[str, int]
+    by_interface: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Veth:
     """The pair that joins an endpoint to its bridge: host end there, sandbox end for it.
 
@@ -575,6 +587,7 @@ class EndpointOptions:
     guard: Guard | None = None
     guard_also: GuardAlso = GuardAlso()
     connections: int | None = None
+    recovered: bool = False  # known from its link alone, after the state file was lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -600,6 +613,11 @@ class Endpoint:
     def addresses(self) -> tuple[IPInterface, ...]:
         """The addresses that Docker gave the endpoint, IPv4 first."""
         return tuple(address for address in (self.ipv4, self.ipv6) if address is not None)
+
+    @property
+    def is_in_rules(self) -> bool:
+        """Whether the firewall has a place for it; the frames of all others are dropped."""
+        return self.attachment is not None or self.options.recovered
 
     def joined(self, sandbox: SandboxKey, inherited: tuple[Sysctl, ...] = ()) -> Endpoint:
         """Return the endpoint attached to the sandbox; raises Conflict if it is in another.

@@ -19,6 +19,8 @@ from driver.model import (
     PARTS,
     Endpoint,
     EndpointId,
+    EndpointOptions,
+    Guard,
     Network,
     NetworkId,
     NetworkOptions,
@@ -188,7 +190,17 @@ def _recover_endpoints(store: Store, links: Mapping[str, Link]) -> Iterator[str]
             continue
         endpoint_id, network_id = EndpointId(alias["endpoint"]), NetworkId(alias["network"])
         if store.find_endpoint(endpoint_id) is None and store.find_network(network_id) is not None:
-            store.put_endpoint(Endpoint(endpoint_id, network_id, None, None, hash_mac(endpoint_id)))
+            store.put_endpoint(
+                Endpoint(
+                    endpoint_id,
+                    network_id,
+                    None,
+                    None,
+                    hash_mac(endpoint_id),
+                    # Its addresses are not known, so they cannot be insisted on.
+                    options=EndpointOptions(guard=Guard.NETWORK, recovered=True),
+                )
+            )
             yield short(endpoint_id)
 
 

@@ -69,16 +69,24 @@ class Signs:
     health: Health
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the driver tells of its networks: they, their links' counters, drops by reason."""
+
+    state: State
+    traffic: Mapping[str, Traffic]
+    drops: Mapping[str, int]
+
+
 def render_metrics(
     calls: Calls,
     counts: Counts,
     problems: int,
-    state: State | None,
-    traffic: Mapping[str, Traffic],
+    observed: Observed | None,
 ) -> tuple[bytes, str]:
     """Return Prometheus' text and its media type.
 
-    `state` is None when the driver does not tell: what there is of networks is then left out.
+    `observed` is None when the driver does not tell: what there is of networks is then left out.
     """
     from prometheus_client import (  # noqa: PLC0415 - 20 ms and 1.2 MB
         CONTENT_TYPE_PLAIN_0_0_4,
@@ -90,8 +98,9 @@ def render_metrics(
     class Collected:
         def collect(self) -> Iterator[Metric]:
             yield from _tell_of_driver(calls, counts, problems)
-            if state is not None:
-                yield from _tell_of_networks(state, traffic)
+            if observed is not None:
+                yield from _tell_of_networks(observed.state, observed.traffic)
+                yield _count("dropped_packets", "Packets dropped.", observed.drops, "reason")
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collected())

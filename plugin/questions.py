@@ -19,18 +19,17 @@ from driver.model import parse_endpoint_id
 from plugin.crew import CALLER, Caller
 from plugin.desk import ANSWER_SECONDS, PERSON_SECONDS, status_of, words_of
 from plugin.incoming import CONTENT_TYPE, MAX_BODY
-from plugin.metrics import render_metrics
+from plugin.metrics import Observed, render_metrics
 from plugin.parameters import answer_parameter_questions
-from plugin.report import report_differences, report_interface, report_networks
+from plugin.report import report_differences, report_drops, report_interface, report_networks
 from plugin.version import find_revision, find_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from driver.bridge import BridgeDriver
-    from driver.model import Traffic
     from plugin.desk import Desk
-    from plugin.metrics import Signs, State
+    from plugin.metrics import Signs
 
 log = logging.getLogger("pynet")
 
@@ -74,6 +73,10 @@ def _add_questions(app: Flask, desk: Desk, driver: Callable[[], BridgeDriver]) -
 
         return _tell(desk, look)
 
+    @app.get("/drops")
+    def drops() -> Response:
+        return _tell(desk, lambda: report_drops(driver().read_drops()))
+
     @app.get("/differences")
     def differences() -> Response:
         return _tell(desk, lambda: report_differences(driver().check()))
@@ -95,16 +98,17 @@ def _add_signs(app: Flask, desk: Desk, driver: Callable[[], BridgeDriver], signs
 
     @app.get("/metrics")
     def show_metrics() -> Response:
-        def look() -> tuple[State, Mapping[str, Traffic]]:
-            return driver().describe(), driver().read_traffic()
+        def look() -> Observed:
+            known = driver()
+            return Observed(known.describe(), known.read_traffic(), known.read_drops().totals)
 
         try:
-            state, traffic = desk.run("GET /metrics", look, _caller(), ANSWER_SECONDS)
+            observed = desk.run("GET /metrics", look, _caller(), ANSWER_SECONDS)
         except DriverError as error:
             log.warning("metrics without networks: %s", error)
-            state, traffic = None, {}
+            observed = None
         text, kind = render_metrics(
-            signs.calls, signs.counts, len(signs.health.problems()), state, traffic
+            signs.calls, signs.counts, len(signs.health.problems()), observed
         )
         return Response(text, content_type=kind)
 

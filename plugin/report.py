@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from driver.model import host_end_name
+from driver.model import GuardAlso, guard_of, host_end_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from driver.check import Difference
-    from driver.model import Endpoint, Network, NetworkOptions, PortBinding
+    from driver.model import Drops, Endpoint, Network, NetworkOptions, PortBinding
 
 
 def report_networks(state: Iterable[tuple[Network, tuple[Endpoint, ...]]]) -> dict[str, Any]:
@@ -25,6 +25,11 @@ def report_networks(state: Iterable[tuple[Network, tuple[Endpoint, ...]]]) -> di
 def report_interface(name: str | None) -> dict[str, Any]:
     """Return the answer to GET /endpoints/ID/interface: the sandbox end's name in its sandbox."""
     return {"sandbox_end": name}
+
+
+def report_drops(drops: Drops) -> dict[str, Any]:
+    """Return the answer to GET /drops: packets that the firewall has dropped, by reason."""
+    return {"totals": drops.totals, "interfaces": drops.by_interface}
 
 
 def report_differences(differences: Iterable[Difference]) -> dict[str, Any]:
@@ -60,10 +65,14 @@ def _report_options(options: NetworkOptions) -> dict[str, Any]:
         if field.name != "sysctls"
     }
     return {
-        name: value if isinstance(value, bool | int | tuple) else str(value)
-        for name, (value, default) in values.items()
-        if value != default
+        name: _option_value(value) for name, (value, default) in values.items() if value != default
     }
+
+
+def _option_value(value: object) -> object:
+    if isinstance(value, GuardAlso):
+        return [*map(str, value.ipv4), *map(str, value.ipv6), *value.macs]
+    return value if isinstance(value, bool | int | tuple) else str(value)
 
 
 def _report_endpoint(endpoint: Endpoint, network: Network) -> dict[str, Any]:
@@ -76,6 +85,7 @@ def _report_endpoint(endpoint: Endpoint, network: Network) -> dict[str, Any]:
         "bridge": None if attachment is None else network.bridge_at(attachment.bridge),
         "host_end": host_end_name(endpoint.id),
         "sandbox": None if attachment is None else attachment.sandbox,
+        "guard": str(guard_of(endpoint, network)),
         "sysctls": {sysctl.key: sysctl.value for sysctl in endpoint.sysctls},
         "ports": [_report_port(binding) for binding in endpoint.bindings],
     }

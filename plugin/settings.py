@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import InvalidRequest
+from driver.options import parse_bool
 from driver.sysctls import merge, parse_pattern, parse_sysctl
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Settings:
     default_sysctls: tuple[Sysctl, ...] = ()
     sysctl_allow: tuple[str, ...] = ()
     log_level: str = "INFO"
+    ip_forward_no_drop: bool = False
 
 
 def parse_settings(environment: Mapping[str, str]) -> Settings:
@@ -43,6 +45,7 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         default_sysctls=_parse_sysctls(environment, "PYNET_DEFAULT_SYSCTLS"),
         sysctl_allow=_parse_patterns(environment, "PYNET_SYSCTL_ALLOW"),
         log_level=_parse_level(environment, "PYNET_LOG_LEVEL") or defaults.log_level,
+        ip_forward_no_drop=_parse_flag(environment, "PYNET_IP_FORWARD_NO_DROP"),
     )
 
 
@@ -54,6 +57,11 @@ def _parse_path(environment: Mapping[str, str], name: str) -> Path | None:
     if not path.is_absolute():
         raise InvalidRequest(f"{name}={path}: expected an absolute path")
     return path
+
+
+def _parse_flag(environment: Mapping[str, str], name: str) -> bool:
+    text = environment.get(name)
+    return parse_bool(name, text) if text else False
 
 
 def _parse_level(environment: Mapping[str, str], name: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
 
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
-from driver.model import HostPort, PortInUse, Protocol, Trace, Traffic, is_our_alias
+from driver.model import Drops, HostPort, PortInUse, Protocol, Trace, Traffic, is_our_alias
 from driver.reality import Link as Observed
 from driver.sysctls import path_components
 from tests.fake_nft import Table, apply
@@ -74,6 +74,7 @@ class FakeKernel:
         self.tables: dict[str, Table] = {}
         self.accepted_marks: set[int] = set()
         self.forwarding: set[int] = set()
+        self.forward_policy = {4: "ACCEPT", 6: "ACCEPT"}
         self.reserved: set[HostPort] = set()
         self.taken: dict[HostPort, str] = {}
         self.flows: set[HostPort] = set()
@@ -260,6 +261,9 @@ class FakeKernel:
     def read_traffic(self) -> dict[str, Traffic]:
         return {name: Traffic(0, 0, 0, 0) for name in self.links}
 
+    def read_drops(self) -> Drops:
+        return Drops({}, {})
+
     def ensure_forward_accept(self, mark: int) -> None:
         self.accepted_marks.add(mark)
 
@@ -270,7 +274,9 @@ class FakeKernel:
         self.accepted_marks.discard(mark)
 
     def ensure_forwarding(self, version: int) -> None:
-        self.forwarding.add(version)
+        if version not in self.forwarding:
+            self.forwarding.add(version)
+            self.forward_policy[version] = "DROP"
 
     def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
         for end in (pair.out_end, pair.in_end):

@@ -65,6 +65,12 @@ SETTINGS = {
         ),
         "a pattern that does not begin with `net.`",
     ),
+    "ip_forward_no_drop": (
+        "Whether the policy of iptables' `FORWARD` is left alone where pynet turns forwarding on. "
+        "It is set to drop otherwise, as Docker does, since a host that forwards and accepts is an "
+        "open router; `dockerd --ip-forward-no-drop` is Docker's word for the same.",
+        "anything but true or false",
+    ),
     "log_level": (f"What is logged: {_LEVELS}, in either case.", "anything else"),
 }
 
@@ -98,8 +104,8 @@ a Compose file.
 
 {endpoint}
 
-Other driver options of an endpoint are left alone: the engine sends the driver all of them, and
-they may be meant for the engine itself.
+Other driver options of an endpoint are left alone unless they begin with `pynet.`: the engine sends
+the driver all of them, and they may be meant for the engine itself.
 
 ## Kernel parameters
 

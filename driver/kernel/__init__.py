@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from driver.model import (
         Bridge,
         DirectInterface,
+        Drops,
         HostPort,
         IPInterface,
         LoopbackPair,
@@ -70,6 +71,9 @@ class Kernel(Protocol):
     def read_traffic(self) -> Mapping[str, Traffic]:
         """Return what has passed the links of the host, by their names; cheap, for thousands."""
 
+    def read_drops(self) -> Drops:
+        """Return what our tables have dropped since they were made, and by which interfaces."""
+
     def ensure_forward_accept(self, mark: int) -> None:
         """Have packets that carry the mark pass the iptables FORWARD chain, IPv4 and IPv6."""
 
@@ -80,7 +84,11 @@ class Kernel(Protocol):
         """Remove what `ensure_forward_accept` added, wherever it is."""
 
     def ensure_forwarding(self, version: int) -> None:
-        """Have the host forward packets of an address family, 4 or 6."""
+        """Have the host forward packets of an address family, 4 or 6.
+
+        Where that was off, what nobody accepts is dropped from then on, as with Docker: a host that
+        forwards and accepts everything is an open router. Unless the operator will not have it.
+        """
 
     def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
         """Make the way on which the host's ::1 reaches published ports; tell whether it is new."""

@@ -26,6 +26,8 @@ OLD_TABLES = Path("/proc/net/ip_tables_names")  # of the older iptables, in this
 CHAINS = ("DOCKER-USER", "FORWARD")
 log = logging.getLogger(__name__)
 
+_TABLE = {4: "ip filter", 6: "ip6 filter"}
+_POLICY = re.compile(r"policy (\w+);")
 _HANDLE = re.compile(r"# handle (\d+)$")
 
 
@@ -67,6 +69,18 @@ def delete_forward_accept(nft: Nft, mark: int) -> None:
             _delete_from(nft, table, chain, mark)
 
 
+def set_forward_policy(nft: Nft, version: int, policy: str) -> str:
+    """Set the policy of FORWARD in an address family, ACCEPT or DROP; return what it was.
+
+    The chain is made if there is none, as the iptables command makes it.
+    """
+    table = _TABLE[version]
+    before = _POLICY.search(nft.list_chain(table, CHAINS[-1]) or "policy accept;")
+    hook = f"type filter hook forward priority 0; policy {policy.lower()};"
+    nft.run(f"add table {table}\nadd chain {table} {CHAINS[-1]} {{ {hook} }}\n")
+    return before[1].upper() if before else "ACCEPT"
+
+
 def _delete_from(nft: Nft, table: str, chain: str, mark: int) -> None:
     for handle in _handles(nft, table, chain, mark):
         nft.run(f"delete rule {table} {chain} handle {handle}\n")
@@ -100,9 +114,9 @@ def _has_old_filter() -> bool:
 
 
 def _tables() -> Iterator[str]:
-    yield "ip filter"
+    yield _TABLE[4]
     if sysctl.has_ipv6():
-        yield "ip6 filter"
+        yield _TABLE[6]
 
 
 def _handles(nft: Nft, table: str, chain: str, mark: int) -> Iterator[str]:

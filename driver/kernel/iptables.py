@@ -6,6 +6,7 @@ One rule a family, whatever the number of networks: accept what carries pynet's 
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 COMMANDS = ("iptables", "ip6tables")
+_COMMAND = dict(zip((4, 6), COMMANDS, strict=True))
+_POLICY = re.compile(r"-P FORWARD (\w+)")
 CHAINS = ("DOCKER-USER", "FORWARD")
 LOCK_SECONDS = 2  # how long to wait for the xtables lock; every request is answered in 5 s
 _TIMEOUT_SECONDS = 4
@@ -54,6 +57,19 @@ def delete_forward_accept(mark: int) -> None:
                 _run(command, "-D", chain, *_rule(mark))
 
 
+def set_forward_policy(version: int, policy: str) -> str | None:
+    """Set the policy of FORWARD in an address family, ACCEPT or DROP; return what it was.
+
+    None if there is no command for the family: then nothing is done.
+    """
+    path = shutil.which(_COMMAND[version])
+    if path is None:
+        return None
+    before = _POLICY.match(_run(path, "-S", "FORWARD"))
+    _run(path, "-P", "FORWARD", policy)
+    return before[1] if before else "ACCEPT"
+
+
 def _rule(mark: int) -> tuple[str, ...]:
     match = ("-m", "mark", "--mark", f"{mark:#x}/{mark:#x}")
     return (*match, "-m", "comment", "--comment", "pynet", "-j", "ACCEPT")
@@ -71,10 +87,11 @@ def _succeeds(command: str, *arguments: str) -> bool:
     return _execute(command, *arguments).returncode == 0
 
 
-def _run(command: str, *arguments: str) -> None:
+def _run(command: str, *arguments: str) -> str:
     result = _execute(command, *arguments)
     if result.returncode != 0:
         raise KernelError(f"run {command} {' '.join(arguments)}: {result.stderr.strip()}")
+    return result.stdout
 
 
 def _execute(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from driver.errors import DriverError, KernelError, NotFound
 from driver.kernel import (
     conntrack,
+    drops,
     forward,
     iptables,
     links,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from driver.model import (
         Bridge,
         DirectInterface,
+        Drops,
         HostPort,
         IPInterface,
         LoopbackPair,
@@ -63,7 +65,9 @@ log = logging.getLogger(__name__)
 class LinuxKernel:
     """The kernel whose network namespace this process is in. Documented in `Kernel`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, drops_forwarded: bool = True) -> None:
+        """Open what is needed; `drops_forwarded` is for `ensure_forwarding`."""
+        self._drops_forwarded = drops_forwarded
         self._nft = Nft()
         self._elements = Elements()
         self._preview = ruleset.Preview()
@@ -133,6 +137,10 @@ class LinuxKernel:
         """See `Kernel`."""
         return traffic.read_traffic()
 
+    def read_drops(self) -> Drops:
+        """See `Kernel`."""
+        return drops.read_drops(self._nft)
+
     def ensure_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""
         if iptables.is_installed():
@@ -156,12 +164,22 @@ class LinuxKernel:
 
     def ensure_forwarding(self, version: int) -> None:
         """See `Kernel`."""
+        before = {key: sysctl.read(key) for key in FORWARDING[version]}
+        off = {key: value or "0" for key, value in before.items() if value != "1"}
+        if not off:
+            return
         with Rollback() as undo:
-            for key in FORWARDING[version]:
-                before = sysctl.read(key)
-                if before != "1":
-                    sysctl.write(key, "1")
-                    undo.push(sysctl.write, key, before or "0")
+            if self._drops_forwarded:  # first, so that the host is at no moment an open router
+                policy = self._set_forward_policy(version, "DROP")
+                undo.push(self._set_forward_policy, version, policy)
+            for key, value in off.items():
+                sysctl.write(key, "1")
+                undo.push(sysctl.write, key, value)
+
+    def _set_forward_policy(self, version: int, policy: str) -> str:
+        """Set FORWARD's policy where Docker would; return what it was."""
+        before = iptables.set_forward_policy(version, policy)
+        return before or forward.set_forward_policy(self._nft, version, policy)
 
     def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
         """See `Kernel`."""

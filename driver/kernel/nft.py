@@ -68,7 +68,14 @@ class Nft:
 
         Raises KernelError for any other failure.
         """
-        return self._show(f"list table {table}", _JSON | _NUMERIC)
+        return self.show(f"list table {table}")
+
+    def show(self, text: str) -> bytes | None:
+        """Return what a list command shows, as JSON, numbers as numbers; None if there is nothing.
+
+        Raises KernelError for any other failure.
+        """
+        return self._show(text, _JSON | _NUMERIC)
 
     def _show(self, text: str, flags: int) -> bytes | None:
         with self._lock:

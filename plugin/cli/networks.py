@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from plugin.ask import find_interface
+from plugin.ask import ask_driver, find_interface
 from plugin.cli.terminal import json_option, print_json, print_table
 from plugin.cli.who import complete_names, look_around, socket_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from plugin.inventory import Inventory
 
 
@@ -92,10 +95,12 @@ def inspect(name: str) -> None:
     """
     inventory = look_around()
     found = inventory.find(name)
-    if isinstance(found, dict):
-        print_json(_named_network(inventory, found))
-        return
     driver = socket_path()
+    drops = ask_driver(driver, "/drops")["interfaces"]
+    if isinstance(found, dict):
+        bridges = (found["bridge"], *found["further_bridges"])
+        print_json(_named_network(inventory, found) | {"dropped": _sum_drops(drops, bridges)})
+        return
     print_json(
         [
             {
@@ -103,6 +108,7 @@ def inspect(name: str) -> None:
                 "network": inventory.network_name(network),
                 "sandbox_end": find_interface(driver, endpoint),
                 **endpoint,
+                "dropped": _sum_drops(drops, [endpoint["host_end"]]),
             }
             for network, endpoint in inventory.endpoints_of(found)
         ]
@@ -115,6 +121,14 @@ def _named_network(inventory: Inventory, network: dict[str, Any]) -> dict[str, A
         for endpoint in network["endpoints"]
     ]
     return {"name": inventory.network_name(network), **network, "endpoints": endpoints}
+
+
+def _sum_drops(drops: Mapping[str, Mapping[str, int]], interfaces: Iterable[str]) -> dict[str, int]:
+    """Return by reason how many packets that came by these interfaces were dropped."""
+    found: Counter[str] = Counter()
+    for interface in interfaces:
+        found.update(drops.get(interface, {}))
+    return dict(found)
 
 
 def _place(ip: str, port: int) -> str:

@@ -30,9 +30,7 @@ GOES = [
     firewall.render_leave(each, BY_ID[each.network_id]) + firewall.render_no_bindings(each.bindings)
     for each in UNLIMITED
 ]
-GUARDED = replace(
-    UNLIMITED[0], id=endpoint_id(30), options=EndpointOptions(guard=Guard.ADDRESS)
-)
+GUARDED = replace(UNLIMITED[0], id=endpoint_id(30), options=EndpointOptions(guard=Guard.ADDRESS))
 COMES.append(firewall.render_join(GUARDED, BY_ID[GUARDED.network_id]))
 GOES.append(firewall.render_leave(GUARDED, BY_ID[GUARDED.network_id]))
 ONE = firewall.render_bindings("e1" * 32, [binding("0.0.0.0:8080/tcp")])

@@ -104,6 +104,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "watch_sandbox": _ONLY_REFUSED,
     "unwatch_sandbox": _ONLY_REFUSED,
     "watch_damage": (),  # begins and ends with the process, and belongs to no operation
+    "read_drops": _ONLY_REFUSED,
     "read_traffic": _ONLY_REFUSED,
     "boot_id": _ONLY_REFUSED,
     "close": (),  # the same
@@ -134,7 +135,8 @@ class World:
         But for forwarding, which stays on once a network needed it, as Docker leaves it.
         """
         rows = {"intent": self.intent(), "memory": self.rows("trace", "boot")}
-        return self.kernel.state() | {"forwarding": None} | rows
+        stays = {"forwarding": None, "forward_policy": None}
+        return self.kernel.state() | stays | rows
 
     def intent(self) -> list[list[Any]]:
         """Return the rows of what Docker has asked for."""

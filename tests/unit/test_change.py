@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from driver import firewall, options
 from driver.bridge import BridgeDriver
 from driver.errors import Conflict, InvalidRequest, NotFound
-from driver.model import host_end_name
+from driver.model import Guard, GuardAlso, host_end_name
 from driver.options import NETWORK_OPTIONS, apply_change, parse_change
 from tests.fakes import FakeKernel
 from tests.samples import (
@@ -323,7 +324,17 @@ def test_the_firewall_follows_in_one_transaction(
 
 
 @pytest.mark.parametrize("old", TYPICAL)
-@pytest.mark.parametrize("new", [{"icc": False}, {"masquerade": False}, {"icc": True}])
+@pytest.mark.parametrize(
+    "new",
+    [
+        {"icc": False},
+        {"masquerade": False},
+        {"icc": True},
+        {"guard": Guard.OFF},
+        {"guard": Guard.ADDRESS, "connections": 7},
+        {"guard_also": GuardAlso(ipv4=(IPv4Address("192.0.2.9"),))},
+    ],
+)
 def test_a_change_of_rules_leads_to_the_same_as_beginning_anew(
     kernel: FakeKernel, old: str, new: dict[str, Any]
 ) -> None:

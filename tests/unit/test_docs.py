@@ -33,6 +33,7 @@ SAMPLES = {
     "state_dir": "/srv/pynet",
     "default_sysctls": "net.core.somaxconn=99",
     "sysctl_allow": "net.ipv4.tcp_*",
+    "ip_forward_no_drop": "true",
     "log_level": "debug",
 }
 

@@ -182,7 +182,7 @@ SOURCE = IPv4Address("192.0.2.7")
         (network(1), ALWAYS | {"masquerade4"}),
         (network(1, masquerade=False), ALWAYS),
         (network(1, internal=True), ALWAYS | {"internal"}),
-        (network(1, icc=False), (ALWAYS - {"same_bridge"}) | {"masquerade4"}),
+        (network(1, icc=False), (ALWAYS - {"same_bridge"}) | {"no_icc", "masquerade4"}),
         (network(1, host_ipv4=SOURCE), ALWAYS | {"source4"}),
         (network(1, host_ipv4=SOURCE, masquerade=False), ALWAYS),
         (network(1, **ROUTED), ALWAYS | {"routed"}),

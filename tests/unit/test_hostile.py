@@ -207,7 +207,7 @@ class Watched(FakeKernel):
         self.add_sandbox(sandbox_key(1))
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"texts": None, "forwarding": None}
+        return super().state() | {"texts": None, "forwarding": None, "forward_policy": None}
 
     def apply_rules(self, text: str) -> None:
         self.texts.append(text)
@@ -218,11 +218,12 @@ class Watched(FakeKernel):
 
 
 IFNAME = r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,14}"
-PART = rf'"{IFNAME}"|[0-9a-f:.]+(/\d+)?|\d+|tcp|udp|sctp|ipv4|ipv6'
+PART = rf'"{IFNAME}"|[0-9a-f:.]+(/\d+)?|\d+|0x[0-9a-f]{{32}}|tcp|udp|sctp|ipv4|ipv6'
+VALUE = r"[0-9a-f:.]+( \. \d+)?|accept|drop|goto [a-z_]+"
 ELEMENT = re.compile(
     rf"(add|delete) element (inet|bridge) pynet [a-z0-9_]+ "
-    rf"\{{ ({PART})( \. ({PART}))*"
-    rf'( comment "(network|endpoint) [0-9a-z]{{12}}")?( : [0-9a-f:.]+( \. \d+)?)? \}}'
+    rf"\{{ ({PART})( \. ({PART}))*( ct count over \d+)?"
+    rf'( comment "(network|endpoint) [0-9a-z]{{12}}")?( : ({VALUE}))? \}}'
 )
 CONSTANT = firewall.render_ruleset([], [], [])
 

@@ -18,7 +18,10 @@ from driver.model import (
     Attach,
     Attachment,
     Endpoint,
+    EndpointOptions,
     GatewayMode,
+    Guard,
+    GuardAlso,
     MacAddress,
     Network,
     NetworkOptions,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from driver.bridge import BridgeDriver
     from driver.model import EndpointId, NetworkId
 
+VRRP = "00:00:5e:00:01:07"
 PLAIN = network(1)
 FULL = network(
     2,
@@ -74,6 +78,11 @@ FULL = network(
     trusted_host_interfaces=("eth1", "wg0"),
     attach=Attach.DIRECT,
     publish=Publish.DOCKER,
+    guard=Guard.ADDRESS,
+    guard_also=GuardAlso(
+        (IPv4Address("10.2.0.100"),), (IPv6Address("fd00::100"),), (MacAddress(VRRP),)
+    ),
+    connections=1000,
 )
 BARE = Endpoint(endpoint_id(1), network_id(2), None, None, MacAddress("02:42:0a:02:00:02"))
 ENDPOINT = Endpoint(
@@ -85,6 +94,9 @@ ENDPOINT = Endpoint(
     sysctls=(sysctl(f"{KEEPALIVE}=300"),),
     engine_keys=frozenset({"net.ipv4.conf.IFNAME.rp_filter", "net.ipv6.conf.IFNAME.accept_ra"}),
     ifname="front0",
+    options=EndpointOptions(
+        Guard.OFF, GuardAlso((IPv4Address("10.2.0.101"),)), connections=7, recovered=True
+    ),
     attachment=Attachment(sandbox_key(1), configured=True),
 )
 BINDINGS = (
@@ -116,6 +128,16 @@ def test_an_endpoint_comes_back_as_it_was(store: Store, each: Endpoint) -> None:
         assert store.find_endpoint(each.id) == each
         assert store.endpoints() == store.endpoints(FULL.id) == (each,)
         assert store.endpoints(PLAIN.id) == ()
+
+
+def test_a_bridge_of_others_is_remembered(store: Store) -> None:
+    with store.transaction():
+        store.add_network(replace(PLAIN, shared=True), ())
+        store.add_network(FULL, ())
+        assert [each.shared for each in store.networks()] == [True, False]
+        found = store.find_network(PLAIN.id)
+        assert found is not None
+        assert found.shared
 
 
 def test_every_option_is_tried_with_another_value() -> None:
@@ -335,10 +357,21 @@ def test_ports_taken_before_they_were_counted_are_counted(
     monkeypatch.setattr(module, "MIGRATIONS", MIGRATIONS[:3])
     store = Store(tmp_path)
     with store.transaction():
-        store.add_network(FULL, ())
-        store.put_endpoint(ENDPOINT)
-        store.put_endpoint(BARE.joined(sandbox_key(3)).on_bridge(1))
-        store.put_endpoint(replace(BARE, id=endpoint_id(3)))
+        store._run("INSERT INTO network VALUES (?, '{}', '', NULL)", FULL.id)
+        for endpoint, sandbox, bridge in (
+            (ENDPOINT, sandbox_key(1), 0),
+            (BARE, sandbox_key(3), 1),
+            (replace(BARE, id=endpoint_id(3)), None, 0),
+        ):
+            store._run(
+                """INSERT INTO endpoint (id, network_id, mac, sysctls, engine_keys, sandbox,
+                                         configured, bridge) VALUES (?, ?, ?, '[]', '', ?, 0, ?)""",
+                endpoint.id,
+                FULL.id,
+                endpoint.mac,
+                sandbox,
+                bridge,
+            )
     store.close()
     monkeypatch.undo()
     store = Store(tmp_path)
