@@ -66,9 +66,11 @@ SETTINGS = {
         "a pattern that does not begin with `net.`",
     ),
     "ip_forward_no_drop": (
-        "Whether the policy of iptables' `FORWARD` is left alone where pynet turns forwarding on. "
-        "It is set to drop otherwise, as Docker does, since a host that forwards and accepts is an "
-        "open router; `dockerd --ip-forward-no-drop` is Docker's word for the same.",
+        (
+            "Whether the policy of iptables' `FORWARD` is left alone where pynet turns forwarding "
+            "on. It is set to drop otherwise, as Docker does, since a host that forwards and "
+            "accepts is an open router; `dockerd --ip-forward-no-drop` is Docker's word for it."
+        ),
         "anything but true or false",
     ),
     "log_level": (f"What is logged: {_LEVELS}, in either case.", "anything else"),

@@ -416,6 +416,7 @@ def _has_ipv6(addresses: Iterable[IPInterface]) -> bool:
 def _complete_bridge(route: Rtnetlink, link: LinkInfo, bridge: Bridge) -> tuple[IPInterface, ...]:
     with Rollback() as undo:
         if link.alias == bridge.alias:
+            route.limit_learning(link.index)
             _write_parameters(bridge)
         elif bridge.routes_loopback and not _routes_loopback(bridge):
             _route_loopback(bridge, on=True)

@@ -178,7 +178,7 @@ class LinuxKernel:
 
     def _set_forward_policy(self, version: int, policy: str) -> str:
         """Set FORWARD's policy where Docker would; return what it was."""
-        before = iptables.set_forward_policy(version, policy)
+        before = iptables.set_forward_policy(version, policy) if iptables.is_installed() else None
         return before or forward.set_forward_policy(self._nft, version, policy)
 
     def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:

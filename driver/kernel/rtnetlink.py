@@ -38,6 +38,10 @@ LINK_CHANGES = 1  # RTMGRP_LINK
 IFF_UP, IFF_LOWER_UP = 1, 1 << 16
 MAIN_TABLE, LOCAL_TABLE = 254, 255
 
+# What a bridge may learn: ten times a thousand endpoints (driver.model.PARTS), and room for others'
+# interfaces. One container that makes addresses up has the table full in a second otherwise.
+MAX_LEARNED = 16384
+
 _LINK_HEAD = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS_HEAD = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefix length, flags, scope, index
 _NEIGHBOUR_HEAD = struct.Struct("=B3xiHBB")  # ndmsg: family, index, state, flags, type
@@ -56,6 +60,7 @@ _EXT_MASK, _OTHER_NAMESPACE = 29, 37
 _NO_GROUP = 0
 _DORMANT = b"\5"  # IF_OPER_DORMANT
 _ADDRESS_MODE, _NO_ADDRESS = 8, b"\1"  # IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
+_BRIDGE_MAX_LEARNED = 49  # IFLA_BR_FDB_MAX_LEARNED
 _KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5  # IFLA_INFO_…
 _VETH_PEER = 1  # VETH_INFO_PEER
 _HAIRPIN = 4  # IFLA_BRPORT_MODE
@@ -146,8 +151,14 @@ class Rtnetlink(Connection):
     def create_bridge(self, name: str, mac: MacAddress, group: int) -> None:
         """Make a bridge, up, in a group of interfaces."""
         body = _named(name, up=True) + _mac(mac) + encode_number(_GROUP, group)
-        body += encode_attribute(_INFO, encode_text(_KIND, "bridge"))
-        self.change(_NEW_LINK, body, CREATE | EXCLUSIVE)
+        self.change(_NEW_LINK, body + _limited_bridge(), CREATE | EXCLUSIVE)
+
+    def limit_learning(self, index: int) -> None:
+        """Bound how many MAC addresses a bridge learns; kernels before 6.7 ignore it.
+
+        Frames to an address that it has not learned go to all ports, as without a table.
+        """
+        self.change(_NEW_LINK, _link(index) + _limited_bridge())
 
     def create_veth(self, name: str, mtu: int, group: int, peer: VethPeer) -> None:
         """Make a veth pair, both ends down and of one MTU."""
@@ -343,6 +354,12 @@ def _finished(
         mode = encode_attribute(_ADDRESS_MODE, _NO_ADDRESS)
         body += encode_attribute(_OF_FAMILY, encode_attribute(socket.AF_INET6, mode))
     return Change(_NEW_LINK, body + (_port(hairpin=True) if hairpin else b""))
+
+
+def _limited_bridge() -> bytes:
+    """Return what makes a bridge learn no more than MAX_LEARNED addresses."""
+    limit = encode_number(_BRIDGE_MAX_LEARNED, MAX_LEARNED)
+    return encode_attribute(_INFO, encode_text(_KIND, "bridge") + encode_attribute(_DATA, limit))
 
 
 def _port(*, hairpin: bool) -> bytes:

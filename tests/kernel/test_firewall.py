@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from driver import firewall
 from driver.errors import KernelError
-from driver.kernel import iptables
+from driver.kernel import iptables, sysctl
+from driver.kernel.linux import FORWARDING, LinuxKernel
 from driver.kernel.nft import Nft
-from tests.kernel.host import run
+from tests.kernel.host import COMMANDS, run
 from tests.samples import binding, endpoint, network, sandbox_key
 from tests.typical import TYPICAL
-
-if TYPE_CHECKING:
-    from driver.kernel.linux import LinuxKernel
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MARK = firewall.ACCEPTED_MARK
@@ -160,6 +159,66 @@ def test_the_rule_goes_from_wherever_it_is(linux: LinuxKernel) -> None:
     assert rules("iptables", "DOCKER-USER")
     linux.delete_forward_accept(MARK)
     assert rules("iptables", "FORWARD") == rules("iptables", "DOCKER-USER") == []
+
+
+def policies() -> list[str]:
+    """Return what FORWARD does with what nobody accepts, IPv4 and IPv6."""
+    return [run(command, "-w", "-S", "FORWARD").split()[2] for command in COMMANDS.values()]
+
+
+@pytest.mark.usefixtures("way")
+def test_whoever_turns_forwarding_on_sets_the_policy(linux: LinuxKernel) -> None:
+    linux.ensure_forwarding(6)
+    assert policies() == ["ACCEPT", "DROP"]
+    linux.ensure_forwarding(4)
+    assert policies() == ["DROP", "DROP"]
+
+
+@pytest.mark.usefixtures("way")
+def test_a_host_that_forwards_keeps_its_policy(linux: LinuxKernel) -> None:
+    for version in (4, 6):
+        for key in FORWARDING[version]:
+            run("sysctl", "-w", f"{key}=1")
+        linux.ensure_forwarding(version)
+    assert policies() == ["ACCEPT", "ACCEPT"]
+
+
+@pytest.mark.usefixtures("way")
+def test_the_operator_may_want_no_policy() -> None:
+    kernel = LinuxKernel(drops_forwarded=False)
+    kernel.ensure_forwarding(6)
+    kernel.close()
+    assert policies() == ["ACCEPT", "ACCEPT"]
+
+
+@pytest.mark.usefixtures("way")
+def test_a_policy_without_forwarding_is_taken_back(
+    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = sysctl.write
+
+    def refuse(key: str, value: str) -> None:
+        if key == FORWARDING[6][-1]:
+            raise KernelError("read-only")
+        write(key, value)
+
+    monkeypatch.setattr(sysctl, "write", refuse)
+    with pytest.raises(KernelError, match="read-only"):
+        linux.ensure_forwarding(6)
+    assert policies() == ["ACCEPT", "ACCEPT"]
+    assert [sysctl.read(key) for key in FORWARDING[6]] == ["0", "0"]
+
+
+def test_the_older_iptables_is_given_the_policy_where_the_host_uses_it(
+    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for command in COMMANDS.values():
+        legacy = shutil.which(command.replace("tables", "tables-legacy"))
+        assert legacy is not None
+        (tmp_path / command).symlink_to(legacy)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    linux.ensure_forwarding(6)
+    assert run("ip6tables-legacy", "-w", "-S", "FORWARD") == "-P FORWARD DROP\n"
 
 
 def test_rules_that_are_out_of_reach_are_told_of(
