@@ -220,19 +220,21 @@ table {TABLE} {{
 	map arrivals {{
 		typeof iifname : verdict
 		comment "where a packet is looked at that arrives by an interface of pynet"
-		elements = {{ "lo" : accept, "{LOOPBACK_PAIR.in_end}" : goto from_pair, \
-"{LOOPBACK_PAIR.out_end}" : accept }}
+		elements = {{ "lo" comment "the host itself" : accept, \
+"{LOOPBACK_PAIR.in_end}" comment "from ::1" : goto from_pair, \
+"{LOOPBACK_PAIR.out_end}" comment "back to ::1" : accept }}
 	}}
 	map leaving {{
 		typeof iifname : verdict
 		comment "who decides on a packet that comes from a bridge"
-		elements = {{ "{LOOPBACK_PAIR.in_end}" : goto from_loopback, \
-"{LOOPBACK_PAIR.out_end}" : drop }}
+		elements = {{ "{LOOPBACK_PAIR.in_end}" comment "from ::1" : goto from_loopback, \
+"{LOOPBACK_PAIR.out_end}" comment "back to ::1 and no further" : drop }}
 	}}
 	map entering {{
 		typeof oifname : verdict
 		comment "who decides on a packet that goes to a bridge from elsewhere"
-		elements = {{ "{LOOPBACK_PAIR.in_end}" : drop, "{LOOPBACK_PAIR.out_end}" : drop }}
+		elements = {{ "{LOOPBACK_PAIR.in_end}" comment "answers to ::1 are from a bridge" : drop, \
+"{LOOPBACK_PAIR.out_end}" comment "only what the host sends to ::1" : drop }}
 	}}
 
 	chain guard {{
@@ -245,7 +247,7 @@ table {TABLE} {{
 	}}
 	chain from_part {{
 		notrack
-		goto from_bridge
+		goto check_source
 	}}
 	chain from_bridge {{
 		ip daddr 127.0.0.0/8 goto drop_loopback
@@ -253,6 +255,9 @@ table {TABLE} {{
 		ip6 daddr {LOOPBACK_PAIR.source} goto drop_pair
 		ip6 saddr {LOOPBACK_PAIR.source} goto drop_pair
 		meta pkttype host ip6 saddr != fe80::/10 fib saddr type local goto drop_own
+		goto check_source
+	}}
+	chain check_source {{
 		meta mark & {CHECKED_MARK:#x} == 0 accept
 		meta mark set meta mark & {~CHECKED_MARK & 0xFFFFFFFF:#x}
 		ip saddr . iifname @home4 accept

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from driver.firewall import REASONS
 from driver.model import short
 from tests.typical import TYPICAL
 
@@ -21,6 +22,8 @@ COMMAND = "PYNET_DOCS=write python -m pytest tests/kernel/test_ruleset_page.py"
 _TABLE = re.compile(r"^table (\w+) pynet \{$(.*?)^\}$", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^\t(set|map|chain) (\w+) \{$(.*?)^\t\}$", re.MULTILINE | re.DOTALL)
 _ELEMENTS = re.compile(r"elements = \{(.*?)\}", re.DOTALL)
+_DROP = re.compile(r" drop_")
+DROP_SHOWN = "inet drop_source"  # all of them are alike
 _PLACE = re.compile(r"^\{\{(.*)\}\}$", re.MULTILINE)
 
 
@@ -64,6 +67,8 @@ def render_page(listing: str, accepting: str) -> str:
                 return _fence("\n".join(_elements(blocks, name)))
             case ["sets"]:
                 return _sets(blocks)
+            case ["drops"]:
+                return _drops()
             case ["iptables"]:
                 return _fence(accepting)
         raise ValueError(place[0])
@@ -75,7 +80,10 @@ def render_page(listing: str, accepting: str) -> str:
 def _check_complete(blocks: list[Block]) -> None:
     """Have a paragraph for every chain, whichever comes to be."""
     described = set(re.findall(r"\{\{chain (\w+ \w+)\}\}", TEMPLATE.read_text()))
-    assert described == {f"{each.family} {each.name}" for each in blocks if each.kind == "chain"}
+    chains = {f"{each.family} {each.name}" for each in blocks if each.kind == "chain"}
+    assert described == {each for each in chains if not _DROP.search(each)} | {DROP_SHOWN}
+    told = {f"{table.split()[0]} drop_{reason}" for table in REASONS for reason in REASONS[table]}
+    assert told == set(filter(_DROP.search, chains))
 
 
 def _blocks(listing: str) -> Iterator[Block]:
@@ -99,9 +107,22 @@ def _elements(blocks: list[Block], name: str) -> Iterator[str]:
             yield f"{block.name:<13} {element}"
 
 
+def _drops() -> str:
+    rows = [
+        f"| `{reason}` | `{table}` | {text} |"
+        for table, reasons in REASONS.items()
+        for reason, text in reasons.items()
+    ]
+    return "\n".join(["| reason | table | what is dropped |", "| --- | --- | --- |", *rows])
+
+
 def _sets(blocks: list[Block]) -> str:
-    rows = [f"| `{each.name}` | {each.comment} |" for each in blocks if each.kind != "chain"]
+    rows = [f"| `{each.name}` | {each.comment} |" for each in blocks if _is_told(each)]
     return "\n".join(["| name | what is in it |", "| --- | --- |", *rows])
+
+
+def _is_told(block: Block) -> bool:
+    return block.kind != "chain" and not block.name.startswith("dropped_")
 
 
 def _fence(text: str) -> str:
