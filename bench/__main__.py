@@ -22,6 +22,7 @@ FAMILIES = (
     "lives",
     "growth",
     "traffic",
+    "guard",
     "connections",
     "footprint",
     "watcher",

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager
+from functools import partial
 from subprocess import DEVNULL, PIPE
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,10 @@ def enter(engine: Engine, place: str) -> tuple[str, ...]:
 
 @contextmanager
 def serving(engine: Engine, place: str, *argv: str, says: str = "") -> Iterator[None]:
-    """Run a server in a container for as long as the block lasts, from when it says it is ready."""
+    """Run a server in a place for as long as the block lasts, from when it says it is ready."""
     out = PIPE if says else DEVNULL
-    server = engine.popen(*enter(engine, place), *SERVER, *argv, stdout=out, stderr=DEVNULL)
+    start = engine.lan_popen if place == LAN else engine.popen
+    server = start(*enter(engine, place), *SERVER, *argv, stdout=out, stderr=DEVNULL)
     try:
         if server.stdout is not None:
             assert server.stdout.readline().strip() == says
@@ -65,10 +67,8 @@ def echoing(engine: Engine, place: str, port: int) -> Iterator[None]:
 def sinking(engine: Engine, place: str, port: int) -> Iterator[None]:
     """Take as much as anybody sends, on a port of a container."""
     with serving(engine, place, *_iperf(engine, "-s", "-p", str(port))):
-        key = enter(engine, place)
-        wait_until(
-            lambda: f":{port} " in engine.run(*key, "ss", "-Hltn").stdout, 10, "iperf3 listens"
-        )
+        listening = partial(_run, engine, place, "ss", "-Hltn")
+        wait_until(lambda: f":{port} " in listening(), 10, "iperf3 listens")
         yield
 
 

@@ -137,6 +137,14 @@ def _live_and_ask(engine: Engine, live: Callable[[], float], in_calls: list[floa
     return taken
 
 
+def measure_calls(engine: Engine, network: str) -> float:
+    """Return the milliseconds that the driver spends on the calls of a container's life."""
+    spent: list[float] = []
+    live = partial(_live, engine, network, 0, OURS[0])
+    _live_and_ask(engine, live, spent)
+    return spent[0]
+
+
 def _seconds_in_calls(engine: Engine) -> float:
     """Return how long the driver has worked on Docker's calls since it started."""
     assert engine.driver is not None
