@@ -332,6 +332,9 @@ NETWORK, DIRECT = creates(1), creates(2, **{"pynet.attach": "direct"})
 JOINED = (NETWORK, places(1), comes, joins(1))
 PORTS = calls("ProgramExternalConnectivity", 1, **PUBLISHED)
 BUSY = (*JOINED, PORTS, calls("EndpointOperInfo", 1), creates(3), places(3, 3))
+GUARDED = creates(
+    3, **{"pynet.guard": "address", "pynet.limit.connections": "9", "pynet.guard.also": "10.3.0.99"}
+)
 SCENARIOS = (
     Scenario("the first network", NETWORK),
     Scenario("another network", creates(3), (NETWORK,)),
@@ -341,6 +344,8 @@ SCENARIOS = (
     Scenario("a join before the sandbox", joins(1), (NETWORK, places(1))),
     Scenario("the arrival of a sandbox", arrives, (NETWORK, places(1), joins(1))),
     Scenario("a direct join", joins(2, 2), (DIRECT, places(2, 2), comes)),
+    Scenario("a guarded join", joins(2, 3), (GUARDED, places(2, 3), comes)),
+    Scenario("a guarded leave", calls("Leave", 2, 3), (GUARDED, places(2, 3), comes, joins(2, 3))),
     Scenario("a report", calls("EndpointOperInfo", 1), JOINED),
     Scenario("ports", PORTS, JOINED),
     Scenario("ports taken back", calls("RevokeExternalConnectivity", 1), BUSY),

@@ -15,7 +15,7 @@ import pytest
 
 from driver import model, options
 from driver.errors import Conflict
-from driver.model import Attach, host_end_name
+from driver.model import Attach, Guard, host_end_name
 from driver.options import parse_change
 from tests.samples import (
     KEEPALIVE,
@@ -148,6 +148,9 @@ NAMES = {
     "masquerade": options.MASQUERADE,
     "trusted": options.TRUSTED,
     "inherit": options.INHERIT,
+    "guard": options.GUARD,
+    "also": options.GUARD_ALSO,
+    "connections": options.CONNECTIONS,
 }
 SYSCTLS = (f"{KEEPALIVE}=600", f"{RP_FILTER}=2")
 FOREIGN = kernel_has(lambda kernel: kernel.add_foreign("br0"))
@@ -163,6 +166,7 @@ BOTH_JOINED = (*TWO, JOINED, does(joins(2, 2)))
 DUAL, DUAL_2, DUAL_ENDPOINT = does(creates_dual(1)), does(creates_dual(2)), does(places_dual(1))
 WITH_ENDPOINT = (DUAL, DUAL_ENDPOINT, SANDBOX, JOINED)
 NO_ICC = does(creates(1, icc=False))
+GUARDED = does(creates_dual(1, guard=Guard.ADDRESS, connections=5))
 DIRECT = does(creates(1, attach=Attach.DIRECT))
 PORTS = ("8080:80", "127.0.0.1:5353:53/udp", "7000-7009:7000", "443")
 PUBLISHED = does(programs(1, *PORTS))
@@ -252,6 +256,9 @@ CHANGE = changes(
     masquerade="false",
     trusted="eth1",
     inherit="net.core.*",
+    guard="address",
+    also="10.1.0.100,00:00:5e:00:01:07",
+    connections="100",
 )
 
 SCENARIOS = (
@@ -276,6 +283,13 @@ SCENARIOS = (
     ),
     Scenario("a join", joins(1), (NETWORK, ENDPOINT, SANDBOX)),
     Scenario("a join before the sandbox", joins(1), (NETWORK, ENDPOINT)),
+    Scenario("a guarded join", joins(1), (GUARDED, DUAL_ENDPOINT, SANDBOX)),
+    Scenario(
+        "a guarded leave",
+        leaves(1),
+        (GUARDED, DUAL_ENDPOINT, SANDBOX, JOINED),
+        after=After.CARRIED_ON,
+    ),
     Scenario(
         "a join on a further bridge",
         on_small_bridges(joins(3)),
