@@ -6,7 +6,7 @@ import click
 
 from plugin.ask import ask_driver, tell_driver
 from plugin.cli import DIFFERS
-from plugin.cli.terminal import json_option, print_json, print_table
+from plugin.cli.terminal import json_option, print_json, print_line, print_table
 from plugin.cli.who import socket_path
 
 
@@ -35,6 +35,6 @@ def check(*, repair: bool, as_json: bool) -> None:
         rows = [(each["kind"], each["subject"], each["text"]) for each in differences]
         print_table(("WHAT", "WHICH", "DIFFERENCE"), rows)
     else:
-        click.echo("nothing differs")
+        print_line("nothing differs")
     if differences:
         raise click.exceptions.Exit(DIFFERS)
