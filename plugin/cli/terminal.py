@@ -1,12 +1,13 @@
 """Print tables, lines and JSON: for people on a terminal, for programs through a pipe.
 
 Knows no data. Nothing else in `plugin.cli` writes (ruff's TID251 sees to that): everything is
-escaped here.
+escaped here, and here it is decided whether there is colour.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from plugin.escape import escape
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-PIPE_WIDTH = 10_000  # no line is broken that a program reads
+PIPE_WIDTH = 1_000_000_000  # no line is broken that a program reads
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -35,7 +36,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 def print_title(text: str) -> None:
     """Print what the lines below it are about."""
-    click.secho(escape(text), bold=True)
+    click.secho(escape(text), bold=_has_style(), color=_has_style())
 
 
 def print_json(value: object, indent: int | None = 2) -> None:
@@ -65,11 +66,24 @@ def print_table(
     colour = frozenset(marked)
     for number, row in enumerate(rows):
         table.add_row(*map(escape, row), style="yellow" if number in colour else None)
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    # [red] may be a name, and [::]:80 is an address: no markup.
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    console = Console(
+        width=None if sys.stdout.isatty() else PIPE_WIDTH,
+        # Not what FORCE_COLOR, TTY_COMPATIBLE or a notebook make rich believe.
+        force_terminal=_has_style(),
+        force_jupyter=False,
+        # [red] may be a name, and [::]:80 is an address: no markup.
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
     with console.capture() as captured:
         console.print(table)
     # rich fills the last column with spaces, which a line of a pipe has no use for.
     text = captured.get()
-    click.echo("\n".join(line.rstrip() for line in text.splitlines()), color=True)
+    click.echo("\n".join(line.rstrip() for line in text.splitlines()), color=_has_style())
+
+
+def _has_style() -> bool:
+    """Tell whether escape sequences are welcome: on a terminal, unless it or its user says no."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not is_plain

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -44,6 +47,7 @@ PLAIN_VALUE = "5000 x"
 VALUE = "5000 \x1b[2J\x9b\u202e[bold]v[/bold]"
 VALUE_SHOWN = r"5000 \x1b[2J\x9b\u202e[bold]v[/bold]"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+COLOURFUL = {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "CLICOLOR_FORCE": "1", "COLUMNS": "40"}
 
 COMMANDS = [
     ("ls",),
@@ -203,3 +207,29 @@ def test_a_terminal_gets_no_escape_sequence_but_ours(build: Build, words: tuple[
     assert shown.code in {0, DIFFERS}
     assert COLOUR.search(shown.text), "there is a head, which is bold"
     assert COLOUR.sub("", shown.text).replace("\n", "").isprintable()
+    plain = on_terminal(*words, env=environment_of(*build(HOSTILE, VALUE)) | {"NO_COLOR": "1"})
+    assert "\x1b" not in plain.text
+    assert (
+        "\x1b"
+        not in on_terminal(
+            *words, env=environment_of(*build(HOSTILE, VALUE)) | {"TERM": "dumb"}
+        ).text
+    )
+
+
+@pytest.mark.parametrize("words", TABLES, ids=" ".join)
+def test_a_pipe_gets_whole_lines_and_no_colour(build: Build, words: tuple[str, ...]) -> None:
+    long = 12_000 * "x"
+    places = environment_of(*build(long, PLAIN_VALUE))
+    done = subprocess.run(
+        [sys.executable, "-m", "plugin.cli", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **COLOURFUL, "TERM": "xterm-256color", **places},
+    )
+    assert done.returncode in {0, DIFFERS}, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert long in done.stdout or words[0] == "sysctl"
+    rows = done.stdout.splitlines()
+    assert len(rows) == runner(*build(PLAIN, PLAIN_VALUE))(*words).stdout.count("\n")
