@@ -27,6 +27,7 @@ CHAINS = ("DOCKER-USER", "FORWARD")
 log = logging.getLogger(__name__)
 
 _HANDLE = re.compile(r"# handle (\d+)$")
+_POLICY = re.compile(r"hook forward .*policy (\w+);")
 
 
 def ensure_forward_accept(nft: Nft, mark: int) -> None:
@@ -111,3 +112,13 @@ def _handles(nft: Nft, table: str, chain: str, mark: int) -> Iterator[str]:
         handle = _HANDLE.search(line)
         if handle and f"{mark:#x}" in line and " accept" in line:
             yield handle[1]
+
+
+def forward_policy(nft: Nft, version: int) -> str | None:
+    """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if nobody can tell.
+
+    Without the chain nothing is dropped here, but the older iptables may have one.
+    """
+    table = {4: "ip filter", 6: "ip6 filter"}[version]
+    policy = _POLICY.search(nft.list_chain(table, CHAINS[1]) or "")
+    return policy[1].upper() if policy else None

@@ -85,3 +85,17 @@ def _execute(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         )
     except subprocess.TimeoutExpired as error:
         raise KernelError(f"run {' '.join(line)}: no answer in {_TIMEOUT_SECONDS} s") from error
+
+
+def forward_policy(version: int) -> str | None:
+    """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if nobody can tell.
+
+    To look makes no table of nftables.
+    """
+    index = {4: 0, 6: 1}[version]
+    path = next((each for each in _usable() if each.endswith(f"/{COMMANDS[index]}")), None)
+    if path is None:
+        return None
+    result = _execute(path, "-S", CHAINS[1])
+    words = result.stdout.split("\n", 1)[0].split()
+    return words[2] if result.returncode == 0 and words[:2] == ["-P", CHAINS[1]] else None

@@ -94,6 +94,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "read_pristine": _ONLY_REFUSED,
     "read_host": _ONLY_REFUSED,
     "read_sandboxes": (),  # only looks, and belongs to no operation
+    "observe_host": _ONLY_REFUSED,
     "has_sandbox": _ONLY_REFUSED,
     "change_sysctls": _IN_SANDBOX,
     "change_all_sysctls": (Fault.REFUSED, Fault.MALFORMED),

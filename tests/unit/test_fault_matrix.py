@@ -446,6 +446,7 @@ SCENARIOS = (
     _later("a repair of what others flushed", repairs, *BUSY, FLUSHED, ORPHANS),
     _later("a repair after a container died", repairs, *BUSY, DIED),
     _later("a measurement", lambda driver: driver.read_traffic(), *BUSY),
+    _later("advice", lambda driver: driver.advise(), *BUSY),
     _later("a list", lambda driver: driver.describe(), *BUSY),
     _later(
         "a question", lambda driver: driver.find_interface(endpoint_id(1)), *WITH_ENDPOINT, MOVED
