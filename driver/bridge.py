@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from driver.advice import advise, find_entrances
 from driver.counts import Counts
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
 from driver.heal import Healer
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from ipaddress import IPv4Interface, IPv6Interface
 
+    from driver.advice import Advice
     from driver.check import Difference
     from driver.kernel import Kernel
     from driver.lock import Request
@@ -418,6 +420,13 @@ class BridgeDriver:
     def check(self) -> tuple[Difference, ...]:
         """Return all that differs between the state file and the kernel, and change nothing."""
         return self._restorer.check()
+
+    def advise(self) -> tuple[Advice, ...]:
+        """Return where the host's own settings are weaker than its networks deserve."""
+        with self._lock, self._store.transaction():
+            networks, endpoints = self._store.networks(), self._store.endpoints()
+        settings = self._kernel.observe_host(find_entrances(self._kernel.observe_links()))
+        return tuple(advise(networks, endpoints, settings))
 
     def repair_all(self) -> tuple[Difference, ...]:
         """Mend all that `check` finds; return what differs afterwards."""

@@ -44,6 +44,22 @@ class Link:
         return self.half_made or is_our_alias(self.alias)
 
 
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """Settings of the host that bear on pynet's networks; what cannot be told is left out.
+
+    By address family: `neighbours` is how many its table of neighbours takes, `forwards` has those
+    whose packets are forwarded, `forward_policies` is what becomes of a forwarded packet that no
+    rule of iptables judges, ACCEPT or DROP. `source_checks` is by interface: the rp_filter in
+    force.
+    """
+
+    neighbours: Mapping[int, int]
+    forwards: frozenset[int]
+    forward_policies: Mapping[int, str]
+    source_checks: Mapping[str, int]
+
+
 def find_uplinks(links: Mapping[str, Link]) -> frozenset[str]:
     """Return the bridges, other than ours, that have a port which is no veth.
 

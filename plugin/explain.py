@@ -214,10 +214,10 @@ def suggest_inherit(findings: Collection[Finding]) -> str:
     return shlex.join(["-o", f"{INHERIT}={','.join(each.parameter for each in findings)}"])
 
 
-def suggest_compose(findings: Sequence[Finding]) -> str:
-    """Return what a Compose file says to the same end."""
+def suggest_compose(findings: Sequence[Finding]) -> list[str]:
+    """Return the lines of a Compose file to the same end."""
     lines = [
         f'      {each.parameter}: "{" ".join(each.host.split()).replace("$", "$$")}"'
         for each in findings
     ]
-    return "\n".join(["networks:", "  NAME:", "    driver: pynet", "    driver_opts:", *lines])
+    return ["networks:", "  NAME:", "    driver: pynet", "    driver_opts:", *lines]

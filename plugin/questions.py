@@ -21,7 +21,13 @@ from plugin.desk import ANSWER_SECONDS, PERSON_SECONDS, status_of, words_of
 from plugin.incoming import CONTENT_TYPE, MAX_BODY
 from plugin.metrics import Observed, render_metrics
 from plugin.parameters import answer_parameter_questions
-from plugin.report import report_differences, report_drops, report_interface, report_networks
+from plugin.report import (
+    report_advice,
+    report_differences,
+    report_drops,
+    report_interface,
+    report_networks,
+)
 from plugin.version import find_revision, find_version
 
 if TYPE_CHECKING:
@@ -80,6 +86,10 @@ def _add_questions(app: Flask, desk: Desk, driver: Callable[[], BridgeDriver]) -
     @app.get("/differences")
     def differences() -> Response:
         return _tell(desk, lambda: report_differences(driver().check()))
+
+    @app.get("/warnings")
+    def warnings() -> Response:
+        return _tell(desk, lambda: report_advice(driver().advise()))
 
     @app.post("/repair")
     def repair() -> Response:

@@ -13,6 +13,7 @@ from driver.model import GuardAlso, guard_of, host_end_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from driver.advice import Advice
     from driver.check import Difference
     from driver.model import Drops, Endpoint, Network, NetworkOptions, PortBinding
 
@@ -40,6 +41,11 @@ def report_differences(differences: Iterable[Difference]) -> dict[str, Any]:
             for each in differences
         ]
     }
+
+
+def report_advice(advice: Iterable[Advice]) -> dict[str, Any]:
+    """Return the answer to GET /warnings: what the host's operator might think about."""
+    return {"warnings": [{"setting": each.setting, "text": each.text} for each in advice]}
 
 
 def _report_network(network: Network, endpoints: tuple[Endpoint, ...]) -> dict[str, Any]:

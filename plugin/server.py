@@ -26,6 +26,7 @@ from driver.counts import Counts
 from driver.errors import Busy, Conflict, DriverError, KernelError, StoreError
 from driver.health import Health
 from driver.lock import Request
+from plugin.escape import escape_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,12 +210,22 @@ def _build(settings: Settings, kernel: LinuxKernel, counts: Counts, health: Heal
     return driver
 
 
+class LineFormatter(logging.Formatter):
+    """Escape what lines hold of others' words, so that no name can pass for a line of the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; further ones, as of a traceback, are indented."""
+        return escape_lines(super().format(record))
+
+
 def log_config(level: str) -> dict[str, Any]:
     """Return the configuration of logging: plain lines on standard output."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+        "formatters": {
+            "line": {"()": LineFormatter, "fmt": "%(asctime)s %(levelname)s %(message)s"},
+        },
         "handlers": {
             "stdout": {
                 "class": "logging.StreamHandler",

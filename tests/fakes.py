@@ -15,6 +15,7 @@ from zlib import crc32
 
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
 from driver.model import Drops, HostPort, PortInUse, Protocol, Trace, Traffic, is_our_alias
+from driver.reality import HostSettings
 from driver.reality import Link as Observed
 from driver.sysctls import path_components
 from tests.fake_nft import Table, apply
@@ -74,7 +75,9 @@ class FakeKernel:
         self.tables: dict[str, Table] = {}
         self.accepted_marks: set[int] = set()
         self.forwarding: set[int] = set()
-        self.forward_policy = {4: "ACCEPT", 6: "ACCEPT"}
+        self.forward_policies = {4: "ACCEPT", 6: "ACCEPT"}
+        self.neighbours: dict[int, int] = {}
+        self.source_checks = {"all": 0}
         self.reserved: set[HostPort] = set()
         self.taken: dict[HostPort, str] = {}
         self.flows: set[HostPort] = set()
@@ -276,7 +279,7 @@ class FakeKernel:
     def ensure_forwarding(self, version: int) -> None:
         if version not in self.forwarding:
             self.forwarding.add(version)
-            self.forward_policy[version] = "DROP"
+            self.forward_policies[version] = "DROP"
 
     def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
         for end in (pair.out_end, pair.in_end):
@@ -362,6 +365,19 @@ class FakeKernel:
             paths = {key: ".".join(path_components(key, name)) for key in wanted}
             found[host_end] = {key: values[path] for key, path in paths.items() if path in values}
         return found
+
+    def observe_host(self, interfaces: Iterable[str]) -> HostSettings:
+        checks = self.source_checks
+        return HostSettings(
+            neighbours=dict(self.neighbours),
+            forwards=frozenset(self.forwarding),
+            forward_policies=dict(self.forward_policies),
+            source_checks={
+                name: max(checks["all"], checks.get(name, 0))
+                for name in interfaces
+                if name in self.links
+            },
+        )
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         return sandbox in self.sandboxes

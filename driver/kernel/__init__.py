@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         Traffic,
         Veth,
     )
-    from driver.reality import Link
+    from driver.reality import HostSettings, Link
 
 
 class Kernel(Protocol):
@@ -141,6 +141,9 @@ class Kernel(Protocol):
         without keys, every parameter that can be read and set. Sandboxes that are gone are left
         out.
         """
+
+    def observe_host(self, interfaces: Iterable[str]) -> HostSettings:
+        """Return settings of the host that bear on all networks, and on these interfaces of its."""
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         """Tell whether the path is a network namespace by now."""

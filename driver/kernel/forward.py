@@ -27,8 +27,8 @@ CHAINS = ("DOCKER-USER", "FORWARD")
 log = logging.getLogger(__name__)
 
 _TABLE = {4: "ip filter", 6: "ip6 filter"}
-_POLICY = re.compile(r"policy (\w+);")
 _HANDLE = re.compile(r"# handle (\d+)$")
+_POLICY = re.compile(r"hook forward .*policy (\w+);")
 
 
 def ensure_forward_accept(nft: Nft, mark: int) -> None:
@@ -69,16 +69,14 @@ def delete_forward_accept(nft: Nft, mark: int) -> None:
             _delete_from(nft, table, chain, mark)
 
 
-def set_forward_policy(nft: Nft, version: int, policy: str) -> str:
-    """Set the policy of FORWARD in an address family, ACCEPT or DROP; return what it was.
+def set_forward_policy(nft: Nft, version: int, policy: str) -> None:
+    """Set the policy of FORWARD for an address family, ACCEPT or DROP.
 
     The chain is made if there is none, as the iptables command makes it.
     """
     table = _TABLE[version]
-    before = _POLICY.search(nft.list_chain(table, CHAINS[-1]) or "policy accept;")
     hook = f"type filter hook forward priority 0; policy {policy.lower()};"
-    nft.run(f"add table {table}\nadd chain {table} {CHAINS[-1]} {{ {hook} }}\n")
-    return before[1].upper() if before else "ACCEPT"
+    nft.run(f"add table {table}\nadd chain {table} {CHAINS[1]} {{ {hook} }}\n")
 
 
 def _delete_from(nft: Nft, table: str, chain: str, mark: int) -> None:
@@ -125,3 +123,12 @@ def _handles(nft: Nft, table: str, chain: str, mark: int) -> Iterator[str]:
         handle = _HANDLE.search(line)
         if handle and f"{mark:#x}" in line and " accept" in line:
             yield handle[1]
+
+
+def forward_policy(nft: Nft, version: int) -> str | None:
+    """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if nobody can tell.
+
+    Without the chain nothing is dropped here, but the older iptables may have one.
+    """
+    policy = _POLICY.search(nft.list_chain(_TABLE[version], CHAINS[1]) or "")
+    return policy[1].upper() if policy else None

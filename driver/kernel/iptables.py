@@ -6,7 +6,6 @@ One rule a family, whatever the number of networks: accept what carries pynet's 
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 COMMANDS = ("iptables", "ip6tables")
 _COMMAND = dict(zip((4, 6), COMMANDS, strict=True))
-_POLICY = re.compile(r"-P FORWARD (\w+)")
 CHAINS = ("DOCKER-USER", "FORWARD")
 LOCK_SECONDS = 2  # how long to wait for the xtables lock; every request is answered in 5 s
 _TIMEOUT_SECONDS = 4
@@ -29,6 +27,11 @@ _TIMEOUT_SECONDS = 4
 def is_installed() -> bool:
     """Tell whether there is an iptables command; `driver.kernel.forward` does without."""
     return shutil.which(COMMANDS[0]) is not None
+
+
+def has_command(version: int) -> bool:
+    """Tell whether there is an iptables command for an address family that the kernel has."""
+    return is_installed() and any(path.endswith(f"/{_COMMAND[version]}") for path in _usable())
 
 
 def ensure_forward_accept(mark: int) -> None:
@@ -57,17 +60,9 @@ def delete_forward_accept(mark: int) -> None:
                 _run(command, "-D", chain, *_rule(mark))
 
 
-def set_forward_policy(version: int, policy: str) -> str | None:
-    """Set the policy of FORWARD in an address family, ACCEPT or DROP; return what it was.
-
-    None if there is no command for the family: then nothing is done.
-    """
-    path = shutil.which(_COMMAND[version])
-    if path is None:
-        return None
-    before = _POLICY.match(_run(path, "-S", "FORWARD"))
-    _run(path, "-P", "FORWARD", policy)
-    return before[1] if before else "ACCEPT"
+def set_forward_policy(version: int, policy: str) -> None:
+    """Set the policy of FORWARD for an address family, ACCEPT or DROP."""
+    _run(_COMMAND[version], "-P", CHAINS[1], policy)
 
 
 def _rule(mark: int) -> tuple[str, ...]:
@@ -87,11 +82,10 @@ def _succeeds(command: str, *arguments: str) -> bool:
     return _execute(command, *arguments).returncode == 0
 
 
-def _run(command: str, *arguments: str) -> str:
+def _run(command: str, *arguments: str) -> None:
     result = _execute(command, *arguments)
     if result.returncode != 0:
         raise KernelError(f"run {command} {' '.join(arguments)}: {result.stderr.strip()}")
-    return result.stdout
 
 
 def _execute(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -102,3 +96,15 @@ def _execute(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         )
     except subprocess.TimeoutExpired as error:
         raise KernelError(f"run {' '.join(line)}: no answer in {_TIMEOUT_SECONDS} s") from error
+
+
+def forward_policy(version: int) -> str | None:
+    """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if nobody can tell.
+
+    To look makes no table of nftables.
+    """
+    if not has_command(version):
+        return None
+    result = _execute(_COMMAND[version], "-S", CHAINS[1])
+    words = result.stdout.split("\n", 1)[0].split()
+    return words[2] if result.returncode == 0 and words[:2] == ["-P", CHAINS[1]] else None

@@ -29,6 +29,7 @@ from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
 from driver.model import SandboxKey
+from driver.reality import HostSettings
 from driver.recent import Recent
 from driver.sysctls import is_of_interface
 from driver.undo import Rollback
@@ -57,6 +58,7 @@ FORWARDING = {
     4: ("net.ipv4.ip_forward",),
     6: ("net.ipv6.conf.default.forwarding", "net.ipv6.conf.all.forwarding"),
 }
+SOURCE_CHECK = "net.ipv4.conf.IFNAME.rp_filter"
 INTERFACE_TIMEOUT = 30.0  # seconds from the sandbox's birth to its interface being up
 
 log = logging.getLogger(__name__)
@@ -170,16 +172,23 @@ class LinuxKernel:
             return
         with Rollback() as undo:
             if self._drops_forwarded:  # first, so that the host is at no moment an open router
-                policy = self._set_forward_policy(version, "DROP")
-                undo.push(self._set_forward_policy, version, policy)
+                undo.push(self._set_forward_policy, version, self._forward_policy(version))
+                self._set_forward_policy(version, "DROP")
             for key, value in off.items():
                 sysctl.write(key, "1")
                 undo.push(sysctl.write, key, value)
 
-    def _set_forward_policy(self, version: int, policy: str) -> str:
-        """Set FORWARD's policy where Docker would; return what it was."""
-        before = iptables.set_forward_policy(version, policy) if iptables.is_installed() else None
-        return before or forward.set_forward_policy(self._nft, version, policy)
+    def _forward_policy(self, version: int) -> str | None:
+        if iptables.has_command(version):
+            return iptables.forward_policy(version)
+        return forward.forward_policy(self._nft, version)
+
+    def _set_forward_policy(self, version: int, policy: str | None) -> None:
+        """Set FORWARD's policy where Docker would; where there is no chain it is to accept."""
+        if iptables.has_command(version):
+            iptables.set_forward_policy(version, policy or "ACCEPT")
+        else:
+            forward.set_forward_policy(self._nft, version, policy or "ACCEPT")
 
     def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
         """See `Kernel`."""
@@ -250,6 +259,28 @@ class LinuxKernel:
 
         found = netns.run_in_each(leading, work)
         return {leading[path]: values for path, values in found.items()}
+
+    def observe_host(self, interfaces: Iterable[str]) -> HostSettings:
+        """See `Kernel`."""
+        neighbours = {
+            version: sysctl.read(f"net.ipv{version}.neigh.default.gc_thresh3") for version in (4, 6)
+        }
+        policies = {version: self._forward_policy(version) for version in (4, 6)}
+        # Of the two the stricter is in force (ip-sysctl.rst).
+        everywhere = int(sysctl.read(SOURCE_CHECK, "all") or 0)
+        checks = {name: sysctl.read(SOURCE_CHECK, name) for name in interfaces}
+        return HostSettings(
+            neighbours={key: int(value) for key, value in neighbours.items() if value is not None},
+            forwards=frozenset(
+                version for version, keys in FORWARDING.items() if sysctl.read(keys[-1]) == "1"
+            ),
+            forward_policies={key: value for key, value in policies.items() if value is not None},
+            source_checks={
+                name: max(everywhere, int(value))
+                for name, value in checks.items()
+                if value is not None
+            },
+        )
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         """See `Kernel`."""

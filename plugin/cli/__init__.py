@@ -16,6 +16,7 @@ import click
 
 from driver.errors import DriverError
 from plugin.errors import AskError, DriverDown
+from plugin.escape import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ class Failure(click.ClickException):
     exit_code = FAILED
 
     def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.split()))
+        super().__init__(escape(text.strip()))
 
 
 class Misused(Failure):
@@ -108,7 +109,7 @@ def _failing_in_one_line() -> Iterator[None]:
         raise  # not in one line: it is the help
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "pynet"
-        words = error.format_message().rstrip(".")
+        words = " ".join(error.format_message().split()).rstrip(".")  # a list of choices has lines
         raise Misused(f"{words}; see {command} --help") from error
     except DriverDown as error:
         raise Unanswered(str(error)) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from plugin.ask import tell_driver
-from plugin.cli.terminal import json_option, print_json
+from plugin.cli.terminal import json_option, print_json, print_line
 from plugin.cli.who import complete_networks, complete_parameters, look_around, socket_path
 
 if TYPE_CHECKING:
@@ -69,15 +69,15 @@ def _tell(
     answer: Mapping[str, Any], kept: Mapping[str, list[str]], *, touches_sysctls: bool
 ) -> None:
     if not touches_sysctls:
-        click.echo("changed")
+        print_line("changed")
         return
-    click.echo(f"changed, in {_count(answer['changed'])} that run{'s' * (answer['changed'] == 1)}")
+    print_line(f"changed, in {_count(answer['changed'])} that run{'s' * (answer['changed'] == 1)}")
     if answer["awaited"]:
-        click.echo(f"{_count(answer['awaited'])} just starting will have it")
+        print_line(f"{_count(answer['awaited'])} just starting will have it")
     for name, keys in sorted(kept.items()):
-        click.echo(f"{name} keeps its own {', '.join(keys)}")
+        print_line(f"{name} keeps its own {', '.join(keys)}")
     if answer["changed"]:
-        click.echo("connections that exist keep what they were opened with")
+        print_line("connections that exist keep what they were opened with")
 
 
 def _count(number: int) -> str:

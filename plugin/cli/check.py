@@ -6,7 +6,7 @@ import click
 
 from plugin.ask import ask_driver, tell_driver
 from plugin.cli import DIFFERS
-from plugin.cli.terminal import json_option, print_json, print_table
+from plugin.cli.terminal import json_option, print_json, print_line, print_table, print_title
 from plugin.cli.who import socket_path
 
 
@@ -19,22 +19,30 @@ def check(*, repair: bool, as_json: bool) -> None:
     Looks at bridges, addresses, host ends, firewall rules, reserved ports and kernel parameters.
     While the driver runs it mends most damage by itself, within a second of it.
 
+    Warns of settings of the host that are no damage and not the driver's to change: tables of
+    neighbours too small, an open FORWARD chain, interfaces that take any IPv4 source address.
+
     \b
     Examples:
       pynet check
       pynet check --repair
 
-    Exits with 4 if anything differs.
+    Exits with 4 if anything differs. Warnings alone leave it at 0.
     """
     path = socket_path()
     answer = tell_driver(path, "/repair", {}) if repair else ask_driver(path, "/differences")
     differences = answer["differences"]
+    warnings = ask_driver(path, "/warnings")["warnings"]
     if as_json:
-        print_json(differences)
+        print_json({"differences": differences, "warnings": warnings})
     elif differences:
         rows = [(each["kind"], each["subject"], each["text"]) for each in differences]
         print_table(("WHAT", "WHICH", "DIFFERENCE"), rows)
     else:
-        click.echo("nothing differs")
+        print_line("nothing differs")
+    if warnings and not as_json:
+        print_line()
+        print_title("Warnings: no damage, but settings of this host to think about")
+        print_table(("SETTING", "WARNING"), [(each["setting"], each["text"]) for each in warnings])
     if differences:
         raise click.exceptions.Exit(DIFFERS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from plugin.cli.terminal import print_lines
+
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_PYNET_COMPLETE"  # click's own rule for a program called pynet
 
@@ -25,4 +27,4 @@ def print_completion(ctx: click.Context, shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None  # noqa: S101 - click has these three
-    click.echo(kind(ctx.find_root().command, {}, "pynet", VARIABLE).source())
+    print_lines(kind(ctx.find_root().command, {}, "pynet", VARIABLE).source().split("\n"))

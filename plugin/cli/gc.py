@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from plugin.cli import DIFFERS
-from plugin.cli.terminal import json_option, print_json, print_table
+from plugin.cli.terminal import json_option, print_json, print_line, print_table
 from plugin.cli.who import socket_path
 from plugin.garbage import compare_with_docker, remove
 
@@ -54,7 +54,7 @@ def collect_garbage(*, dry_run: bool, yes: bool, as_json: bool) -> None:
         rows = [*_rows(found.garbage, verb), *_rows(found.lost, "unknown to pynet")]
         print_table(("WHAT", "ID", "STATE", "DETAILS"), rows)
     else:
-        click.echo("nothing is left over")
+        print_line("nothing is left over")
     if found.lost or (found.garbage and not yes):
         raise click.exceptions.Exit(DIFFERS)
 

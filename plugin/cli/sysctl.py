@@ -5,7 +5,7 @@ The driver looks, for it alone may enter a container's namespace; here it is put
 
 from __future__ import annotations
 
-import json
+import shlex
 import time
 from dataclasses import asdict
 from datetime import datetime
@@ -15,7 +15,14 @@ import click
 
 from plugin.ask import ask_driver
 from plugin.cli import DIFFERS
-from plugin.cli.terminal import json_option, print_json, print_table, print_title
+from plugin.cli.terminal import (
+    json_option,
+    print_json,
+    print_line,
+    print_lines,
+    print_table,
+    print_title,
+)
 from plugin.cli.who import complete_names, complete_networks, look_around, socket_path
 from plugin.dropins import find_settings
 from plugin.errors import AskError, DriverDown
@@ -43,7 +50,6 @@ NOT_AS_ASKED, LOST = "!", "*"
 LEGEND = f"""\
 {NOT_AS_ASKED} is not what was asked for   {LOST} the host's value does not arrive, nobody asked\
 """
-CONTINUED = " \\\n    "
 
 
 class ShowByDefault(click.Group):
@@ -100,7 +106,7 @@ def show(name: str, *, everything: bool, as_json: bool) -> None:
     if as_json:
         print_json([_report(line) for line in lines])
     else:
-        _print_lines(lines)
+        _print_parameters(lines)
     if any(line.differs for line in lines):
         raise click.exceptions.Exit(DIFFERS)
 
@@ -135,7 +141,7 @@ def audit_host(network: str | None, *, everything: bool, compose: bool, as_json:
     if as_json:
         print_json(asdict(found) | {"options": suggest_options(found.portable)})
     elif compose:
-        click.echo(suggest_compose(found.portable))
+        print_lines(suggest_compose(found.portable))
     else:
         _print_audit(found, network, everything=everything)
     if found.reset:
@@ -163,7 +169,7 @@ def watch(name: str, *, interval: float, as_json: bool) -> None:
         raise AskError(f"{container.label} does not run")
     what = f"/endpoints/{endpoints[0][1]['id']}/sysctls/actual"
     before = ask_driver(socket_path(), what)
-    click.echo(f"watching {len(before)} parameters of {container.name}", err=True)
+    print_line(f"watching {len(before)} parameters of {container.name}", err=True)
     while True:
         time.sleep(max(interval, 0.01))
         try:
@@ -171,7 +177,7 @@ def watch(name: str, *, interval: float, as_json: bool) -> None:
         except DriverDown:
             raise
         except AskError:
-            click.echo(f"{container.name} has ended", err=True)
+            print_line(f"{container.name} has ended", err=True)
             return
         for change in _changes(before, now):
             _print_change(change, as_json=as_json)
@@ -206,7 +212,7 @@ def _container_lines(
     own = None if inventory.docker_failure else ask_own_sysctls(container)
     endpoints = inventory.endpoints_of(container)
     if not endpoints:
-        click.echo(f"{container.name} does not run: this is what it would get", err=True)
+        print_line(f"{container.name} does not run: this is what it would get", err=True)
         rows: dict[str, dict[str, Any]] = {}
         for identity in sorted(container.networks & {each["id"] for each in inventory.networks}):
             for row in _rows("networks", identity, everything=everything):
@@ -228,9 +234,9 @@ def _report(line: Line) -> dict[str, Any]:
     return asdict(line) | {"lost": line.is_lost}
 
 
-def _print_lines(lines: Sequence[Line]) -> None:
+def _print_parameters(lines: Sequence[Line]) -> None:
     if not lines:
-        click.echo("nobody asks for a parameter, and no value of the host's gets lost")
+        print_line("nobody asks for a parameter, and no value of the host's gets lost")
         return
     rows = [
         (
@@ -246,7 +252,7 @@ def _print_lines(lines: Sequence[Line]) -> None:
     head = ("", "PARAMETER", "HOST", "PRISTINE", "ASKED", "BY", "ACTUAL")
     print_table(head, rows, marked, whole=(0, 1, 5))
     if marked:
-        click.echo(LEGEND)
+        print_line(LEGEND)
 
 
 def _cell(value: str | None) -> str:
@@ -259,7 +265,7 @@ def _print_audit(found: Audit, network: str | None, *, everything: bool) -> None
         print_title(f"Reset by the kernel: the host's value does not arrive in {where}")
         _print_findings(found.reset, ("HOST", "CONTAINER"))
     else:
-        click.echo(f"Every value of the host's that a namespace can have arrives in {where}.")
+        print_line(f"Every value of the host's that a namespace can have arrives in {where}.")
     for title, findings in (
         ("Copied by the kernel, or the same everywhere; arrive", found.copied),
         ("Not per network namespace; the host's hold for everyone", found.host_wide),
@@ -267,12 +273,12 @@ def _print_audit(found: Audit, network: str | None, *, everything: bool) -> None
         shown = [each for each in findings if everything or each.set_in]
         if not findings:
             continue
-        click.echo()
+        print_line()
         print_title(f"{title}: {len(findings)}")
         if shown:
             _print_findings(shown, ("VALUE",))
         if len(shown) < len(findings):
-            click.echo(f"{len(findings) - len(shown)} that no file of sysctl.d sets: see --all")
+            print_line(f"{len(findings) - len(shown)} that no file of sysctl.d sets: see --all")
     if found.portable:
         _print_suggestions(found.portable, network)
 
@@ -289,22 +295,27 @@ def _print_findings(findings: Sequence[Finding], head: tuple[str, ...]) -> None:
     print_table(("PARAMETER", *head, "SET IN"), rows, whole=(0,))
     for each in findings:
         if each.refused:
-            click.echo(f"{each.parameter} cannot be carried over: {each.refused}")
+            print_line(f"{each.parameter} cannot be carried over: {each.refused}")
 
 
 def _print_suggestions(findings: Sequence[Finding], network: str | None) -> None:
     options = suggest_options(findings)
-    click.echo()
+    print_line()
     print_title("To carry the values over as they are now, or in Compose (--compose):")
-    click.echo(CONTINUED.join(["docker network create -d pynet", *options, "NAME"]))
+    _print_command("docker network create -d pynet", *options, "NAME")
     if network:
         words = [option.removeprefix("-o ") for option in options]
-        click.echo(CONTINUED.join([f"pynet set {network}", *words]))
-    click.echo()
+        _print_command(f"pynet set {shlex.quote(network)}", *words)
+    print_line()
     print_title("Or as they are on the host whenever a container starts:")
-    click.echo(
-        CONTINUED.join(["docker network create -d pynet", suggest_inherit(findings), "NAME"])
-    )
+    _print_command("docker network create -d pynet", suggest_inherit(findings), "NAME")
+
+
+def _print_command(*words: str) -> None:
+    """Print a command for a shell, a line a word."""
+    first, *more = words
+    lines = [first, *(f"    {word}" for word in more)]
+    print_lines([*(f"{line} \\" for line in lines[:-1]), lines[-1]])
 
 
 def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -316,7 +327,7 @@ def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[dict
 
 def _print_change(change: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(change))
+        print_json(change, indent=None)
         return
     moment = change["time"][11:23]
-    click.echo(f"{moment}  {change['parameter']}  {_cell(change['was'])} -> {_cell(change['is'])}")
+    print_line(f"{moment}  {change['parameter']}  {_cell(change['was'])} -> {_cell(change['is'])}")

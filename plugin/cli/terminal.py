@@ -1,29 +1,47 @@
-"""Print tables and JSON: for people on a terminal, for programs through a pipe. Knows no data."""
+"""Print tables, lines and JSON: for people on a terminal, for programs through a pipe.
+
+Knows no data. Nothing else in `plugin.cli` writes (ruff's TID251 sees to that): everything is
+escaped here, and here it is decided whether there is colour.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
+from plugin.escape import escape
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-PIPE_WIDTH = 10_000  # no line is broken that a program reads
+PIPE_WIDTH = 1_000_000_000  # no line is broken that a program reads
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def print_line(text: str = "", *, err: bool = False) -> None:
+    """Print a line for people, on standard output or standard error."""
+    click.echo(escape(text), err=err)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines for people."""
+    for line in lines:
+        print_line(line)
+
+
 def print_title(text: str) -> None:
     """Print what the lines below it are about."""
-    click.secho(text, bold=True)
+    click.secho(escape(text), bold=_has_style(), color=_has_style())
 
 
-def print_json(value: object) -> None:
-    """Print a value for programs."""
-    click.echo(json.dumps(value, indent=2))
+def print_json(value: object, indent: int | None = 2) -> None:
+    """Print a value for programs, as printable ASCII: json escapes the rest."""
+    click.echo(json.dumps(value, indent=indent, ensure_ascii=True))
 
 
 def print_table(
@@ -47,12 +65,25 @@ def print_table(
         table.add_column(name, overflow="fold", no_wrap=number in unbroken)
     colour = frozenset(marked)
     for number, row in enumerate(rows):
-        table.add_row(*row, style="yellow" if number in colour else None)
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    # [::]:80 is an address and no markup.
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+        table.add_row(*map(escape, row), style="yellow" if number in colour else None)
+    console = Console(
+        width=None if sys.stdout.isatty() else PIPE_WIDTH,
+        # Not what FORCE_COLOR, TTY_COMPATIBLE or a notebook make rich believe.
+        force_terminal=_has_style(),
+        force_jupyter=False,
+        # [red] may be a name, and [::]:80 is an address: no markup.
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
     with console.capture() as captured:
         console.print(table)
     # rich fills the last column with spaces, which a line of a pipe has no use for.
     text = captured.get()
-    click.echo("\n".join(line.rstrip() for line in text.splitlines()), color=True)
+    click.echo("\n".join(line.rstrip() for line in text.splitlines()), color=_has_style())
+
+
+def _has_style() -> bool:
+    """Tell whether escape sequences are welcome: on a terminal, unless it or its user says no."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not is_plain

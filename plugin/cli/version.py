@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from plugin.ask import ask_driver
-from plugin.cli.terminal import json_option, print_json
+from plugin.cli.terminal import json_option, print_json, print_line
 from plugin.cli.who import socket_path
 from plugin.errors import AskError
 from plugin.version import find_revision, find_version
@@ -29,8 +29,8 @@ def show_version(*, as_json: bool) -> None:
     if as_json:
         print_json({"program": own, "driver": driver})
         return
-    click.echo(f"program: pynet {own['version']}, revision {own['revision']}")
-    click.echo(
+    print_line(f"program: pynet {own['version']}, revision {own['revision']}")
+    print_line(
         f"driver:  {silence}"
         if driver is None
         else f"driver:  pynet {driver['version']}, revision {driver['revision']}"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import click
-
 from driver.options import NETWORK_OPTIONS
+from plugin.cli.terminal import print_line
 from plugin.errors import AskError
 from plugin.settings import parse_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
+
+    import click
 
     from plugin.inventory import Inventory
 
@@ -33,7 +35,7 @@ def look_around() -> Inventory:
     """
     inventory = _take_inventory()
     if inventory.docker_failure is not None:
-        click.echo(f"ids instead of names: {inventory.docker_failure}", err=True)
+        print_line(f"ids instead of names: {inventory.docker_failure}", err=True)
     return inventory
 
 
@@ -47,13 +49,13 @@ def _take_inventory() -> Inventory:
 def complete_networks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return the names of networks that begin so, for a shell."""
     del ctx, param
-    return [name for name in _names(containers=False) if name.startswith(incomplete)]
+    return _complete(_names(containers=False), incomplete)
 
 
 def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return the names of networks and containers that begin so, for a shell."""
     del ctx, param
-    return [name for name in _names(containers=True) if name.startswith(incomplete)]
+    return _complete(_names(containers=True), incomplete)
 
 
 def complete_parameters(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -64,15 +66,25 @@ def complete_parameters(ctx: click.Context, param: click.Parameter, incomplete: 
     names = {f"{option.name}=" for option in NETWORK_OPTIONS if option.field}
     with suppress(AskError):
         names |= {f"{key}=" for key in ask_driver(socket_path(), "/sysctls")["pristine"]}
-    return sorted(name for name in names if name.startswith(incomplete))
+    return _complete(names, incomplete)
 
 
-def _names(*, containers: bool) -> list[str]:
+def _complete(names: Iterable[str], incomplete: str) -> list[str]:
+    """Return those that begin so, but for what a shell would take for more than a word.
+
+    Shells put a name on the command line as it is, and whoever chose it may have meant that.
+    """
+    return sorted(
+        name for name in names if name.startswith(incomplete) and shlex.quote(name) == name
+    )
+
+
+def _names(*, containers: bool) -> set[str]:
     try:
         inventory = _take_inventory()
     except AskError:
-        return []  # a shell that completes has no place for an error
+        return set()  # a shell that completes has no place for an error
     names = {inventory.network_name(network) for network in inventory.networks}
     if containers:
         names |= {container.name for container in inventory.our_containers()}
-    return sorted(names)
+    return names

@@ -62,7 +62,13 @@ def works(site: Site) -> None:
 
 def differences(engine: Engine) -> list[dict[str, Any]]:
     """Return what `pynet check` finds."""
-    found: list[dict[str, Any]] = json.loads(pynet(engine, "check", "--json", check=False).stdout)
+    return check_host(engine)["differences"]
+
+
+def check_host(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    """Return all that `pynet check` says."""
+    done = pynet(engine, "check", "--json", check=False)
+    found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
     return found
 
 
@@ -133,3 +139,26 @@ def test_a_port_is_free_when_its_container_died_with_dockerd(site: Site) -> None
     run(engine, "next", "back", "-p", "8080:80", "--ip", "10.61.0.77")
     assert not any(garbage(engine).values())
     assert not differences(engine)
+
+
+def test_a_host_that_is_merely_weaker_is_warned_of_and_whole(site: Site) -> None:
+    engine = site.engine
+    before = engine.run("sysctl", "-n", "net.ipv4.conf.all.rp_filter").stdout.strip()
+    try:
+        engine.run("sysctl", "-w", "net.ipv4.conf.all.rp_filter=1")
+        engine.run("iptables", "-w", "-P", "FORWARD", "DROP")
+        engine.run("ip6tables", "-w", "-P", "FORWARD", "DROP")
+        assert check_host(engine)["warnings"] == []
+        engine.run("sysctl", "-w", "net.ipv4.conf.all.rp_filter=0")
+        for command in ("iptables", "ip6tables"):
+            engine.run(command, "-w", "-P", "FORWARD", "ACCEPT")
+        done = pynet(engine, "check")  # that exits with 0
+        said = check_host(engine)
+        assert not said["differences"]
+        settings = [each["setting"] for each in said["warnings"]]
+        assert settings[:2] == ["iptables FORWARD", "ip6tables FORWARD"]
+        assert all(each in done.stdout for each in settings)
+    finally:
+        engine.run("sysctl", "-w", f"net.ipv4.conf.all.rp_filter={before}")
+        for command in ("iptables", "ip6tables"):
+            engine.run(command, "-w", "-P", "FORWARD", "DROP")

@@ -67,6 +67,9 @@ class Host(Protocol):
     def forwards(self, version: int) -> bool:
         """Tell whether the host forwards packets of an address family."""
 
+    def weaken(self, version: int, policy: str, sources: Mapping[str, int]) -> None:
+        """Have the operator set the policy of FORWARD, and the checks of interfaces' sources."""
+
     def take(self, place: HostPort) -> None:
         """Have somebody else listen on a host port, for as long as the test lasts."""
 
@@ -119,6 +122,10 @@ class FakeHost:
 
     def forwards(self, version: int) -> bool:
         return version in self.kernel.forwarding
+
+    def weaken(self, version: int, policy: str, sources: Mapping[str, int]) -> None:
+        self.kernel.forward_policies[version] = policy
+        self.kernel.source_checks |= sources
 
     def take(self, place: HostPort) -> None:
         self.kernel.taken[place] = "python (pid 812)"
@@ -189,6 +196,11 @@ class RealHost:
     def forwards(self, version: int) -> bool:
         key = {4: "ip_forward", 6: "conf/all/forwarding"}[version]
         return Path(f"/proc/sys/net/ipv{version}/{key}").read_text() == "1\n"
+
+    def weaken(self, version: int, policy: str, sources: Mapping[str, int]) -> None:
+        run(COMMANDS[version], "-w", "-P", "FORWARD", policy)
+        for name, mode in sources.items():
+            Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text(str(mode))
 
     def take(self, place: HostPort) -> None:
         taken = bound(place)

@@ -69,6 +69,31 @@ def test_forwarding_is_turned_on_by_family(host: Host) -> None:
         assert host.forwards(version)
 
 
+@pytest.mark.parametrize(
+    ("everywhere", "here", "in_force"), [(0, 0, 0), (0, 2, 2), (1, 0, 1), (2, 1, 2), (1, 2, 2)]
+)
+def test_the_stricter_check_of_sources_is_in_force(
+    host: Host, everywhere: int, here: int, in_force: int
+) -> None:
+    host.add_foreign("eth0.1", "vxlan")
+    host.weaken(4, "DROP", {"all": everywhere, "eth0.1": here})
+    assert host.kernel.observe_host(["eth0.1", "nowhere"]).source_checks == {"eth0.1": in_force}
+
+
+def test_policies_and_forwarding_are_told_by_family(host: Host) -> None:
+    host.weaken(4, "ACCEPT", {})
+    host.weaken(6, "DROP", {})
+    seen = host.kernel.observe_host([])
+    assert (seen.forward_policies, seen.forwards) == ({4: "ACCEPT", 6: "DROP"}, frozenset())
+    host.weaken(4, "DROP", {})
+    host.weaken(6, "ACCEPT", {})
+    host.kernel.ensure_forwarding(6)
+    seen = host.kernel.observe_host([])
+    assert (seen.forward_policies, set(seen.forwards)) == ({4: "DROP", 6: "ACCEPT"}, {6})
+    host.kernel.ensure_forwarding(4)
+    assert host.kernel.observe_host([]).forwards == {4, 6}
+
+
 def test_the_loopback_pair_comes_once_and_goes(host: Host) -> None:
     assert host.kernel.ensure_loopback_pair(LOOPBACK_PAIR)
     made = host.links()

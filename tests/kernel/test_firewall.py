@@ -130,6 +130,22 @@ def test_the_accepting_rule_is_there_once_and_first(linux: LinuxKernel, chain: s
 
 
 @pytest.mark.usefixtures("way")
+def test_the_policy_is_read_and_nothing_made_for_it(linux: LinuxKernel) -> None:
+    linux.observe_host([])
+    assert listing() == ""
+    for policy, other in (("DROP", "ACCEPT"), ("ACCEPT", "DROP")):
+        for command, value in (("iptables", policy), ("ip6tables", other)):
+            run(command, "-w", "-P", "FORWARD", value)
+            run(command, "-w", "-A", "FORWARD", "-j", other)
+        assert linux.observe_host([]).forward_policies == {4: policy, 6: other}
+
+
+def test_what_new_interfaces_will_do_is_no_forwarding_yet(linux: LinuxKernel) -> None:
+    Path("/proc/sys/net/ipv6/conf/default/forwarding").write_text("1")
+    assert linux.observe_host([]).forwards == frozenset()
+
+
+@pytest.mark.usefixtures("way")
 def test_nothing_is_left_where_nothing_was(linux: LinuxKernel) -> None:
     assert listing() == ""
     linux.ensure_forward_accept(MARK)

@@ -87,7 +87,7 @@ def test_it_needs_to_write_nowhere_but_to_its_state_and_its_socket(
         ports = ids(1) | {"Options": {"com.docker.network.portmap": [WEB]}}
         assert server.call("ProgramExternalConnectivity", ports) == (200, {})
         assert value_in(sandbox, KEEPALIVE) == "600"
-        for target in ("/networks", "/health", "/metrics", "/version", "/differences"):
+        for target in ("/networks", "/health", "/metrics", "/version", "/differences", "/warnings"):
             assert server.get(target)[0] == 200, target
         for name in ("RevokeExternalConnectivity", "Leave", "DeleteEndpoint"):
             assert server.call(name, ids(1)) == (200, {})

@@ -14,6 +14,7 @@ from driver.inherit import Heritage
 from driver.kernel import netns, sysctl
 from driver.kernel.linux import LinuxKernel
 from driver.sysctls import DOCKER_DEFAULTS, NO_POLICY
+from tests.kernel.host import run
 from tests.samples import KEEPALIVE, RP_FILTER
 from tests.samples import sysctl as parse
 
@@ -141,3 +142,12 @@ def test_interfaces_are_found_whatever_their_names(real: RealHost) -> None:
     with netns.open_namespace(sandbox) as namespace:
         netns.run_in(namespace, lambda: sysctl.write(RP_FILTER, "2", "lo"))
     assert real.value(sandbox, "net.ipv4.conf.lo.rp_filter") == "2"
+
+
+def test_how_many_neighbours_there_may_be_is_the_whole_machines(linux: LinuxKernel) -> None:
+    seen = on_machine(lambda: linux.observe_host([])).neighbours
+    for version in (4, 6):
+        limit = f"net.ipv{version}.neigh.default.gc_thresh3"
+        shown = run("nsenter", f"--net=/proc/{os.getppid()}/ns/net", "sysctl", "-n", limit)
+        assert shown == f"{seen[version]}\n"
+    assert linux.observe_host([]).neighbours == {}, "another namespace has no such parameters"

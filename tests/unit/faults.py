@@ -94,6 +94,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "read_pristine": _ONLY_REFUSED,
     "read_host": _ONLY_REFUSED,
     "read_sandboxes": (),  # only looks, and belongs to no operation
+    "observe_host": _ONLY_REFUSED,
     "has_sandbox": _ONLY_REFUSED,
     "change_sysctls": _IN_SANDBOX,
     "change_all_sysctls": (Fault.REFUSED, Fault.MALFORMED),
@@ -135,7 +136,7 @@ class World:
         But for forwarding, which stays on once a network needed it, as Docker leaves it.
         """
         rows = {"intent": self.intent(), "memory": self.rows("trace", "boot")}
-        stays = {"forwarding": None, "forward_policy": None}
+        stays = {"forwarding": None, "forward_policies": None}
         return self.kernel.state() | stays | rows
 
     def intent(self) -> list[list[Any]]:

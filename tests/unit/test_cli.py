@@ -229,7 +229,7 @@ def test_words_and_names_are_completed(run: Run, typed: str, expected: str) -> N
 def test_check_says_that_nothing_differs(run: Run) -> None:
     result = run("check")
     assert (result.exit_code, result.stdout) == (0, "nothing differs\n")
-    assert json.loads(run("check", "--json").stdout) == []
+    assert json.loads(run("check", "--json").stdout) == {"differences": [], "warnings": []}
 
 
 def test_check_prints_what_differs_and_repairs_it(run: Run, kernel: FakeKernel) -> None:
@@ -240,7 +240,7 @@ def test_check_prints_what_differs_and_repairs_it(run: Run, kernel: FakeKernel) 
         "WHAT    WHICH            DIFFERENCE",
         "bridge  pn-010101010101  is down (network 010101010101)",
     ]
-    (difference,) = json.loads(run("check", "--json").stdout)
+    (difference,) = json.loads(run("check", "--json").stdout)["differences"]
     assert (difference["kind"], difference["subject"]) == ("bridge", DUAL.bridge_name)
     assert run("check", "--repair").stdout == "nothing differs\n"
     assert kernel.links[DUAL.bridge_name].up

@@ -166,7 +166,7 @@ def test_the_suggestions_are_options_that_a_network_takes() -> None:
     _, inherit = shlex.split(suggest_inherit(found))
     given |= dict([inherit.split("=", 1)])
     parse_network_options(given, internal=False, has_ipv4=True, has_ipv6=False)
-    assert f'\n      {RMEM}: "4096 1 2"' in suggest_compose(found)
+    assert f'      {RMEM}: "4096 1 2"' in suggest_compose(found)
 
 
 FILES = {

@@ -461,6 +461,7 @@ SCENARIOS = (
     _later("a repair after a container died", repairs, *BUSY, DIED),
     _later("a measurement", lambda driver: driver.read_traffic(), *BUSY),
     _later("a look at what was dropped", lambda driver: driver.read_drops(), *BUSY),
+    _later("advice", lambda driver: driver.advise(), *BUSY),
     _later("a list", lambda driver: driver.describe(), *BUSY),
     _later(
         "a question", lambda driver: driver.find_interface(endpoint_id(1)), *WITH_ENDPOINT, MOVED

@@ -207,7 +207,7 @@ class Watched(FakeKernel):
         self.add_sandbox(sandbox_key(1))
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"texts": None, "forwarding": None, "forward_policy": None}
+        return super().state() | {"texts": None, "forwarding": None, "forward_policies": None}
 
     def apply_rules(self, text: str) -> None:
         self.texts.append(text)

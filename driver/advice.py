@@ -1,0 +1,112 @@
+"""Say where the host's own settings are weaker than pynet's networks deserve; performs no I/O.
+
+Advice is no damage: nothing of pynet's is missing, and nobody but the host's operator may change
+these settings. Only what pynet's own rules do not make up for is in here. br_netfilter is not: who
+reaches whom on a bridge is decided in the table of family bridge, which sees every frame whether or
+not iptables does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from driver.firewall import LOOPBACK_PAIR
+from driver.reality import find_uplinks
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+
+    from driver.model import Endpoint, Network
+    from driver.reality import HostSettings, Link
+
+COMMANDS = {4: "iptables", 6: "ip6tables"}
+FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+# No packet of others comes in by them, or none whose source the kernel has not checked already:
+# WireGuard takes from a peer only what its AllowedIPs say.
+HARMLESS_KINDS = frozenset({"dummy", "wireguard"})
+# Every container that sends anything off its link takes an entry on the host, and one of its own
+# for the gateway; the kernel counts those of all namespaces together (neigh_alloc()).
+ENTRIES_EACH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """One setting of the host that might better be another: which, and what that leaves open."""
+
+    setting: str
+    text: str
+
+
+def find_entrances(links: Mapping[str, Link]) -> frozenset[str]:
+    """Return the interfaces by which packets of others reach the host, containers' aside.
+
+    What is a port of something else receives nothing itself, and a bridge only leads out if it has
+    a port that is no container's.
+    """
+    uplinks = find_uplinks(links)
+    own = {"lo", LOOPBACK_PAIR.out_end, LOOPBACK_PAIR.in_end}
+    return frozenset(
+        name
+        for name, link in links.items()
+        if link.up
+        and link.bridge is None
+        and not link.is_ours
+        and link.kind not in HARMLESS_KINDS
+        and name not in own
+        and (link.kind != "bridge" or name in uplinks)
+    )
+
+
+def advise(
+    networks: Collection[Network], endpoints: Iterable[Endpoint], settings: HostSettings
+) -> Iterator[Advice]:
+    """Yield what to think about, as far as these networks are concerned."""
+    joined = [each for each in endpoints if each.attachment is not None]
+    for version in (4, 6):
+        yield from _advise_on_neighbours(version, joined, settings)
+    for version in (4, 6):
+        if any(network.forwards(version) for network in networks):
+            yield from _advise_on_forwarding(version, settings)
+    if any(network.has_family(4) for network in networks):
+        yield from _advise_on_sources(settings)
+
+
+def _advise_on_neighbours(
+    version: int, joined: Iterable[Endpoint], settings: HostSettings
+) -> Iterator[Advice]:
+    count = sum(
+        any(address.version == version for address in endpoint.addresses) for endpoint in joined
+    )
+    room = settings.neighbours.get(version)
+    if room is not None and room < count:
+        yield Advice(
+            f"net.ipv{version}.neigh.default.gc_thresh3",
+            f"is {room}, less than the {count} endpoints with IPv{version}: the kernel has no room "
+            "for all their neighbours, and connections fail now here, now there; set it to "
+            f"{ENTRIES_EACH * count} or more",
+        )
+
+
+def _advise_on_forwarding(version: int, settings: HostSettings) -> Iterator[Advice]:
+    if version in settings.forwards and settings.forward_policies.get(version) == "ACCEPT":
+        command = COMMANDS[version]
+        yield Advice(
+            f"{command} FORWARD",
+            f"has the policy ACCEPT while {FORWARDING[version]} is 1: what no rule drops this host "
+            f"routes for everybody, though not into pynet's networks; unless it is to be a router, "
+            f"{command} -P FORWARD DROP",
+        )
+
+
+def _advise_on_sources(settings: HostSettings) -> Iterator[Advice]:
+    """Yield advice on interfaces without a check of IPv4 sources; for IPv6 the kernel has none."""
+    unchecked = sorted(name for name, mode in settings.source_checks.items() if mode == 0)
+    if unchecked:
+        yield Advice(
+            "net.ipv4.conf.*.rp_filter",
+            f"is 0 for {', '.join(unchecked)}: a neighbour there can send with any IPv4 source "
+            "address but those of pynet's networks; what trusts an address, on this host or "
+            "behind a published port, is deceived. Set it to 1 where answers leave by the "
+            "interface that the question came by",
+        )
