@@ -198,9 +198,11 @@ class Attack:
             host.say(*self._served, mark)
             heard[HOST] = host.hear(mark)
         for port in (*senders, *listeners):
-            mark = new_mark()
-            host.say(port.addresses[4 if 4 in port.addresses else 6], SPARE_PORT, mark)
-            heard.setdefault(port.actor.name, []).extend(port.actor.hear(mark))
+            # By each family: a packet may wait until its neighbour is found, the next behind it.
+            marks = {version: new_mark() for version in port.addresses}
+            for version, mark in marks.items():
+                host.say(port.addresses[version], SPARE_PORT, mark)
+            heard.setdefault(port.actor.name, []).extend(port.actor.hear(*marks.values()))
         return heard
 
     def _links(self, place: str) -> list[dict[str, Any]]:
@@ -228,9 +230,9 @@ def bridge_of(engine: Engine, network: str) -> str:
 
 
 def _addresses(link: dict[str, Any]) -> dict[int, str]:
-    """Return an interface's first address of each family that is not link-local."""
+    """Return an interface's first address of each family, its own: no router has told it."""
     found: dict[int, str] = {}
     for entry in link["addr_info"]:
-        if entry["scope"] == "global":
+        if entry["scope"] == "global" and not entry.get("dynamic"):
             found.setdefault(4 if entry["family"] == "inet" else 6, entry["local"])
     return found

@@ -14,7 +14,7 @@ ARP, IPV4, IPV6, VLAN, SERVICE_VLAN = 0x0806, 0x0800, 0x86DD, 0x8100, 0x88A8
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 SYN, RST, PSH, ACK = 0x02, 0x04, 0x08, 0x10
 BROADCAST = "ff:ff:ff:ff:ff:ff"
-ALL_NODES, ALL_ROUTERS = "ff02::1", "ff02::2"
+ALL_NODES, ALL_ROUTERS, ALL_MLD_ROUTERS = "ff02::1", "ff02::2", "ff02::16"
 REQUEST, REPLY = 1, 2
 
 
@@ -168,6 +168,29 @@ def redirect(source: str, target: str, about: str, via: str, mark: bytes = b"") 
     return icmp(source, target, 5, ip_address(via).packed + inner, code=1)
 
 
+def listener_report(source: str, group: str, mark: bytes = b"") -> bytes:
+    """Return a multicast listener report (MLDv2) of one group; the mark is auxiliary data."""
+    aux = mark.ljust((len(mark) + 3) // 4 * 4, b"\0")
+    record = struct.pack("!BBH", 4, len(aux) // 4, 0) + ip_address(group).packed + aux
+    body = struct.pack("!BB", 143, 0), struct.pack("!HH", 0, 1) + record
+    check = _transport_checksum(source, ALL_MLD_ROUTERS, ICMPV6, body[0] + bytes(2) + body[1])
+    option = bytes([ICMPV6, 0, 5, 2, 0, 0, 1, 0])  # router alert
+    return ip(source, ALL_MLD_ROUTERS, 0, option + body[0] + check + body[1], hops=1)
+
+
+def behind_options(packet: bytes) -> bytes:
+    """Return an IPv6 packet with a header of options in front of what it carries."""
+    length = struct.pack("!H", len(packet) - 40 + 8)
+    head = packet[:4] + length + bytes([60]) + packet[7:40]
+    return head + bytes([packet[6], 0, 1, 4, 0, 0, 0, 0]) + packet[40:]
+
+
+def router_solicitation(source: str, mac: str, mark: bytes = b"") -> bytes:
+    """Return a router solicitation."""
+    body = bytes(4) + b"\x01\x01" + mac_bytes(mac) + _nonce(mark)
+    return icmpv6(source, ALL_ROUTERS, 133, body)
+
+
 def dhcp(message: int, mac: str, offered: str, server: str, mark: bytes = b"") -> bytes:
     """Return the payload of a DHCP message: 1 asks for a server, 2 offers an address."""
     fixed = struct.pack(
@@ -194,8 +217,13 @@ def bpdu(source: str, mark: bytes = b"") -> bytes:
 def is_error(frame: bytes) -> bool:
     """Tell whether a frame without tags is an ICMP error, which quotes another packet."""
     if (frame[12], frame[13]) == (0x08, 0x00):
-        return frame[23] == ICMP and frame[34] in {3, 4, 5, 11, 12}
+        return frame[23] == ICMP and frame[34] in {3, 4, 11, 12}
     return (frame[12], frame[13]) == (0x86, 0xDD) and frame[20] == ICMPV6 and frame[54] < 128
+
+
+def is_ping(frame: bytes) -> bool:
+    """Tell whether a frame without tags is an echo request of IPv4."""
+    return (frame[12], frame[13], frame[23], frame[34]) == (0x08, 0x00, ICMP, 8)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ not have been. A test makes many on one site, on hosts of all kinds, and names t
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ import pytest
 from tests.engine import frames, steps
 from tests.engine.attack import Attack, Port, new_mark, was_heard
 from tests.engine.conftest import start
-from tests.engine.driver import DriverProcess
+from tests.engine.hosts import bridged_frames, hosts, routing, rp_filter
 from tests.engine.site import (
     HOST,
     HOST_ADDRESS,
@@ -27,7 +26,6 @@ from tests.engine.site import (
     Question,
     Site,
     check,
-    is_modern,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ BRIDGE = "com.docker.network.bridge"
 PORT, PUBLISHED, OWN, FAR = 80, 8080, 8081, 8082
 SECRET, OPEN = 5300, 5301  # of programs on the host: on its loopback only, and on all addresses
 LOOPBACK_PAIR, LOOPBACK_SOURCE = ("pnlo-out", "pnlo-in"), "100:0:0:1::8"
-BRIDGED = [f"net.bridge.bridge-nf-call-ip{six}tables" for six in ("", "6")]
 EXPERIMENTAL, MPLS, PPPOE = 0x88B5, 0x8847, 0x8864
 _ports = count(7000)
 
@@ -61,63 +58,6 @@ def attack(engine: Engine) -> Iterator[Attack]:
 def attack28(engine28: Engine) -> Iterator[Attack]:
     with Site(engine28) as site, Attack(site) as attack:
         yield attack
-
-
-# -- hosts
-
-
-@contextmanager
-def bridged_frames(engine: Engine, *, pass_iptables: bool) -> Iterator[None]:
-    """Have br_netfilter on or off in the block; on a host with Docker it is on."""
-    engine.run("sysctl", "-qw", *(f"{key}={int(pass_iptables)}" for key in BRIDGED))
-    try:
-        yield
-    finally:
-        engine.run("sysctl", "-qw", *(f"{key}=1" for key in BRIDGED))
-
-
-@contextmanager
-def rp_filter(engine: Engine, value: int) -> Iterator[None]:
-    """Have the host look at IPv4 sources not at all (0), strictly (1) or loosely (2) in the block.
-
-    Its interfaces get the value, and those made from then on; the kernel takes the larger of theirs
-    and that of all.
-    """
-    shown = engine.run("sysctl", "-a", "-r", r"ipv4\.conf\..*\.rp_filter").stdout
-    before = [line.replace(" ", "") for line in shown.splitlines()]
-    changed = [f"{line.partition('=')[0]}={value}" for line in before]
-    engine.run("sysctl", "-qw", *changed)
-    try:
-        yield
-    finally:
-        engine.run("sysctl", "-qw", *before)
-
-
-def hosts(engine: Engine) -> Iterator[str]:
-    """Make the engine's host one of each kind in turn, and yield what it is like.
-
-    The strictness of rp_filter, where less is attacked than with none, on one engine only. What a
-    host has tracked is forgotten in between.
-    """
-    every = is_modern(engine) and engine.drivers is DriverProcess
-    for passing in (True, False):
-        for value in (0, 1, 2) if every else (0,):
-            with bridged_frames(engine, pass_iptables=passing), rp_filter(engine, value):
-                engine.run("conntrack", "-F")
-                yield f"br_netfilter {'on' if passing else 'off'}, rp_filter {value}"
-
-
-@contextmanager
-def routing(engine: Engine) -> Iterator[None]:
-    """Have the host be a router for its neighbours in the block, whatever Docker's policy is."""
-    rule = ("FORWARD", "-i", "uplink", "-o", "uplink", "-j", "ACCEPT")
-    for tables in ("iptables", "ip6tables"):
-        engine.run(tables, "-w", "-I", *rule)
-    try:
-        yield
-    finally:
-        for tables in ("iptables", "ip6tables"):
-            engine.run(tables, "-w", "-D", *rule)
 
 
 def those_that_worked(attacks: Attacks) -> list[str]:
