@@ -120,6 +120,7 @@ def loopback_by_udp(attack: Attack, seeding: Port, opening: Port) -> bool:
 def loopback_by_port(attack: Attack, seeding: Port, opening: Port, published: int) -> bool:
     """Reach what listens on 127.0.0.53: what was sent to a published port makes the way back."""
     mark, gateway = new_mark(), opening.gateways[4]
+    attack.engine.run("conntrack", "-F")  # nothing of an attempt before, whose ports are the same
     seeding.send(frames.udp("127.0.0.53", SECRET, HOST_ADDRESS[4], published))
     attack.settle(seeding)
     opening.send(frames.udp(opening.addresses[4], PORT, gateway, SECRET, mark))
@@ -206,14 +207,17 @@ def out_of_internal_by_two(attack: Attack, hidden: Port, peer: Port, version: in
     return was_heard(attack.settle(hidden, listeners=[lan]), LAN, mark)
 
 
-def by_the_hosts_source(attack: Attack, victim: Port, version: int) -> bool:
-    """Reach a container from the LAN with the host's source, after the host has answered it."""
-    lan, port, mark = attack.port(LAN), new_port(), new_mark()
+def by_the_hosts_source(attack: Attack, sender: Port, victim: Port, version: int) -> bool:
+    """Reach a container's port with the host's source, after the host has answered the container.
+
+    Which it has because it was asked in the container's name.
+    """
+    port, mark = new_port(), new_mark()
     inside, host = victim.addresses[version], HOST_ADDRESS[version]
-    lan.send(frames.udp(inside, port, host, OPEN))
-    attack.settle(lan)
-    lan.send(frames.udp(host, OPEN, inside, port, mark))
-    return was_heard(attack.settle(lan, listeners=[victim]), victim.actor.name, mark)
+    sender.send(frames.udp(inside, port, host, OPEN))
+    attack.settle(sender)
+    sender.send(frames.udp(host, OPEN, inside, port, mark))
+    return was_heard(attack.settle(sender, listeners=[victim]), victim.actor.name, mark)
 
 
 def by_a_foreign_source(attack: Attack, seeding: Port, victim: Port, version: int) -> bool:
@@ -235,6 +239,13 @@ def by_reflection(attack: Attack, sender: Port, victim: Port, version: int, targ
     mark = new_mark()
     sender.send(frames.ping(victim.addresses[version], target, mark))
     return was_heard(attack.settle(sender, listeners=[victim]), victim.actor.name, mark)
+
+
+def out_by_reflection(attack: Attack, hidden: Port, version: int, target: str) -> bool:
+    """Have the host send something to the LAN for an internal container: the answer to its ping."""
+    lan, mark = attack.port(LAN), new_mark()
+    hidden.send(frames.ping(LAN_ADDRESS[version], target, mark))
+    return was_heard(attack.settle(hidden, listeners=[lan]), LAN, mark)
 
 
 # -- tests
@@ -275,7 +286,9 @@ def all_attacks(attack: Attack) -> Attacks:
     yield "TCP to 127.0.0.1 alone", partial(loopback_by_tcp, attack, evil, evil)
     yield "UDP to 127.0.0.1 by two", partial(loopback_by_udp, attack, evil, helper)
     yield "UDP to 127.0.0.1 alone", partial(loopback_by_udp, attack, evil, evil)
-    yield "UDP to 127.0.0.53", partial(loopback_by_port, attack, evil, far, FAR)
+    for port in (evil, dock, lan):
+        seeded = partial(loopback_by_port, attack, port, far, FAR)
+        yield f"UDP to 127.0.0.53, seeded by {port.actor.name}", seeded
     yield "127.0.0.2 to the host", partial(loopback_source, attack, evil, evil.gateways[4], OPEN)
     yield "127.0.0.2 to the LAN", partial(loopback_source, attack, evil, lan.addresses[4], 9, lan)
     to_far = partial(loopback_source, attack, evil, HOST_ADDRESS[4], FAR, far)
@@ -300,9 +313,13 @@ def all_attacks(attack: Attack) -> Attacks:
         yield f"out of an internal network alone, {name}", alone
         by_two = partial(out_of_internal_by_two, attack, hidden, peer, version)
         yield f"out of an internal network by two, {name}", by_two
-        for victim in (hidden, helper):
-            own = partial(by_the_hosts_source, attack, victim, version)
-            yield f"by the host's source to {victim.actor.name}, {name}", own
+        out = partial(out_by_reflection, attack, hidden, version, hidden.gateways[version])
+        yield f"out of an internal network, reflected, {name}", out
+        for port in (evil, dock, lan):
+            for victim in (hidden, far):
+                own = partial(by_the_hosts_source, attack, port, victim, version)
+                what = f"by the host's source from {port.actor.name} to {victim.actor.name}"
+                yield f"{what}, {name}", own
         for port in (far, dock, lan):
             foreign = partial(by_a_foreign_source, attack, port, helper, version)
             yield f"to an unpublished port, seeded by {port.actor.name}, {name}", foreign
@@ -338,12 +355,13 @@ def test_the_same_attacks_on_dockers_bridge(attack28: Attack) -> None:
         worked = those_that_worked(all_attacks(attack28))
     assert set(worked) == {
         *(f"{LOOPBACK_SOURCE} from {each} to the host" for each in ("evil", "dock", "lan")),
-        # Over IPv6 its internal networks have no gateway, and so no way to them.
         *(
-            f"into an internal network, reflected by {each}, IPv4 from {target}"
-            for each, own in (("evil", "10.61.0.1"), ("dock", "10.64.0.1"), ("lan", "192.0.2.1"))
-            for target in (own, "10.63.0.1")
+            f"into an internal network, reflected by {port.actor.name}, IPv{version} from {target}"
+            for port in map(attack28.port, ("evil", "dock", LAN))
+            for version in (4, 6)
+            for target in (port.gateways[version], attack28.port("hidden").gateways[version])
         ),
+        *(f"out of an internal network, reflected, IPv{version}" for version in (4, 6)),
         *(
             f"to an unpublished port, seeded by {each}, IPv{version}"
             for each in ("far", "dock", "lan")
@@ -381,8 +399,11 @@ def attacks_of_mode(attack: Attack, mode: str, far: Port) -> Attacks:
     yield f"{mode}: 127.0.0.2 to a published port", to_far
     yield f"{mode}: round the loopback pair", partial(round_the_loopback_pair, attack, evil)
     for version in (4, 6):
+        if mode == "icc":
+            own = partial(by_the_hosts_source, attack, evil, helper, version)
+            yield f"{mode}: by the host's source to a neighbour, IPv{version}", own
         if mode != "unprotected":  # whose ports are open to everybody
-            own = partial(by_the_hosts_source, attack, helper, version)
+            own = partial(by_the_hosts_source, attack, lan, helper, version)
             yield f"{mode}: by the host's source, IPv{version}", own
             for port in (far, lan):
                 foreign = partial(by_a_foreign_source, attack, port, helper, version)
