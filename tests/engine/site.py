@@ -131,7 +131,7 @@ class Site:
 
         On the other side has to be an `echo`. Yields what runs for as long as nothing is wrong.
         """
-        pouring = self._start(origin, STREAM, "pour", host, str(port), stdin=PIPE, stdout=PIPE)
+        pouring = self.start(origin, STREAM, "pour", host, str(port), stdin=PIPE, stdout=PIPE)
         self._stack.callback(_end, pouring)
         assert pouring.stdout is not None
         if pouring.stdout.readline() != "flowing\n":
@@ -175,20 +175,20 @@ class Site:
     def _ask(self, questions: Sequence[Question]) -> list[str | None]:
         """Ask questions that have one origin."""
         origin = questions[0].origin
-        asker = self._start(origin, PROBE, "ask", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        asker = self.start(origin, PROBE, "ask", stdin=PIPE, stdout=PIPE, stderr=PIPE)
         text = json.dumps([question.encode() for question in questions])
         answers: list[str | None] = json.loads(asker.result(stdin=text).stdout)
         return answers
 
     def _serve(self, where: str, program: str, *words: str) -> None:
         """Start a program that serves, and have it ended with the site."""
-        server = self._start(where, program, *words, stdout=PIPE)
+        server = self.start(where, program, *words, stdout=PIPE)
         self._stack.callback(_end, server)
         assert server.stdout is not None
         if server.stdout.readline() != "ready\n":
             raise AssertionError(f"{where} cannot {words}")
 
-    def _start(
+    def start(
         self,
         where: str,
         program: str,
