@@ -265,6 +265,7 @@ table {TABLE} {{
 		ip saddr 0.0.0.0 ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} accept
 		ip saddr 169.254.0.0/16 ip daddr \
 {{ 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 }} accept
+		ip saddr 169.254.0.0/16 ip daddr . iifname @home4 accept
 		ip6 saddr fe80::/10 accept
 		ip6 saddr :: ip6 daddr ff00::/8 accept
 		goto drop_source
@@ -413,7 +414,6 @@ table {BRIDGE_TABLE} {{
 		goto network
 	}}
 	chain network {{
-		ether type {{ 8021q, 8021ad }} @ll,116,12 0 goto drop_protocol
 		meta mark set meta mark | {CHECKED_MARK:#x}
 	}}
 	chain address {{

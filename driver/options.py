@@ -241,7 +241,7 @@ NETWORK_OPTIONS = (
     ),
     Option(
         GUARD_ALSO,
-        "Addresses, with commas in between, that every container of the network may use besides "
+        "Addresses, with commas or blanks in between, that every container of the network may use besides "
         "its own: IPv4, IPv6, and MAC addresses, such as a VRRP router's.",
         "none",
         "what is no address",
@@ -295,7 +295,8 @@ ENDPOINT_OPTIONS = (
     ),
     Option(
         GUARD_ALSO,
-        "Addresses that this container may use besides its own, and those that the network allows.",
+        "Addresses that this container may use besides its own, and those that the network allows. "
+        "Where `docker` takes commas apart, as in `--driver-opt`, put blanks in between.",
         "none",
         "the same as for the network",
     ),
@@ -567,7 +568,7 @@ def _parse_also(text: str) -> GuardAlso:
     ipv4: list[IPv4Address] = []
     ipv6: list[IPv6Address] = []
     macs: list[MacAddress] = []
-    for each in filter(None, (part.strip() for part in text.split(","))):
+    for each in filter(None, re.split(r"[,\s]+", text)):
         if re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", each):
             macs.append(parse_mac(each))
         elif ":" in each:
