@@ -29,11 +29,12 @@ UNGUARDED = "`pynet.guard=off`"
 
 def measure() -> Results:
     """Return the rows for each guard beside none."""
-    rows: list[Row] = []
     with private_engine() as engine, ExitStack() as stack:
         for guard in Guard:
             words = ("-d", "pynet", "-o", f"pynet.guard={guard}", guard)
             engine.docker("network", "create", *words)
+        rows = _starts(engine)  # while no other container is there
+        for guard in Guard:
             for end in ("server", "client"):
                 steps.run(engine, f"{guard}-{end}", guard)
             stack.enter_context(sinking(engine, f"{guard}-server", SINK))
@@ -49,7 +50,6 @@ def measure() -> Results:
             ("container to another host", dict.fromkeys(Guard, LAN_ADDRESS[4])),
         ):
             rows += _compare(engine, way, addresses)
-        rows += _starts(engine)
         version = engine.version
     return Results(version, tuple(rows))
 
