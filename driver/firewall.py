@@ -408,12 +408,9 @@ table {BRIDGE_TABLE} {{
 		iifname vmap @guards
 		drop
 	}}
-	chain network_also {{
+	chain network {{
 		iifname . ether saddr . ip saddr @own4 accept
 		iifname . ether saddr . ip6 saddr @own6 accept
-		goto network
-	}}
-	chain network {{
 		meta mark set meta mark | {CHECKED_MARK:#x}
 	}}
 	chain address {{
@@ -616,15 +613,11 @@ def _join_elements(endpoint: Endpoint, network: Network) -> Iterator[_Element]:
     also = network.options.guard_also + endpoint.options.guard_also
     if not network.options.icc:
         yield f"{BRIDGE_TABLE} closed", end, ""
-    own = endpoint.addresses if guard is Guard.ADDRESS else ()
-    addresses = (*(each.ip for each in own), *also.ipv4, *also.ipv6)
     if guard is Guard.OFF:
         yield f"{BRIDGE_TABLE} guards", end, "accept"
-    elif guard is Guard.NETWORK:
-        yield f"{BRIDGE_TABLE} guards", end, f"goto network{'_also' if addresses else ''}"
     else:
-        yield f"{BRIDGE_TABLE} guards", end, "goto address"
-    if guard is not Guard.OFF:
+        yield f"{BRIDGE_TABLE} guards", end, f"goto {guard}"
+        addresses = (*(each.ip for each in endpoint.addresses), *also.ipv4, *also.ipv6)
         yield from _own_elements(end, (endpoint.mac, *also.macs), addresses, guard)
     if limit := connections_of(endpoint, network):
         for address in (each.ip for each in endpoint.addresses):

@@ -673,17 +673,9 @@ class Endpoint:
 
 
 def guard_of(endpoint: Endpoint, network: Network) -> Guard:
-    """Return the guard of an endpoint: its own, the network's, or off for the network's router.
-
-    Which container has the address that the network names as its default gateway is the operator's
-    choice, and it sends what others have sent it.
-    """
+    """Return the guard of an endpoint: its own, or the network's."""
     if endpoint.options.guard is not None:
         return endpoint.options.guard
-    routers = {pool.default_gateway for pool in network.pools}
-    is_router = any(address.ip in routers for address in endpoint.addresses)
-    if is_router and network.options.guard is None:
-        return Guard.OFF
     if endpoint.options.connections is not None and network.options.guard is None:
         return Guard.ADDRESS
     return network.guard

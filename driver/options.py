@@ -233,16 +233,15 @@ NETWORK_OPTIONS = (
         "network's subnets. `address`: only the container's own MAC and addresses, in ARP and "
         "neighbour discovery, too; no router advertisements, redirects, DHCP answers, VLAN tags or "
         "unknown protocols. `off`: anything, for containers that route.",
-        "`network`; `address` with `enable_icc=false`, `--internal` or `pynet.limit.connections`; "
-        "`off` for the container at the network's `DefaultGatewayIPv4` or `DefaultGatewayIPv6`",
+        "`network`; `address` with `enable_icc=false`, `--internal` or `pynet.limit.connections`",
         "another word; anything but `off` for a network without a subnet",
         field="guard",
         live="at once",
     ),
     Option(
         GUARD_ALSO,
-        "Addresses, with commas or blanks in between, that every container of the network may use besides "
-        "its own: IPv4, IPv6, and MAC addresses, such as a VRRP router's.",
+        "Addresses, with commas or blanks in between, that every container of the network may use "
+        "besides its own: IPv4, IPv6, and MAC addresses, such as a VRRP router's.",
         "none",
         "what is no address",
         field="guard_also",

@@ -433,7 +433,7 @@ def test_a_guard_off_lets_a_container_be_a_router(attack: Attack) -> None:
 def test_addresses_that_a_container_may_use_besides_its_own(attack: Attack) -> None:
     site, engine = attack.site, attack.engine
     shared = {4: "10.61.0.200", 6: "fd61::200"}
-    also = f"pynet.guard.also={shared[4]},{shared[6]},{VIRTUAL_MAC}"
+    also = f"pynet.guard.also={shared[4]} {shared[6]} {VIRTUAL_MAC}"
     site.network("pynet", "a", 61, *guard("address"))
     site.network("pynet", "b", 62)
     site.containers({"master": ("b",), "evil": ("a",), "victim": ("a",)})

@@ -261,10 +261,9 @@ def test_what_is_allowed_besides_is_allowed_with_each_mac() -> None:
     assert added_sets["own4"] == {
         f"{mac} . {ip}" for mac in (MAC, VRRP) for ip in ("10.1.0.2", "10.1.0.9")
     }
-    assert joins(TYPICAL["nat"], guard_also=also) == {
-        "guards": {"goto network_also"},
-        "own4": {f"{MAC} . 10.1.0.9", f"{VRRP} . 10.1.0.9"},
-    }
+    by_network = joins(TYPICAL["nat"], guard_also=also)
+    assert by_network.keys() == {"guards", "own4", "own6"}
+    assert by_network["own4"] == added_sets["own4"]
 
 
 @pytest.mark.parametrize(
@@ -284,15 +283,6 @@ def test_the_guard_is_the_endpoints_or_the_networks(
     name: str, options: dict[str, Any], expected: str
 ) -> None:
     assert joins(TYPICAL[name], **options)["guards"] == {expected}
-
-
-def test_the_networks_router_is_not_guarded_unless_somebody_says_so() -> None:
-    pool_with_router = replace(pool("10.1.0.1/24"), default_gateway=IPv4Address("10.1.0.2"))
-    routed = network(1, pools=(pool_with_router,))
-    assert joins(Typical(routed))["guards"] == {"accept"}
-    assert joins(Typical(routed), guard=Guard.NETWORK)["guards"] == {"goto network"}
-    asked = network(1, pools=(pool_with_router,), guard=Guard.ADDRESS)
-    assert joins(Typical(asked))["guards"] == {"goto address"}
 
 
 @pytest.mark.parametrize(("own", "limit"), [({}, 1000), ({"connections": 5}, 5)])
