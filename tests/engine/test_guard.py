@@ -441,7 +441,7 @@ def test_addresses_that_a_container_may_use_besides_its_own(attack: Attack) -> N
     victim = attack.port("victim")
     for name, passes in (("master", True), ("evil", False)):
         port = attack.port(name, "a")
-        for mac in (port.mac, VIRTUAL_MAC):
+        for mac in (VIRTUAL_MAC, port.mac):  # the neighbours believe the last one
             tried = list(uses_of(shared, mac, victim))
             port.frames(*(frame for _, frame, _ in tried))
             heard = attack.settle(port, listeners=[victim])
