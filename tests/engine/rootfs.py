@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -62,7 +63,10 @@ PYTHON = Suite(
     release="forky",
 )
 
-# A machine with systemd, and with what pynet's own package depends on; see tests/packaging.
+OWN = "this machine's own"
+
+# A machine with systemd, and with what pynet's own package depends on; see tests/packaging. Of this
+# machine's own release, for which the package is that is made here.
 SERVICE = Suite(
     "service",
     extra=(
@@ -74,7 +78,7 @@ SERVICE = Suite(
         "netbase",
         "iproute2",
     ),
-    release="bookworm",
+    release=OWN,
 )
 
 # What pynet is measured beside, and with; see bench.
@@ -126,7 +130,15 @@ def _is_current(root: Path, suite: Suite) -> bool:
 
 
 def _marker_text(suite: Suite) -> str:
-    return "\n".join((suite.name, *suite.packages, ""))
+    own = (_release(suite),) if suite.release == OWN else ()
+    return "\n".join((suite.name, *own, *suite.packages, ""))
+
+
+def _release(suite: Suite) -> str:
+    """Return the Debian release that a suite's packages are of."""
+    if suite.release == OWN:
+        return platform.freedesktop_os_release()["VERSION_CODENAME"]
+    return suite.release or suite.name
 
 
 def _build(root: Path, suite: Suite) -> None:
@@ -138,8 +150,7 @@ def _build(root: Path, suite: Suite) -> None:
         f"--include={','.join(suite.packages)}",
         *suite.options,
     ]
-    release = suite.release or suite.name
-    subprocess.run(["mmdebstrap", *options, release, partial, _mirror()], check=True)
+    subprocess.run(["mmdebstrap", *options, _release(suite), partial, _mirror()], check=True)
     (partial / MARKER).write_text(_marker_text(suite))
     _remove(root)
     partial.rename(root)
