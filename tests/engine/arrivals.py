@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from tests.engine.frames import (
+from tests.engine.fuzz_frames import (
     ADVERTISEMENT,
     ARP,
     BROADCAST,
@@ -40,7 +40,7 @@ from tests.engine.frames import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.engine.frames import Frame, World
+    from tests.engine.fuzz_frames import Frame, World
 
 ACK = 0x10
 ASKING = (*range(130, 136), 143)  # multicast listeners, routers, neighbours

@@ -22,7 +22,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from tests.engine.frames import ECHO, MARK, SEQUENCE, World, draw, encode, find_number
+from tests.engine.fuzz_frames import ECHO, MARK, SEQUENCE, World, draw, encode, find_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,7 +31,7 @@ from tests.engine.arrivals import (
     refusal,
 )
 from tests.engine.driver import REPOSITORY
-from tests.engine.frames import TCP, UDP, Kind, Published, World, draw
+from tests.engine.fuzz_frames import TCP, UDP, Kind, Published, World, draw
 from tests.engine.site import HOST, HOST_ADDRESS, LAN, LAN_ADDRESS, Site
 from tests.engine.wait import wait_until
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from tests.engine.command import Command
     from tests.engine.engine import Engine
-    from tests.engine.frames import Frame
+    from tests.engine.fuzz_frames import Frame
 
 FRAMES = int(os.environ.get("PYNET_FUZZ_FRAMES", "100000"))
 LOG_GROUP = 20

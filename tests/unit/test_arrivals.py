@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from tests.engine.arrivals import Arrival, Guard, Place, Rules, may_arrive, read_frame, refusal
-from tests.engine.frames import (
+from tests.engine.fuzz_frames import (
     ECHO,
     ICMP6,
     IP4,
