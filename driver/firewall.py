@@ -62,19 +62,20 @@ LOOPBACK_PAIR = LoopbackPair(
 # interfaces by which such packets came during the last day.
 REASONS = {
     TABLE: {
-        "source": "a source address that is not of the network",
+        "source": "a source address that is not of the network, or none",
         "subnet": "a container's source address, from where no container of its network is",
         "own": "a source address of the host itself",
         "loopback": "a loopback address",
         "pair": "the address of the way from ::1 to published ports",
         "internal": "into or out of an internal network",
         "connections": "more connections than pynet.limit.connections",
+        "untranslated": "leaves with a container's own address, since it is of no connection",
     },
     BRIDGE_TABLE: {
         "source": "a MAC or source address that is not the container's",
         "neighbour": "ARP or neighbour discovery for an address that is not the container's",
         "router": "a router advertisement, a redirect or a DHCP answer",
-        "protocol": "a VLAN tag or a protocol other than IPv4, IPv6 and ARP",
+        "protocol": "a VLAN tag, a protocol other than IPv4, IPv6 and ARP, or to the bridge",
     },
 }
 
@@ -217,6 +218,10 @@ table {TABLE} {{
 		ct count over 4294967295
 		comment "how many connections a container may have begun"
 	}}
+	set routers {{
+		typeof iifname . ether daddr
+		comment "a network's bridge and its MAC address: what is for the host to route"
+	}}
 	map arrivals {{
 		typeof iifname : verdict
 		comment "where a packet is looked at that arrives by an interface of pynet"
@@ -245,6 +250,12 @@ table {TABLE} {{
 		ip6 saddr {LOOPBACK_PAIR.source} goto drop_pair
 		ip6 daddr {LOOPBACK_PAIR.source} goto drop_pair
 	}}
+	chain from_own_bridge {{
+		iifname . ether daddr @routers goto from_bridge
+		meta pkttype host ip daddr . iifname != @home4 notrack
+		meta pkttype host ip6 daddr . iifname != @home6 notrack
+		goto from_bridge
+	}}
 	chain from_part {{
 		notrack
 		goto check_source
@@ -252,22 +263,31 @@ table {TABLE} {{
 	chain from_bridge {{
 		ip daddr 127.0.0.0/8 goto drop_loopback
 		ip saddr 127.0.0.0/8 goto drop_loopback
+		ip6 daddr ::1 goto drop_loopback
 		ip6 daddr {LOOPBACK_PAIR.source} goto drop_pair
 		ip6 saddr {LOOPBACK_PAIR.source} goto drop_pair
 		meta pkttype host ip6 saddr != fe80::/10 fib saddr type local goto drop_own
+		meta pkttype host ip6 saddr fe80::/10 fib saddr . iif type local goto drop_own
 		goto check_source
 	}}
 	chain check_source {{
+		ip saddr 0.0.0.0 goto unspecified
+		ip6 saddr :: goto unspecified
 		meta mark & {CHECKED_MARK:#x} == 0 accept
 		meta mark set meta mark & {~CHECKED_MARK & 0xFFFFFFFF:#x}
 		ip saddr . iifname @home4 accept
 		ip6 saddr . iifname @home6 accept
-		ip saddr 0.0.0.0 ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} accept
 		ip saddr 169.254.0.0/16 ip daddr \
 {{ 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 }} accept
 		ip saddr 169.254.0.0/16 ip daddr . iifname @home4 accept
 		ip6 saddr fe80::/10 accept
-		ip6 saddr :: ip6 daddr ff00::/8 accept
+		goto drop_source
+	}}
+	chain unspecified {{
+		ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
+		ip daddr 224.0.0.0/4 meta l4proto igmp accept
+		ip6 daddr ff00::/8 icmpv6 type {{ nd-neighbor-solicit, nd-router-solicit, \
+mld-listener-report, mld-listener-done, mld2-listener-report }} accept
 		goto drop_source
 	}}
 	chain from_pair {{
@@ -281,6 +301,7 @@ table {TABLE} {{
 	chain prerouting {{
 		type nat hook prerouting priority dstnat - 5; policy accept;
 		ip daddr 127.0.0.0/8 return
+		ip6 daddr ::1 return
 		goto translate
 	}}
 	chain mark_translated {{
@@ -326,6 +347,8 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 		oifname @internal goto drop_internal
 		ct state established goto accepted
 		iifname . oifname @same_bridge goto accepted
+		ip saddr 169.254.0.0/16 drop
+		ip6 saddr fe80::/10 drop
 		ct state related goto accepted
 		oifname @bridges ct status dnat goto accepted
 		oifname @bridges goto inbound
@@ -333,7 +356,14 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 		oifname @uplinks goto accepted
 		meta oifkind "bridge" ct status dnat accept
 		meta oifkind "bridge" drop
-		ip saddr 169.254.0.0/16 drop
+		ct state invalid,untracked goto unknown
+		goto accepted
+	}}
+	chain unknown {{
+		ip saddr @masquerade4 goto drop_untranslated
+		ip6 saddr @masquerade6 goto drop_untranslated
+		ip saddr @source4 goto drop_untranslated
+		ip6 saddr @source6 goto drop_untranslated
 		goto accepted
 	}}
 	chain confined {{
@@ -427,7 +457,7 @@ table {BRIDGE_TABLE} {{
 	chain unspecified4 {{
 		ip saddr != 0.0.0.0 goto drop_source
 		iifname . ether saddr != @macs goto drop_source
-		ip daddr 255.255.255.255 udp dport 67 accept
+		ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
 		ip daddr 224.0.0.0/4 meta l4proto igmp accept
 		goto drop_source
 	}}
@@ -449,6 +479,10 @@ mld-listener-report, mld-listener-done, mld2-listener-report }} accept
 		iifname . arp saddr ether . arp saddr ip @own4 accept
 		iifname . arp saddr ether @macs arp saddr ip 0.0.0.0 accept
 		goto drop_neighbour
+	}}
+	chain reserved {{
+		type filter hook input priority filter; policy accept;
+		iifname "pnh*" ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto drop_protocol
 	}}
 	chain forward {{
 		type filter hook forward priority filter - 10; policy accept;
@@ -550,7 +584,11 @@ def _network_elements(network: Network) -> Iterator[_Element]:
     bridge = _quote(network.bridge_name)
     options = network.options
     yield f"{TABLE} bridges", bridge, ""
-    yield f"{TABLE} arrivals", bridge, "goto from_bridge"
+    if network.shared:
+        yield f"{TABLE} arrivals", bridge, "goto from_bridge"
+    else:
+        yield f"{TABLE} arrivals", bridge, "goto from_own_bridge"
+        yield f"{TABLE} routers", f"{bridge} . {network.bridge.mac}", ""
     yield f"{TABLE} leaving", bridge, "goto confined" if options.internal else "goto outgoing"
     yield f"{TABLE} entering", bridge, f"goto {'drop_internal' if options.internal else 'incoming'}"
     if options.icc:

@@ -128,6 +128,8 @@ MIGRATIONS = (
     """,
     """
     ALTER TABLE network ADD COLUMN shared INTEGER NOT NULL DEFAULT 0;
+    -- Nobody has written down whether a bridge with a name of its own was there before.
+    UPDATE network SET shared = json_extract(options, '$.bridge_name') IS NOT NULL;
     ALTER TABLE endpoint ADD COLUMN options TEXT NOT NULL DEFAULT '{}';
     """,
 )
