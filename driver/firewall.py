@@ -46,6 +46,8 @@ LOOPBACK_MARK = 0x08000000
 # From a port with `pynet.guard=network`, on its way from the bridge to where the host looks at its
 # source address. An address family's own hook does not see the port.
 CHECKED_MARK = 0x10000000
+# The same with `pynet.guard=off`: any source but the host's own, and loopback addresses.
+UNGUARDED_MARK = 0x04000000
 
 # The host reaches published ports by ::1 over a veth pair of its own, both ends in the host: the
 # kernel takes a reply to ::1 only from an interface that has ::1 as a local address, and behind
@@ -251,43 +253,47 @@ table {TABLE} {{
 		ip6 daddr {LOOPBACK_PAIR.source} goto drop_pair
 	}}
 	chain from_own_bridge {{
-		iifname . ether daddr @routers goto from_bridge
-		meta pkttype host ip daddr . iifname != @home4 notrack
-		meta pkttype host ip6 daddr . iifname != @home6 notrack
-		goto from_bridge
+		iifname . ether daddr @routers goto from_port
+		ip daddr != 224.0.0.0/4 ip daddr != 255.255.255.255 ip daddr . iifname != @home4 notrack
+		ip6 daddr != ff00::/8 ip6 daddr . iifname != @home6 notrack
+		goto from_port
+	}}
+	chain from_bridge {{
+		meta pkttype host ip6 saddr != fe80::/10 fib saddr type local goto drop_own
+		goto from_port
 	}}
 	chain from_part {{
 		notrack
 		goto check_source
 	}}
-	chain from_bridge {{
+	chain from_port {{
 		ip daddr 127.0.0.0/8 goto drop_loopback
 		ip saddr 127.0.0.0/8 goto drop_loopback
 		ip6 daddr ::1 goto drop_loopback
 		ip6 daddr {LOOPBACK_PAIR.source} goto drop_pair
 		ip6 saddr {LOOPBACK_PAIR.source} goto drop_pair
-		meta pkttype host ip6 saddr != fe80::/10 fib saddr type local goto drop_own
-		meta pkttype host ip6 saddr fe80::/10 fib saddr . iif type local goto drop_own
 		goto check_source
 	}}
 	chain check_source {{
+		meta mark & {CHECKED_MARK | UNGUARDED_MARK:#x} == 0 accept
 		ip saddr 0.0.0.0 goto unspecified
 		ip6 saddr :: goto unspecified
-		meta mark & {CHECKED_MARK:#x} == 0 accept
-		meta mark set meta mark & {~CHECKED_MARK & 0xFFFFFFFF:#x}
-		ip saddr . iifname @home4 accept
-		ip6 saddr . iifname @home6 accept
-		ip saddr 169.254.0.0/16 ip daddr \
-{{ 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 }} accept
-		ip saddr 169.254.0.0/16 ip daddr . iifname @home4 accept
-		ip6 saddr fe80::/10 accept
+		fib saddr type local goto drop_own
+		ip6 saddr fe80::/10 fib saddr . iif type local goto drop_own
+		meta mark & {UNGUARDED_MARK:#x} != 0 goto permitted
+		ip saddr . iifname @home4 goto permitted
+		ip6 saddr . iifname @home6 goto permitted
+		ip6 saddr fe80::/10 goto permitted
 		goto drop_source
 	}}
+	chain permitted {{
+		meta mark set meta mark & {~(CHECKED_MARK | UNGUARDED_MARK) & 0xFFFFFFFF:#x} accept
+	}}
 	chain unspecified {{
-		ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
-		ip daddr 224.0.0.0/4 meta l4proto igmp accept
+		ip daddr 255.255.255.255 udp sport 68 udp dport 67 goto permitted
+		ip daddr 224.0.0.0/4 meta l4proto igmp goto permitted
 		ip6 daddr ff00::/8 icmpv6 type {{ nd-neighbor-solicit, nd-router-solicit, \
-mld-listener-report, mld-listener-done, mld2-listener-report }} accept
+mld-listener-report, mld-listener-done, mld2-listener-report }} goto permitted
 		goto drop_source
 	}}
 	chain from_pair {{
@@ -442,6 +448,11 @@ table {BRIDGE_TABLE} {{
 		iifname . ether saddr . ip saddr @own4 accept
 		iifname . ether saddr . ip6 saddr @own6 accept
 		meta mark set meta mark | {CHECKED_MARK:#x}
+	}}
+	chain off {{
+		iifname . ether saddr . ip saddr @own4 accept
+		iifname . ether saddr . ip6 saddr @own6 accept
+		meta mark set meta mark | {UNGUARDED_MARK:#x}
 	}}
 	chain address {{
 		ether type ip goto address4
@@ -651,12 +662,9 @@ def _join_elements(endpoint: Endpoint, network: Network) -> Iterator[_Element]:
     also = network.options.guard_also + endpoint.options.guard_also
     if not network.options.icc:
         yield f"{BRIDGE_TABLE} closed", end, ""
-    if guard is Guard.OFF:
-        yield f"{BRIDGE_TABLE} guards", end, "accept"
-    else:
-        yield f"{BRIDGE_TABLE} guards", end, f"goto {guard}"
-        addresses = (*(each.ip for each in endpoint.addresses), *also.ipv4, *also.ipv6)
-        yield from _own_elements(end, (endpoint.mac, *also.macs), addresses, guard)
+    yield f"{BRIDGE_TABLE} guards", end, f"goto {guard}"
+    addresses = (*(each.ip for each in endpoint.addresses), *also.ipv4, *also.ipv6)
+    yield from _own_elements(end, (endpoint.mac, *also.macs), addresses, guard)
     if limit := connections_of(endpoint, network):
         for address in (each.ip for each in endpoint.addresses):
             name = f"{TABLE} connections{address.version}"

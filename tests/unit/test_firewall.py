@@ -270,13 +270,13 @@ def test_what_is_allowed_besides_is_allowed_with_each_mac() -> None:
     ("name", "options", "expected"),
     [
         ("nat", {}, "goto network"),
-        ("nat", {"guard": Guard.OFF}, "accept"),
+        ("nat", {"guard": Guard.OFF}, "goto off"),
         ("nat", {"connections": 9}, "goto address"),
-        ("unguarded", {}, "accept"),
+        ("unguarded", {}, "goto off"),
         ("unguarded", {"guard": Guard.NETWORK}, "goto network"),
         ("icc_off", {}, "goto address"),
         ("internal", {}, "goto address"),
-        ("internal", {"guard": Guard.OFF}, "accept"),
+        ("internal", {"guard": Guard.OFF}, "goto off"),
     ],
 )
 def test_the_guard_is_the_endpoints_or_the_networks(
@@ -300,9 +300,10 @@ def test_the_marks_are_a_bit_each() -> None:
         firewall.TRANSLATED_MARK,
         firewall.LOOPBACK_MARK,
         firewall.CHECKED_MARK,
+        firewall.UNGUARDED_MARK,
     )
-    assert [mark.bit_count() for mark in marks] == [1, 1, 1, 1]
-    assert len(set(marks)) == 4
+    assert [mark.bit_count() for mark in marks] == [1] * 5
+    assert len(set(marks)) == 5
     foreign = 0x4000 | 0x8000 | 0xFF0000
     assert not sum(marks) & foreign
 
