@@ -65,6 +65,7 @@ LOOPBACK_PAIR = LoopbackPair(
 REASONS = {
     TABLE: {
         "source": "a source address that is not of the network, or none",
+        "port": "by a port of a bridge itself, past the bridge",
         "subnet": "a container's source address, from where no container of its network is",
         "own": "a source address of the host itself",
         "loopback": "a loopback address",
@@ -246,6 +247,7 @@ table {TABLE} {{
 
 	chain guard {{
 		type filter hook prerouting priority raw; policy accept;
+		iifname "pnh*" goto drop_port
 		iifname vmap @arrivals
 		ip saddr @subnets4 goto drop_subnet
 		ip6 saddr @subnets6 goto drop_subnet

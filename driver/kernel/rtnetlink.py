@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from driver.model import IPInterface, LoopbackPair, MacAddress
 
 LINK_CHANGES = 1  # RTMGRP_LINK
-IFF_UP, IFF_LOWER_UP = 1, 1 << 16
+IFF_UP, IFF_NOARP, IFF_LOWER_UP = 1, 1 << 7, 1 << 16
 MAIN_TABLE, LOCAL_TABLE = 254, 255
 
 # What a bridge may learn: ten times a thousand endpoints (driver.model.PARTS), and room for others'
@@ -179,7 +179,7 @@ class Rtnetlink(Connection):
                 hairpin=port.hairpin,
                 without_link_local=port.without_link_local,
             ),
-            Change(_NEW_LINK, _named(port.name, up=True)),
+            Change(_NEW_LINK, _named(port.name, up=True, is_port=True)),
         )
 
     def finish_link(self, name: str, alias: str, *, mtu: int | None = None) -> None:
@@ -192,7 +192,9 @@ class Rtnetlink(Connection):
 
     def raise_link(self, which: str | int, master: int | None = None) -> None:
         """Bring a link up, and onto a bridge if one is given."""
-        body = _named(which, up=True) + (b"" if master is None else encode_number(_MASTER, master))
+        body = _named(which, up=True, is_port=master is not None) + (
+            b"" if master is None else encode_number(_MASTER, master)
+        )
         self.change(_NEW_LINK, body)
 
     def set_mac_and_mtu(self, index: int, mac: MacAddress, mtu: int) -> None:
@@ -309,15 +311,20 @@ class Rtnetlink(Connection):
         )
 
 
-def _link(index: int, *, up: bool = False) -> bytes:
-    flags = IFF_UP if up else 0
+def _link(index: int, *, up: bool = False, is_port: bool = False) -> bytes:
+    """Return the head of a message about a link.
+
+    A bridge's port has no use for ARP of its own. The kernel hands it frames to 01:80:c2:00:00:0e
+    past the bridge and its rules (br_handle_frame(), net/bridge/br_input.c).
+    """
+    flags = (IFF_UP if up else 0) | (IFF_NOARP if is_port else 0)
     return _LINK_HEAD.pack(0, 0, index, flags, flags)
 
 
-def _named(which: str | int, *, up: bool = False) -> bytes:
+def _named(which: str | int, *, up: bool = False, is_port: bool = False) -> bytes:
     if isinstance(which, int):
-        return _link(which, up=up)
-    return _link(0, up=up) + encode_text(_NAME, which)
+        return _link(which, up=up, is_port=is_port)
+    return _link(0, up=up, is_port=is_port) + encode_text(_NAME, which)
 
 
 def _veth(name: str, mtu: int, group: int, peer: VethPeer, master: int | None = None) -> Change:

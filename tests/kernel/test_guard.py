@@ -148,6 +148,28 @@ def test_what_has_left_sends_nothing_more(driver: BridgeDriver, real: RealHost) 
     assert OWN not in found
 
 
+def test_nothing_gets_past_the_bridge_by_its_own_addresses(
+    driver: BridgeDriver, real: RealHost
+) -> None:
+    """What is for the bridge itself the kernel takes off before it looks at rules for frames."""
+    sender, _ = begin(driver, real, guard=Guard.OFF)
+    run("nft", "add", "table", "inet", "seen")
+    run("nft", "add", "chain", "inet", "seen", "in", "{ type filter hook input priority 500; }")
+    run("nft", "add", "rule", "inet", "seen", "in", "ip", "protocol", "253", "counter")
+    arp = b"\0\1\x08\0\6\4\0\1" + mac_of(sender) + bytes([198, 51, 100, 7]) + bytes(6)
+    arp += ip_address(GATEWAY).packed
+    with closing(raw_socket(sender)) as outlet:
+        for low in range(16):
+            reserved = b"\x01\x80\xc2\0\0" + bytes([low]) + mac_of(sender)
+            for tag in (b"", b"\x81\0\0\0"):
+                outlet.send(reserved + tag + b"\x08\0" + ipv4("198.51.100.7", GATEWAY))
+                outlet.send(reserved + tag + b"\x08\6" + arp)
+        seen = b"\xff" * 6 + mac_of(sender) + b"\x08\0" + ipv4("10.1.0.2", GATEWAY)
+        outlet.send(seen)
+    wait_until(lambda: "packets 1 " in run("nft", "list", "table", "inet", "seen"), 5, "the last")
+    assert "198.51.100.7" not in run("ip", "neigh")
+
+
 def test_drops_are_counted_by_reason_and_port(
     driver: BridgeDriver, real: RealHost, linux: LinuxKernel
 ) -> None:
