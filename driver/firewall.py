@@ -256,6 +256,8 @@ table {TABLE} {{
 	}}
 	chain from_own_bridge {{
 		iifname . ether daddr @routers goto from_port
+		ip saddr . iifname != @home4 notrack
+		ip6 saddr . iifname != @home6 notrack
 		ip daddr != 224.0.0.0/4 ip daddr != 255.255.255.255 ip daddr . iifname != @home4 notrack
 		ip6 daddr != ff00::/8 ip6 daddr . iifname != @home6 notrack
 		goto from_port

@@ -171,8 +171,8 @@ class Sender:
             yield self._udp(f"{name}, another MAC", own, there, LOOSE, mac=FOREIGN_MAC)
             mac = self.other.mac
             yield self._udp(f"{name}, a neighbour's MAC", own, there, LOOSE, mac=mac)
-            yield self._udp(f"{name} of nobody", NOWHERE[version], there, UNSAID)
-        yield self._udp("IPv4 link-local", "169.254.7.7", self.victim.addresses[4], LOOSE)
+            yield self._udp(f"{name} of nobody", NOWHERE[version], there, STRICT)
+        yield self._udp("IPv4 link-local", "169.254.7.7", self.victim.addresses[4], UNSAID)
         there, local = frames.link_local(self.victim.mac), frames.link_local(self.other.mac)
         yield self._udp("link-local of a neighbour", local, there, LOOSE)
 
