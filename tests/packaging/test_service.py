@@ -93,7 +93,9 @@ def test_both_units_run_as_soon_as_they_are_installed(service: Machine) -> None:
     assert (kind, mode, owner) == ("socket", "600", "root\n")
     folders = service.run("stat", "-c", "%a", "/run/docker", "/run/docker/plugins").stdout
     assert folders.split() == ["755", "755"]
-    assert service.run("systemctl", "is-system-running").stdout == "running\n"
+    # Debian 13 has units of its own that cannot start on a machine made of namespaces.
+    failed = service.run("systemctl", "--failed", "--plain", "--no-legend").stdout
+    assert not [unit for unit in failed.split() if unit.startswith("pynet")]
 
 
 def test_the_sandbox_is_in_force(service: Machine) -> None:
