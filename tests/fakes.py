@@ -87,6 +87,7 @@ class FakeKernel:
         self.sandboxes: dict[SandboxKey, dict[str, str]] = {}
         self.watches: dict[SandboxKey, Callable[[], None]] = {}
         self.boot = "first boot"
+        self.dropped = Drops({}, {})
         self.on_damage: Callable[[], None] = lambda: None
 
     def state(self) -> dict[str, Any]:
@@ -265,7 +266,7 @@ class FakeKernel:
         return {name: Traffic(0, 0, 0, 0) for name in self.links}
 
     def read_drops(self) -> Drops:
-        return Drops({}, {})
+        return self.dropped
 
     def ensure_forward_accept(self, mark: int) -> None:
         self.accepted_marks.add(mark)

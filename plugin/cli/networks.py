@@ -98,8 +98,9 @@ def inspect(name: str) -> None:
     driver = socket_path()
     drops = ask_driver(driver, "/drops")["interfaces"]
     if isinstance(found, dict):
-        bridges = (found["bridge"], *found["further_bridges"])
-        print_json(_named_network(inventory, found) | {"dropped": _sum_drops(drops, bridges)})
+        ends = (endpoint["host_end"] for endpoint in found["endpoints"])
+        links = (found["bridge"], *found["further_bridges"], *ends)
+        print_json(_named_network(inventory, found) | {"dropped": _sum_drops(drops, links)})
         return
     print_json(
         [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,7 +12,7 @@ from driver import model
 from driver.bridge import BridgeDriver, NewJoin
 from driver.errors import KernelError
 from driver.kernel.rtnetlink import BridgePort, Rtnetlink, VethPeer
-from driver.model import Attach, EndpointId, MacAddress, find_room, host_end_name
+from driver.model import Attach, EndpointId, Guard, MacAddress, find_room, host_end_name
 from driver.store import Store
 from tests.engine.soak import repetitions
 from tests.engine.wait import wait_until
@@ -50,9 +50,9 @@ def small_bridges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "BRIDGE_PORTS", 2)
 
 
-def fill(driver: BridgeDriver, real: RealHost, *, icc: bool = True) -> list[Endpoint]:
+def fill(driver: BridgeDriver, real: RealHost, **options: Any) -> list[Endpoint]:
     """Start five containers on a network, which then has three bridges."""
-    driver.create_network(network(1, f"{KEEPALIVE}=600", pools=POOLS, icc=icc))
+    driver.create_network(network(1, f"{KEEPALIVE}=600", pools=POOLS, **options))
     return [
         start(
             driver,
@@ -78,9 +78,12 @@ def test_the_lowest_bridge_with_room_is_taken() -> None:
     assert list(find_room(dict.fromkeys(range(10), 2))) == []
 
 
+@pytest.mark.parametrize("guard", Guard)
 @pytest.mark.parametrize("version", FAMILIES)
-def test_all_reach_each_other(driver: BridgeDriver, real: RealHost, version: int) -> None:
-    endpoints = fill(driver, real)
+def test_all_reach_each_other(
+    driver: BridgeDriver, real: RealHost, version: int, guard: Guard
+) -> None:
+    endpoints = fill(driver, real, guard=guard)
     assert list(bridges(real).values()) == [FIRST, FIRST, SECOND, SECOND, THIRD]
     for client in endpoints:
         for server in endpoints:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from flask import Flask
 
+from driver.model import Drops
 from plugin.app import create_app
 from plugin.cli import COMMANDS, DIFFERS, DRIVER_DOWN, FAILED, MISUSED, main
 from tests.samples import KEEPALIVE, endpoint_id
@@ -71,6 +72,21 @@ def test_a_network_is_inspected(run: Run, name: str) -> None:
         "gateway_mode_ipv6": "routed",
     }
     assert shown["pools"][1] == {"subnet": "fd00:1::/64", "gateway": "fd00:1::1"}
+
+
+def test_what_was_dropped_is_told_by_container_and_by_network(run: Run, kernel: FakeKernel) -> None:
+    assert json.loads(run("inspect", "back").stdout)["dropped"] == {}
+    kernel.dropped = Drops(
+        {"source": 9},
+        {
+            "pnhe1e1e1e1e1e1": {"source": 3, "router": 1},
+            DUAL.bridge_name: {"source": 2},
+            "pnhsomebody": {"source": 4},
+        },
+    )
+    (shown,) = json.loads(run("inspect", "web").stdout)
+    assert (shown["guard"], shown["dropped"]) == ("address", {"source": 3, "router": 1})
+    assert json.loads(run("inspect", "back").stdout)["dropped"] == {"source": 5, "router": 1}
 
 
 @pytest.mark.parametrize("name", ["web", WEB, "3b", endpoint_id(1), endpoint_id(1)[:12]])

@@ -15,7 +15,7 @@ from driver.bridge import BridgeDriver
 from driver.counts import Counts
 from driver.errors import Busy
 from driver.health import Health
-from driver.model import Traffic, host_end_name
+from driver.model import Drops, Traffic, host_end_name
 from plugin.app import create_app
 from plugin.metrics import BUCKETS, Calls
 from plugin.version import find_revision, find_version
@@ -132,6 +132,13 @@ def test_what_there_is_and_what_has_passed(client: Client, kernel: FakeKernel) -
         ("received_bytes", "received_packets", "sent_bytes", "sent_packets"), start=1
     ):
         assert value(client, f"endpoint_{metric}_total", **LABELS) == number
+
+
+def test_what_was_dropped(client: Client, kernel: FakeKernel) -> None:
+    assert value(client, "dropped_packets_total", reason="source") is None
+    kernel.dropped = Drops({"source": 3, "router": 0}, {})
+    assert value(client, "dropped_packets_total", reason="source") == 3
+    assert value(client, "dropped_packets_total", reason="router") == 0
 
 
 def test_what_the_driver_did_of_its_own_accord(
