@@ -72,7 +72,7 @@ REASONS = {
         "pair": "the address of the way from ::1 to published ports",
         "internal": "into or out of an internal network",
         "connections": "more connections than pynet.limit.connections",
-        "untranslated": "leaves with a container's own address, since it is of no connection",
+        "untranslated": "would leave with a container's own address",
     },
     BRIDGE_TABLE: {
         "source": "a MAC or source address that is not the container's",
@@ -221,10 +221,6 @@ table {TABLE} {{
 		ct count over 4294967295
 		comment "how many connections a container may have begun"
 	}}
-	set routers {{
-		typeof iifname . ether daddr
-		comment "a network's bridge and its MAC address: what is for the host to route"
-	}}
 	map arrivals {{
 		typeof iifname : verdict
 		comment "where a packet is looked at that arrives by an interface of pynet"
@@ -253,14 +249,6 @@ table {TABLE} {{
 		ip6 saddr @subnets6 goto drop_subnet
 		ip6 saddr {LOOPBACK_PAIR.source} goto drop_pair
 		ip6 daddr {LOOPBACK_PAIR.source} goto drop_pair
-	}}
-	chain from_own_bridge {{
-		iifname . ether daddr @routers goto from_port
-		ip saddr . iifname != @home4 notrack
-		ip6 saddr . iifname != @home6 notrack
-		ip daddr != 224.0.0.0/4 ip daddr != 255.255.255.255 ip daddr . iifname != @home4 notrack
-		ip6 daddr != ff00::/8 ip6 daddr . iifname != @home6 notrack
-		goto from_port
 	}}
 	chain from_bridge {{
 		meta pkttype host ip6 saddr != fe80::/10 fib saddr type local goto drop_own
@@ -355,21 +343,23 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 	}}
 	chain outgoing {{
 		oifname @internal goto drop_internal
-		ct state established goto accepted
+		ct state established,related ct status snat,dnat goto accepted
 		iifname . oifname @same_bridge goto accepted
+		ct state established,related goto untranslated
 		ip saddr 169.254.0.0/16 drop
 		ip6 saddr fe80::/10 drop
-		ct state related goto accepted
 		oifname @bridges ct status dnat goto accepted
 		oifname @bridges goto inbound
 		oifname {{ "{LOOPBACK_PAIR.in_end}", "{LOOPBACK_PAIR.out_end}" }} drop
 		oifname @uplinks goto accepted
 		meta oifkind "bridge" ct status dnat accept
 		meta oifkind "bridge" drop
-		ct state invalid,untracked goto unknown
+		ct state invalid,untracked goto untranslated
+		ct status & (confirmed | snat | dnat) == confirmed goto untranslated
 		goto accepted
 	}}
-	chain unknown {{
+	chain untranslated {{
+		ct direction reply goto accepted
 		ip saddr @masquerade4 goto drop_untranslated
 		ip6 saddr @masquerade6 goto drop_untranslated
 		ip saddr @source4 goto drop_untranslated
@@ -599,11 +589,7 @@ def _network_elements(network: Network) -> Iterator[_Element]:
     bridge = _quote(network.bridge_name)
     options = network.options
     yield f"{TABLE} bridges", bridge, ""
-    if network.shared:
-        yield f"{TABLE} arrivals", bridge, "goto from_bridge"
-    else:
-        yield f"{TABLE} arrivals", bridge, "goto from_own_bridge"
-        yield f"{TABLE} routers", f"{bridge} . {network.bridge.mac}", ""
+    yield f"{TABLE} arrivals", bridge, f"goto {'from_bridge' if network.shared else 'from_port'}"
     yield f"{TABLE} leaving", bridge, "goto confined" if options.internal else "goto outgoing"
     yield f"{TABLE} entering", bridge, f"goto {'drop_internal' if options.internal else 'incoming'}"
     if options.icc:

@@ -171,7 +171,7 @@ def names_of(each: Network) -> set[str]:
     return set(re.findall(r"add element inet pynet (\w+)", firewall.render_network(each)))
 
 
-BRIDGE = {"bridges", "same_bridge", "arrivals", "leaving", "entering", "routers"}
+BRIDGE = {"bridges", "same_bridge", "arrivals", "leaving", "entering"}
 ALWAYS = BRIDGE | {"home4", "subnets4"}
 SOURCE = IPv4Address("192.0.2.7")
 
@@ -204,7 +204,7 @@ SOURCE = IPv4Address("192.0.2.7")
             BRIDGE | {"home6", "subnets6", "masquerade6"},
         ),
         (network(1, pools=(pool("0.0.0.0/0"),)), BRIDGE),
-        (replace(network(1), shared=True), (BRIDGE - {"routers"}) | {"home4", "masquerade4"}),
+        (replace(network(1), shared=True), BRIDGE | {"home4", "masquerade4"}),
     ],
 )
 def test_what_a_network_is_in(each: Network, expected: set[str]) -> None:
