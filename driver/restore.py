@@ -207,7 +207,11 @@ class Restorer:
         wanted = self._kernel.preview_rules(text, firewall.TABLES)
         yield from compare_rules(wanted, self._kernel.list_rules(firewall.TABLES))
         if networks and not self._kernel.has_forward_accept(firewall.ACCEPTED_MARK):
-            yield Difference(Kind.ACCEPT, "DOCKER-USER or FORWARD", "pynet's rule is missing")
+            yield Difference(
+                Kind.ACCEPT,
+                "FORWARD",
+                "pynet's rule is not behind the operators' chain DOCKER-USER",
+            )
         if any(network.publishes(6) for network in networks) and not self._kernel.has_loopback_pair(
             firewall.LOOPBACK_PAIR
         ):

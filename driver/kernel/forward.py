@@ -1,8 +1,9 @@
-"""Keep pynet's rule in Docker's chain where there is no iptables command, by nft; nothing else.
+"""Keep pynet's rule in the chain FORWARD where there is no iptables command, by nft; nothing else.
 
-For the managed plugin, whose image holds no programs. The tables `ip filter` and `ip6 filter` are
-those that Docker and the iptables command of nftables work on; iptables shows the rule as its own.
-Rules of the older iptables, which nftables does not see, are out of reach.
+Where it belongs is said here for both ways (`driver.kernel.iptables`). For the managed plugin,
+whose image holds no programs. The tables `ip filter` and `ip6 filter` are those that Docker and the
+iptables command of nftables work on; iptables shows the rule as its own. Rules of the older
+iptables, which nftables does not see, are out of reach.
 """
 
 from __future__ import annotations
@@ -18,23 +19,44 @@ from driver.kernel import sysctl
 from driver.undo import Rollback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from driver.kernel.nft import Nft
 
 OLD_TABLES = Path("/proc/net/ip_tables_names")  # of the older iptables, in this network namespace
-CHAINS = ("DOCKER-USER", "FORWARD")
+FORWARD, OPERATORS = "FORWARD", "DOCKER-USER"
+DOCKERS = "DOCKER"  # what Docker's own chains begin with; it puts its jumps at the head
 log = logging.getLogger(__name__)
 
 _TABLE = {4: "ip filter", 6: "ip6 filter"}
 _HANDLE = re.compile(r"# handle (\d+)$")
+_JUMP = re.compile(r"(?:counter packets \d+ bytes \d+ )?jump (\S+) # handle \d+")
 _POLICY = re.compile(r"hook forward .*policy (\w+);")
 
 
-def ensure_forward_accept(nft: Nft, mark: int) -> None:
-    """Insert the rule at the head of Docker's chain, for both families, unless it is there.
+def find_place(jumps: Sequence[str]) -> int | None:
+    """Return how many rules of FORWARD come before ours, given where each of them jumps.
 
-    A host that boots has no such chain yet: then into FORWARD, made as iptables makes it.
+    None for behind all of them: there is no jump to the operators' chain.
+    """
+    return jumps.index(OPERATORS) + 1 if OPERATORS in jumps else None
+
+
+def is_placed(jumps: Sequence[str], ours: int) -> bool:
+    """Tell whether our rule, by its number, is behind the operators' chain and before others'.
+
+    Only chains of Docker's own may be in between.
+    """
+    place = find_place(jumps)
+    if place is None:
+        return ours == len(jumps) - 1
+    return place <= ours and all(each.startswith(DOCKERS) for each in jumps[place:ours])
+
+
+def ensure_forward_accept(nft: Nft, mark: int) -> None:
+    """Put the rule where it belongs, once, for both families.
+
+    A host that boots may have no such chain yet: it is made as iptables makes it.
     """
     if _has_old_filter():
         log.warning(
@@ -43,29 +65,29 @@ def ensure_forward_accept(nft: Nft, mark: int) -> None:
         )
     with Rollback() as undo:
         for table in _tables():
-            chain = next((each for each in CHAINS if nft.list_chain(table, each) is not None), None)
-            if chain is None:
-                chain = CHAINS[-1]
-                hook = "type filter hook forward priority 0; policy accept;"
-                nft.run(f"add table {table}\nadd chain {table} {chain} {{ {hook} }}\n")
-            if not list(_handles(nft, table, chain, mark)):
+            if not _is_in_place(nft, table, mark):
+                if nft.list_chain(table, FORWARD) is None:
+                    hook = "type filter hook forward priority 0; policy accept;"
+                    nft.run(f"add table {table}\nadd chain {table} {FORWARD} {{ {hook} }}\n")
+                _delete_from(nft, table, FORWARD, mark)
+                rules = _rules(nft, table, FORWARD)
+                place = find_place(_jumps(rules))
+                behind = "" if place is None else f"position {_handle(rules[place - 1])} "
                 rule = f'meta mark & {mark:#x} == {mark:#x} counter accept comment "pynet"'
-                nft.run(f"insert rule {table} {chain} {rule}\n")
-                undo.push(_delete_from, nft, table, chain, mark)
+                nft.run(f"add rule {table} {FORWARD} {behind}{rule}\n")
+                undo.push(_delete_from, nft, table, FORWARD, mark)
+            _delete_from(nft, table, OPERATORS, mark)  # where pynet once had it
 
 
 def has_forward_accept(nft: Nft, mark: int) -> bool:
-    """Tell whether the rule is in one of the chains, for both families."""
-    return all(
-        any(True for chain in CHAINS for _ in _handles(nft, table, chain, mark))
-        for table in _tables()
-    )
+    """Tell whether the rule is where it belongs, for both families."""
+    return all(_is_in_place(nft, table, mark) for table in _tables())
 
 
 def delete_forward_accept(nft: Nft, mark: int) -> None:
     """Delete the rule, however often it is there, from every chain that may hold it."""
     for table in _tables():
-        for chain in CHAINS:
+        for chain in (FORWARD, OPERATORS):
             _delete_from(nft, table, chain, mark)
 
 
@@ -76,12 +98,13 @@ def set_forward_policy(nft: Nft, version: int, policy: str) -> None:
     """
     table = _TABLE[version]
     hook = f"type filter hook forward priority 0; policy {policy.lower()};"
-    nft.run(f"add table {table}\nadd chain {table} {CHAINS[1]} {{ {hook} }}\n")
+    nft.run(f"add table {table}\nadd chain {table} {FORWARD} {{ {hook} }}\n")
 
 
 def _delete_from(nft: Nft, table: str, chain: str, mark: int) -> None:
-    for handle in _handles(nft, table, chain, mark):
-        nft.run(f"delete rule {table} {chain} handle {handle}\n")
+    for rule in _rules(nft, table, chain):
+        if _is_ours(rule, mark):
+            nft.run(f"delete rule {table} {chain} handle {_handle(rule)}\n")
 
 
 def delete_bare_tables(nft: Nft) -> None:
@@ -103,7 +126,7 @@ def _is_bare(shown: bytes | None) -> bool:
     if [kind for entry in entries for kind in entry] != ["table", "chain"]:
         return False
     chain = entries[1]["chain"]
-    return bool(chain["name"] == CHAINS[-1] and chain.get("policy") == "accept")
+    return bool(chain["name"] == FORWARD and chain.get("policy") == "accept")
 
 
 def _has_old_filter() -> bool:
@@ -117,12 +140,31 @@ def _tables() -> Iterator[str]:
         yield _TABLE[6]
 
 
-def _handles(nft: Nft, table: str, chain: str, mark: int) -> Iterator[str]:
-    """Yield the handles of the rules that accept the mark."""
-    for line in (nft.list_chain(table, chain) or "").splitlines():
-        handle = _HANDLE.search(line)
-        if handle and f"{mark:#x}" in line and " accept" in line:
-            yield handle[1]
+def _is_in_place(nft: Nft, table: str, mark: int) -> bool:
+    rules = _rules(nft, table, FORWARD)
+    ours = [number for number, rule in enumerate(rules) if _is_ours(rule, mark)]
+    return len(ours) == 1 and is_placed(_jumps(rules), ours[0])
+
+
+def _rules(nft: Nft, table: str, chain: str) -> list[str]:
+    """Return the rules of a chain as nft shows them, none if there is no such chain."""
+    lines = (line.strip() for line in (nft.list_chain(table, chain) or "").splitlines())
+    return [line for line in lines if _HANDLE.search(line) and not line.startswith("chain ")]
+
+
+def _is_ours(rule: str, mark: int) -> bool:
+    """Tell whether a rule is the one that accepts the mark."""
+    return f"{mark:#x}" in rule and " accept" in rule
+
+
+def _handle(rule: str) -> str:
+    found = _HANDLE.search(rule)
+    return found[1] if found else ""
+
+
+def _jumps(rules: Iterable[str]) -> list[str]:
+    """Return where each rule sends every packet, empty for one that looks at the packet first."""
+    return [found[1] if (found := _JUMP.fullmatch(rule)) else "" for rule in rules]
 
 
 def forward_policy(nft: Nft, version: int) -> str | None:
@@ -130,5 +172,5 @@ def forward_policy(nft: Nft, version: int) -> str | None:
 
     Without the chain nothing is dropped here, but the older iptables may have one.
     """
-    policy = _POLICY.search(nft.list_chain(_TABLE[version], CHAINS[1]) or "")
+    policy = _POLICY.search(nft.list_chain(_TABLE[version], FORWARD) or "")
     return policy[1].upper() if policy else None

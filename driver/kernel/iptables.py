@@ -1,7 +1,9 @@
-"""Keep pynet's few rules in the iptables chains that Docker leaves to others; nothing else.
+"""Keep pynet's rule in iptables' chain FORWARD, by the command; nothing else.
 
-One rule a family, whatever the number of networks: accept what carries pynet's mark. It stands in
-`DOCKER-USER`, which Docker never flushes, or in `FORWARD` while there is no such chain.
+One rule a family, whatever the number of networks: accept what carries pynet's mark. It stands
+behind the jump to `DOCKER-USER`, so that what operators write there is the last word, and nothing
+of ours is where others flush and rewrite. Without such a jump it is the last rule of the chain,
+behind whatever operators have in it.
 """
 
 from __future__ import annotations
@@ -12,16 +14,17 @@ from typing import TYPE_CHECKING
 
 from driver.errors import KernelError
 from driver.kernel import sysctl
+from driver.kernel.forward import FORWARD, OPERATORS, find_place, is_placed
 from driver.undo import Rollback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 COMMANDS = ("iptables", "ip6tables")
 _COMMAND = dict(zip((4, 6), COMMANDS, strict=True))
-CHAINS = ("DOCKER-USER", "FORWARD")
 LOCK_SECONDS = 2  # how long to wait for the xtables lock; every request is answered in 5 s
 _TIMEOUT_SECONDS = 4
+ABSENT = 1  # of the command's exit codes: no such chain; 2 is wrong usage, 4 the lock or the kernel
 
 
 def is_installed() -> bool:
@@ -35,34 +38,71 @@ def has_command(version: int) -> bool:
 
 
 def ensure_forward_accept(mark: int) -> None:
-    """Insert the rule at the head of Docker's chain, for both families, unless it is there."""
+    """Put the rule where it belongs, once, for both families."""
     with Rollback() as undo:
         for command in _usable():
-            chain = CHAINS[0] if _succeeds(command, "-S", CHAINS[0]) else CHAINS[1]
-            if not _succeeds(command, "-C", chain, *_rule(mark)):
-                _run(command, "-I", chain, *_rule(mark))
-                undo.push(_run, command, "-D", chain, *_rule(mark))
+            rules = _list_rules(command, FORWARD)
+            if _is_in_place(rules, mark):
+                _delete(command, OPERATORS, mark)  # where pynet once had it
+                continue
+            _delete(command, FORWARD, mark)
+            place = find_place(_jumps(_list_rules(command, FORWARD)))
+            where = ("-A", FORWARD) if place is None else ("-I", FORWARD, str(place + 1))
+            _run(command, *where, *_rule(mark))
+            undo.push(_delete, command, FORWARD, mark)
+            _delete(command, OPERATORS, mark)
 
 
 def has_forward_accept(mark: int) -> bool:
-    """Tell whether the rule is in one of the chains, for both families."""
-    return all(
-        any(_succeeds(command, "-C", chain, *_rule(mark)) for chain in CHAINS)
-        for command in _usable()
-    )
+    """Tell whether the rule is where it belongs, for both families."""
+    return all(_is_in_place(_list_rules(command, FORWARD), mark) for command in _usable())
 
 
 def delete_forward_accept(mark: int) -> None:
     """Delete the rule, however often it is there, from every chain that may hold it."""
     for command in _usable():
-        for chain in CHAINS:
-            while _succeeds(command, "-C", chain, *_rule(mark)):
-                _run(command, "-D", chain, *_rule(mark))
+        for chain in (FORWARD, OPERATORS):
+            _delete(command, chain, mark)
 
 
 def set_forward_policy(version: int, policy: str) -> None:
     """Set the policy of FORWARD for an address family, ACCEPT or DROP."""
-    _run(_COMMAND[version], "-P", CHAINS[1], policy)
+    _run(_COMMAND[version], "-P", FORWARD, policy)
+
+
+def _is_in_place(rules: Sequence[str], mark: int) -> bool:
+    ours = [number for number, rule in enumerate(rules) if _is_ours(rule, mark)]
+    return len(ours) == 1 and is_placed(_jumps(rules), ours[0])
+
+
+def _is_ours(rule: str, mark: int) -> bool:
+    """Tell whether a rule, as `iptables -S` shows it, is the one that accepts the mark."""
+    return f"--mark {mark:#x}/{mark:#x}" in rule and rule.endswith("-j ACCEPT")
+
+
+def _jumps(rules: Iterable[str]) -> list[str]:
+    """Return where each rule sends every packet, empty for one that looks at the packet first."""
+    return [words[3] if (words := rule.split())[2:3] == ["-j"] else "" for rule in rules]
+
+
+def _list_rules(command: str, chain: str) -> list[str]:
+    """Return the rules of a chain, none if there is no such chain.
+
+    Raises KernelError if it cannot be read.
+    """
+    result = _execute(command, "-S", chain)
+    if result.returncode == ABSENT:
+        return []
+    if result.returncode != 0:
+        raise KernelError(f"run {command} -S {chain}: {result.stderr.strip()}")
+    return [line for line in result.stdout.splitlines() if line.startswith("-A ")]
+
+
+def _delete(command: str, chain: str, mark: int) -> None:
+    """Delete our rule from a chain, however often it is there."""
+    for rule in _list_rules(command, chain):
+        if _is_ours(rule, mark):
+            _run(command, "-D", chain, *_rule(mark))
 
 
 def _rule(mark: int) -> tuple[str, ...]:
@@ -76,10 +116,6 @@ def _usable() -> Iterator[str]:
         path = shutil.which(command)
         if path is not None and (command != "ip6tables" or sysctl.has_ipv6()):
             yield path
-
-
-def _succeeds(command: str, *arguments: str) -> bool:
-    return _execute(command, *arguments).returncode == 0
 
 
 def _run(command: str, *arguments: str) -> None:
@@ -105,6 +141,6 @@ def forward_policy(version: int) -> str | None:
     """
     if not has_command(version):
         return None
-    result = _execute(_COMMAND[version], "-S", CHAINS[1])
+    result = _execute(_COMMAND[version], "-S", FORWARD)
     words = result.stdout.split("\n", 1)[0].split()
-    return words[2] if result.returncode == 0 and words[:2] == ["-P", CHAINS[1]] else None
+    return words[2] if result.returncode == 0 and words[:2] == ["-P", FORWARD] else None

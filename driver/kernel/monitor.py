@@ -40,9 +40,9 @@ _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_DELTABLE, _DELCHAIN, _DELRULE, _NEWGEN = 2, 5, 8, 15  # NFT_MSG_*
+_DELTABLE, _DELCHAIN, _NEWRULE, _DELRULE, _NEWGEN = 2, 5, 6, 8, 15  # NFT_MSG_*
 _INET, _IPV4, _BRIDGE, _IPV6 = 1, 2, 7, 10  # NFPROTO_*
-_CHAIN_ATTRIBUTE = {_DELCHAIN: 3, _DELRULE: 2}  # NFTA_CHAIN_NAME, NFTA_RULE_CHAIN
+_CHAIN_ATTRIBUTE = {_DELCHAIN: 3, _NEWRULE: 2, _DELRULE: 2}  # NFTA_CHAIN_NAME, NFTA_RULE_CHAIN
 
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 
@@ -169,7 +169,7 @@ def is_rule_damage(kind: int, payload: bytes) -> bool:
     if verb == _DELTABLE:
         return True
     chain = parse_text(attributes.get(_CHAIN_ATTRIBUTE.get(verb, 0), b""))
-    return chain in {"DOCKER-USER", "FORWARD"}
+    return chain == "FORWARD"
 
 
 def _is_worth_keeping(address: bytes) -> bool:

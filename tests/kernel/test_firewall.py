@@ -110,39 +110,87 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(iptables, "_execute", pytest.fail)
 
 
+OPERATORS = ["-N DOCKER-USER", "-A DOCKER-USER -j RETURN"]
+LAYOUTS = {
+    "nothing": ([], 1),
+    "only what an operator has there": (["-A FORWARD -i eth0 -j DROP"], 2),
+    "the operators' chain": ([*OPERATORS, "-A FORWARD -j DOCKER-USER"], 2),
+    "the operators' chain and others": (
+        [*OPERATORS, "-A FORWARD -j DOCKER-USER", "-N ufw", "-A FORWARD -j ufw"],
+        2,
+    ),
+    "the operators' chain further down": (
+        [*OPERATORS, "-N fail2ban", "-A FORWARD -j fail2ban", "-A FORWARD -j DOCKER-USER"],
+        3,
+    ),
+    "the operators' chain, to which nothing jumps": (OPERATORS, 1),
+    "a rule that only sometimes jumps": ([*OPERATORS, "-A FORWARD -i eth0 -j DOCKER-USER"], 2),
+}
+
+
+def have(*rules_of_others: str) -> None:
+    for command in COMMANDS.values():
+        for rule in rules_of_others:
+            run(command, "-w", *rule.split())
+
+
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("chain", ["DOCKER-USER", "FORWARD"])
-def test_the_accepting_rule_is_there_once_and_first(linux: LinuxKernel, chain: str) -> None:
-    for command in ("iptables", "ip6tables"):
-        if chain == "DOCKER-USER":
-            run(command, "-w", "-N", chain)
-        run(command, "-w", "-A", chain, "-j", "DROP")
+@pytest.mark.parametrize(("layout", "place"), LAYOUTS.values(), ids=LAYOUTS)
+def test_the_accepting_rule_is_there_once_and_behind_the_operators(
+    linux: LinuxKernel, layout: list[str], place: int
+) -> None:
+    have(*layout)
+    assert not linux.has_forward_accept(MARK)
     for _ in range(2):
         linux.ensure_forward_accept(MARK)
-    for command in ("iptables", "ip6tables"):
-        (rule,) = rules(command, chain)
-        assert rule.startswith("1 ")
+        assert linux.has_forward_accept(MARK)
+    for command in COMMANDS.values():
+        (rule,) = rules(command, "FORWARD")
+        assert rule.startswith(f"{place} ")
         assert f"--mark {MARK:#x}/{MARK:#x}" in rule
         assert rule.endswith("-j ACCEPT")
     for _ in range(2):
         linux.delete_forward_accept(MARK)
-        assert rules("iptables", chain) == rules("ip6tables", chain) == []
+        assert rules("iptables", "FORWARD") == rules("ip6tables", "FORWARD") == []
 
 
 @pytest.mark.usefixtures("way")
-def test_the_policy_is_read_and_nothing_made_for_it(linux: LinuxKernel) -> None:
-    linux.observe_host([])
-    assert listing() == ""
-    for policy, other in (("DROP", "ACCEPT"), ("ACCEPT", "DROP")):
-        for command, value in (("iptables", policy), ("ip6tables", other)):
-            run(command, "-w", "-P", "FORWARD", value)
-            run(command, "-w", "-A", "FORWARD", "-j", other)
-        assert linux.observe_host([]).forward_policies == {4: policy, 6: other}
+@pytest.mark.parametrize(
+    ("change", "is_in_place"),
+    [
+        ("-A FORWARD -i eth0 -j DROP", True),
+        ("-I FORWARD 2 -j DOCKER-FORWARD", True),
+        ("-I FORWARD 2 -i eth0 -j DROP", False),
+        ("-I FORWARD 2 -j ufw", False),
+        ("-I DOCKER-USER -i eth0 -j DROP", True),
+        ("-F DOCKER-USER", True),
+        ("-F FORWARD", False),
+        ("-D FORWARD -j DOCKER-USER", True),  # it is the last one
+    ],
+)
+def test_a_rule_out_of_its_place_is_put_back(
+    linux: LinuxKernel, change: str, *, is_in_place: bool
+) -> None:
+    have(*OPERATORS, "-A FORWARD -j DOCKER-USER", "-N DOCKER-FORWARD", "-N ufw")
+    linux.ensure_forward_accept(MARK)
+    have(change)
+    assert linux.has_forward_accept(MARK) is is_in_place
+    linux.ensure_forward_accept(MARK)
+    assert linux.has_forward_accept(MARK)
+    assert len(rules("iptables", "FORWARD")) == len(rules("ip6tables", "FORWARD")) == 1
 
 
-def test_what_new_interfaces_will_do_is_no_forwarding_yet(linux: LinuxKernel) -> None:
-    Path("/proc/sys/net/ipv6/conf/default/forwarding").write_text("1")
-    assert linux.observe_host([]).forwards == frozenset()
+@pytest.mark.usefixtures("way")
+def test_a_rule_among_the_operators_goes(linux: LinuxKernel) -> None:
+    """An earlier pynet had it there."""
+    have("-N DOCKER-USER", "-A FORWARD -j DOCKER-USER")
+    ours = ("-m", "mark", "--mark", f"{MARK:#x}/{MARK:#x}", "-m", "comment", "--comment", "pynet")
+    for command in COMMANDS.values():
+        run(command, "-w", "-I", "DOCKER-USER", *ours, "-j", "ACCEPT")
+    linux.ensure_forward_accept(MARK)
+    assert rules("iptables", "DOCKER-USER") == rules("ip6tables", "DOCKER-USER") == []
+    assert rules("iptables", "FORWARD")
+    assert rules("ip6tables", "FORWARD")
 
 
 @pytest.mark.usefixtures("way")
@@ -164,17 +212,6 @@ def test_what_others_have_beside_the_rule_stays(linux: LinuxKernel, other: str) 
     linux.delete_forward_accept(MARK)
     for command in ("iptables", "ip6tables"):
         assert other in run(command, "-w", "-S")
-
-
-@pytest.mark.usefixtures("way")
-def test_the_rule_goes_from_wherever_it_is(linux: LinuxKernel) -> None:
-    linux.ensure_forward_accept(MARK)
-    run("iptables", "-w", "-N", "DOCKER-USER")
-    linux.ensure_forward_accept(MARK)
-    assert rules("iptables", "FORWARD")
-    assert rules("iptables", "DOCKER-USER")
-    linux.delete_forward_accept(MARK)
-    assert rules("iptables", "FORWARD") == rules("iptables", "DOCKER-USER") == []
 
 
 def policies() -> list[str]:

@@ -29,9 +29,10 @@ def make(driver: BridgeDriver, real: RealHost, each: Typical) -> None:
 def test_the_page_is_what_the_kernel_has(driver: BridgeDriver, real: RealHost) -> None:
     for command in ("iptables", "ip6tables"):
         run(command, "-w", "-N", "DOCKER-USER")
+        run(command, "-w", "-A", "FORWARD", "-j", "DOCKER-USER")
     for each in TYPICAL.values():
         make(driver, real, each)
-    rules = [run(each, "-w", "-S", "DOCKER-USER") for each in ("iptables", "ip6tables")]
+    rules = [run(each, "-w", "-S", "FORWARD") for each in ("iptables", "ip6tables")]
     assert rules[0] == rules[1]
     page = render_page(run("nft", "list", "ruleset"), rules[0].splitlines()[-1])
     if os.environ.get("PYNET_DOCS") == "write":
