@@ -355,7 +355,7 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 		meta oifkind "bridge" ct status dnat accept
 		meta oifkind "bridge" drop
 		ct state invalid,untracked goto untranslated
-		ct status & (confirmed | snat | dnat) == confirmed goto untranslated
+		ct status confirmed ct status ! snat,dnat goto untranslated
 		goto accepted
 	}}
 	chain untranslated {{
