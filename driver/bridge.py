@@ -214,7 +214,7 @@ class BridgeDriver:
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Remove an endpoint, whether it has left its sandbox or not."""
         with self._lock:
-            with self._store.transaction():
+            with self._store.transaction(frees=True):
                 endpoint = self._find_endpoint(network_id, endpoint_id)
                 if endpoint is None:
                     return

@@ -236,7 +236,7 @@ class Sandboxes:
         changed = [key for key, trace in traces.items() if values.get(key) != trace.written]
         decide = partial(plan_restores, values, traces={key: traces[key] for key in changed})
         written = self._change(sandbox, changed, decide)
-        with self._store.transaction():
+        with self._store.transaction(frees=True):
             self._store.delete_traces(sandbox, traces.keys() - values.keys())
             self._store.put_traces(sandbox, [trace for trace in written if trace.key in values])
 
