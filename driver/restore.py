@@ -208,6 +208,8 @@ class Restorer:
         yield from compare_rules(wanted, self._kernel.list_rules(firewall.TABLES))
         if networks and not self._kernel.has_forward_accept(firewall.ACCEPTED_MARK):
             yield Difference(Kind.ACCEPT, "DOCKER-USER or FORWARD", "pynet's rule is missing")
+        if not networks and self._kernel.has_forward_accept(firewall.ACCEPTED_MARK):
+            yield Difference(Kind.ACCEPT, "DOCKER-USER or FORWARD", "pynet's rule is left over")
         if any(network.publishes(6) for network in networks) and not self._kernel.has_loopback_pair(
             firewall.LOOPBACK_PAIR
         ):

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 COMMANDS = ("iptables", "ip6tables")
 _COMMAND = dict(zip((4, 6), COMMANDS, strict=True))
 CHAINS = ("DOCKER-USER", "FORWARD")
-LOCK_SECONDS = 2  # how long to wait for the xtables lock; every request is answered in 5 s
+LOCK_SECONDS = 1  # how long to wait for the xtables lock, under that of the driver
 _TIMEOUT_SECONDS = 4
+# iptables(8): the rule or the chain is not there; the kernel has no such table. Any other code is
+# an error: 2 of the command line, 4 of the kernel or of the lock, which somebody else has.
+_ABSENT = (1, 3)
 
 
 def is_installed() -> bool:
@@ -79,13 +82,23 @@ def _usable() -> Iterator[str]:
 
 
 def _succeeds(command: str, *arguments: str) -> bool:
-    return _execute(command, *arguments).returncode == 0
+    """Tell whether what the command looks for is there; raises KernelError if it cannot tell."""
+    result = _execute(command, *arguments)
+    if result.returncode not in {0, *_ABSENT}:
+        raise _failure(command, arguments, result)
+    return result.returncode == 0
 
 
 def _run(command: str, *arguments: str) -> None:
     result = _execute(command, *arguments)
     if result.returncode != 0:
-        raise KernelError(f"run {command} {' '.join(arguments)}: {result.stderr.strip()}")
+        raise _failure(command, arguments, result)
+
+
+def _failure(
+    command: str, arguments: tuple[str, ...], result: subprocess.CompletedProcess[str]
+) -> KernelError:
+    return KernelError(f"run {command} {' '.join(arguments)}: {result.stderr.strip()}")
 
 
 def _execute(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -101,10 +114,13 @@ def _execute(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def forward_policy(version: int) -> str | None:
     """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if nobody can tell.
 
-    To look makes no table of nftables.
+    To look makes no table of nftables. Raises KernelError if the command fails for another reason.
     """
     if not has_command(version):
         return None
-    result = _execute(_COMMAND[version], "-S", CHAINS[1])
+    arguments = ("-S", CHAINS[1])
+    result = _execute(_COMMAND[version], *arguments)
+    if result.returncode not in {0, *_ABSENT}:
+        raise _failure(_COMMAND[version], arguments, result)
     words = result.stdout.split("\n", 1)[0].split()
     return words[2] if result.returncode == 0 and words[:2] == ["-P", CHAINS[1]] else None
