@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from driver.advice import advise, find_entrances
 from driver.counts import Counts
-from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
+from driver.errors import Conflict, InvalidRequest, NotFound
 from driver.heal import Healer
 from driver.health import Health
 from driver.lock import Lock
@@ -345,7 +345,7 @@ class BridgeDriver:
                 return
             try:
                 done = self._sandboxes.configure_interface(endpoint)
-            except DriverError:
+            except Exception:
                 log.exception("could not configure the interface of %s", short(endpoint_id))
                 return
             if done:

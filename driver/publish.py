@@ -87,6 +87,8 @@ class Publisher:
                 self._kernel.reserve_ports([place])
             except DriverError as error:
                 log.warning("endpoint %s: %s", short(endpoint.id), error)
+            except Exception:
+                log.exception("endpoint %s: could not reserve %s", short(endpoint.id), place)
 
     def _reserve(
         self,

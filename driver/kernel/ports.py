@@ -56,7 +56,7 @@ class Reservations:
             for place in places:
                 self._take(place)
                 done.append(place)
-        except (PortInUse, KernelError):
+        except BaseException:
             self.release(done)
             raise
 

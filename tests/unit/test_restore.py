@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.bridge import BridgeDriver
+from driver.check import Kind
 from driver.errors import KernelError
 from driver.model import host_end_name
 from tests.fakes import Calls, FakeKernel, counted_kernel
@@ -197,6 +198,33 @@ def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
         restart(store, kernel)
         assert len(kernel.links) == 2, call
         assert kernel.tables, call
+
+
+@pytest.mark.parametrize("error", [KernelError("injected"), OSError("injected")], ids=repr)
+def test_whatever_a_step_fails_with_the_others_are_done(
+    store: Store, kernel: FakeKernel, error: Exception
+) -> None:
+    kernel.reboot()
+    restart(store, kernel)  # which forgets the endpoints
+    recorded = Calls()
+    BridgeDriver(store, counted_kernel(kernel, recorded)).restore()
+    kernel.reboot()
+    at = recorded.made.index("FakeKernel.ensure_bridge")
+    kernel.boot = "another boot"
+    BridgeDriver(store, counted_kernel(kernel, Calls(at, error))).restore()
+    assert len(kernel.links) == 1
+    assert kernel.tables
+
+
+def test_a_rule_that_was_left_in_dockers_chain_differs_and_goes(store: Store) -> None:
+    """Its deletion may have failed, since somebody else had the lock of iptables."""
+    kernel = FakeKernel()
+    driver = restart(store, kernel)
+    kernel.ensure_forward_accept(1 << 29)
+    (difference,) = driver.check()
+    assert difference.kind is Kind.ACCEPT
+    assert driver.repair_all() == ()
+    assert not kernel.accepted_marks
 
 
 def test_without_networks_there_are_no_rules(store: Store) -> None:
