@@ -208,6 +208,7 @@ class BridgeDriver:
                     self._store.delete_endpoint(stale.id)
                     self.counts.evicted("endpoint")
                 self._store.put_endpoint(endpoint)
+                self._lock.check()
             attempt_each([partial(self._remove, self._clean_up(evicted, network))])
             return endpoint
 

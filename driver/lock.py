@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock as _Mutex
 from threading import RLock, current_thread, get_ident, local
 from typing import TYPE_CHECKING, Self
 
@@ -24,12 +25,28 @@ STALLED_SECONDS = 2.0  # whoever has had the lock for so long may have it for ev
 class Request:
     """What a thread is at work for: its name in errors, and when it may begin at the latest.
 
-    Once `overdue`, whoever asked has been told that it failed: what it made is taken back.
+    Once `overdue`, whoever asked has been told that it failed: what it made is taken back. Once a
+    change of it is being stored, it is too late to tell that; which of the two comes first is
+    decided under a lock.
     """
 
     words: str
     begin_by: float  # time.monotonic()
     overdue: bool = False
+    _is_stored: bool = False
+    _lock: _Mutex = field(default_factory=_Mutex)
+
+    def store(self) -> bool:
+        """Take it that a change is stored from now on; False if the request is overdue."""
+        with self._lock:
+            self._is_stored = not self.overdue
+            return self._is_stored
+
+    def give_up(self, *, also_stored: bool) -> bool:
+        """Make the request overdue; returns False, and does not, for one that is being stored."""
+        with self._lock:
+            self.overdue = also_stored or not self._is_stored
+            return self.overdue
 
 
 class Lock:
@@ -56,9 +73,12 @@ class Lock:
             self._threads.request = None
 
     def check(self) -> None:
-        """Raise Busy if the request of this thread has been answered: its change must not stay."""
+        """Raise Busy if the request of this thread has been answered: its change must not stay.
+
+        Otherwise it is not answered with an error any more; to be called right before the commit.
+        """
         request = self._request()
-        if request is not None and request.overdue:
+        if request is not None and not request.store():
             raise Busy(f"{request.words}: it took too long, and was answered with an error")
 
     def __enter__(self) -> Self:
