@@ -138,7 +138,10 @@ class Server(BaseApplication):
 
 
 class Master(Arbiter):
-    """gunicorn's master, except that whoever made the sockets' files removes them."""
+    """gunicorn's master, with one worker for ever: two would own one state.
+
+    Whoever made the sockets' files removes them.
+    """
 
     def __init__(self, app: Server, names: Names) -> None:
         super().__init__(app)
@@ -149,6 +152,29 @@ class Master(Arbiter):
         """Let no more requests in, then wait for those that are."""
         self._names.remove()
         super().stop(graceful)
+
+    def handle_hup(self) -> None:
+        """Ignore what has gunicorn start its worker anew, beside the one that still serves."""
+        self._ignore(signal.SIGHUP)
+
+    def handle_ttin(self) -> None:
+        """Ignore what has gunicorn start one more worker."""
+        self._ignore(signal.SIGTTIN)
+
+    def handle_ttou(self) -> None:
+        """Ignore what has gunicorn end a worker."""
+        self._ignore(signal.SIGTTOU)
+
+    def handle_usr2(self) -> None:
+        """Ignore what has gunicorn start a second master with a worker of its own."""
+        self._ignore(signal.SIGUSR2)
+
+    def handle_winch(self) -> None:
+        """Ignore what has gunicorn end all workers."""
+        self._ignore(signal.SIGWINCH)
+
+    def _ignore(self, number: signal.Signals) -> None:
+        log.warning("%s is ignored: the driver has one process that owns its state", number.name)
 
 
 def _scratch(state_dir: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -240,3 +241,14 @@ def test_a_damaged_state_does_not_keep_it_from_starting(folder: Path) -> None:
         assert "pn" not in {line.split()[1][:2] for line in ip("-o", "link").splitlines()}
     with Server(folder) as server:
         wait_until(lambda: unhealthy(server, "then remove it"), 10, "the damage told again")
+
+
+@pytest.mark.parametrize("name", ["SIGTTIN", "SIGTTOU", "SIGHUP", "SIGUSR2", "SIGWINCH"])
+def test_no_signal_gives_the_state_a_second_owner(tmp_path: Path, name: str) -> None:
+    with Server(tmp_path / "server") as server:
+        assert server.call("CreateNetwork", network(1)) == (200, {})
+        before = server.worker
+        os.kill(server.pid, getattr(signal, name))
+        wait_until(lambda: name in server.log(), 10, "the signal told in the log")
+        assert server.call("CreateNetwork", network(2)) == (200, {})
+        assert server.workers == [before]
