@@ -47,6 +47,7 @@ STAND_DOWN_SECONDS = 2.0  # how long the end waits for what is still under way
 GRACE_SECONDS = 8  # a managed plugin is killed 10 s after SIGTERM
 STARTING = "starting"  # the key of that in what health tells
 LOCK_NAME = "lock"
+STDOUT = 1
 LOCK_SECONDS = 3.0
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 M_ARENA_MAX = -8  # malloc/malloc.h of glibc
@@ -254,8 +255,8 @@ def log_config(level: str) -> dict[str, Any]:
         },
         "handlers": {
             "stdout": {
-                "class": "logging.StreamHandler",
-                "stream": "ext://sys.stdout",
+                "class": "plugin.log.QueuedHandler",
+                "descriptor": STDOUT,
                 "formatter": "line",
             }
         },

@@ -252,3 +252,13 @@ def test_no_signal_gives_the_state_a_second_owner(tmp_path: Path, name: str) -> 
         wait_until(lambda: name in server.log(), 10, "the signal told in the log")
         assert server.call("CreateNetwork", network(2)) == (200, {})
         assert server.workers == [before]
+
+
+def test_a_log_that_nobody_reads_keeps_no_request_waiting(folder: Path) -> None:
+    os.mkfifo(folder / "log")
+    unread = os.open(folder / "log", os.O_RDWR | os.O_NONBLOCK)
+    with Server(folder) as server:
+        for _ in range(1200):
+            assert server.call("Leave", ids(1)) == (200, {})
+        assert server.timed("CreateNetwork", network(1))[0] < 5
+    os.close(unread)
