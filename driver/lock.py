@@ -49,6 +49,15 @@ class Request:
             return self.overdue
 
 
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """Which thread has the lock, what for, and since when."""
+
+    thread: int
+    words: str
+    since: float
+
+
 class Lock:
     """A re-entrant lock that serves a request in time or not at all, and knows who has it.
 
@@ -58,9 +67,7 @@ class Lock:
     def __init__(self) -> None:
         self._lock = RLock()
         self._depth = 0
-        self._owner: int | None = None
-        self._holder = ""
-        self._since = 0.0
+        self._held: _Hold | None = None  # in one piece: others look at it without the lock
         self._threads = local()
 
     @contextmanager
@@ -83,22 +90,22 @@ class Lock:
 
     def __enter__(self) -> Self:
         request = self._request()
-        is_mine = self._owner == get_ident()
+        held = self._held
+        is_mine = held is not None and held.thread == get_ident()
         if request is None or is_mine:
             self._lock.acquire()
         else:
             self._acquire_for(request)
         self._depth += 1
         if not is_mine:
-            self._owner = get_ident()
-            self._holder = current_thread().name if request is None else request.words
-            self._since = time.monotonic()
+            words = current_thread().name if request is None else request.words
+            self._held = _Hold(get_ident(), words, time.monotonic())
         return self
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self._owner = None
+            self._held = None
         self._lock.release()
 
     def _request(self) -> Request | None:
@@ -108,14 +115,16 @@ class Lock:
     def _acquire_for(self, request: Request) -> None:
         """Take the lock, unless it is too late to begin: an answer of failure may be under way."""
         now = time.monotonic()
-        is_stalled = self._owner is not None and now - self._since > STALLED_SECONDS
+        held = self._held
+        is_stalled = held is not None and now - held.since > STALLED_SECONDS
         patience = 0 if is_stalled else request.begin_by - now
         if patience > 0 and self._lock.acquire(timeout=patience):
             return
-        if self._owner is None:
+        held = self._held
+        if held is None:
             raise Busy("the driver has too much to do at once; try again")
-        seconds = time.monotonic() - self._since
+        seconds = time.monotonic() - held.since
         raise Busy(
-            f"the driver is at work on something else: {self._holder}, for {seconds:.1f} s now; "
+            f"the driver is at work on something else: {held.words}, for {seconds:.1f} s now; "
             "try again, and if that does not help, look into the driver's log"
         )

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
-from threading import Event, Thread, active_count
+from threading import Event, Thread, active_count, current_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -85,6 +85,35 @@ def test_who_waited_long_enough_hears_who_has_the_lock() -> None:
         pytest.fail("two at once")
     with lock.serving(soon()), lock:
         pass
+
+
+def test_who_has_just_got_the_lock_is_not_taken_to_have_had_it_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its thread may lose its turn in the midst of noting whose the lock is, and since when."""
+    lock, noting, refused = Lock(), Event(), Event()
+    now = time.monotonic
+
+    def preempted() -> float:
+        if current_thread().name == "holder" and not noting.is_set():
+            noting.set()
+            refused.wait(0.2)
+        return now()
+
+    def hold() -> None:
+        with lock:
+            pass
+
+    monkeypatch.setattr("driver.lock.time.monotonic", preempted)
+    thread = Thread(target=hold, name="holder")
+    thread.start()
+    assert noting.wait(10)
+    try:
+        with lock.serving(Request("Leave", now() + 10)), lock:
+            pass
+    finally:
+        refused.set()
+        thread.join(10)
 
 
 def test_who_comes_too_late_does_not_begin_even_if_the_lock_is_free() -> None:
