@@ -298,6 +298,21 @@ def test_a_policy_that_cannot_be_read_is_not_changed(
     assert linux.observe_host([]).forward_policies.get(4) is None
 
 
+@pytest.mark.parametrize("key", ["tcp . 1", "no such protocol . 1"])
+def test_what_nft_refuses_is_a_sentence_and_the_script_is_in_the_log(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    nft = Nft()
+    elements = ", ".join(f"{key}{number:03}" for number in range(1000))
+    with pytest.raises(KernelError) as refusal:
+        nft.run(f"add element inet pynet nothing {{ {elements} }}\n")
+    assert str(refusal.value).startswith("change the firewall: ")
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 400
+    assert f"{key}999" in caplog.text
+    nft.close()
+
+
 def test_the_rule_of_one_way_is_known_to_the_other(
     linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
