@@ -30,7 +30,7 @@ from driver.sandbox import sandbox_of
 from driver.undo import Rollback, attempt_each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from driver.counts import Counts
     from driver.kernel import Kernel
@@ -224,11 +224,11 @@ class Restorer:
                     Kind.PARAMETER, sandbox, f"{sysctl.key}={sysctl.value} was not written"
                 )
 
-    def _mend(self, found: Iterable[Difference], intent: Intent) -> None:
+    def _mend(self, found: Collection[Difference], intent: Intent) -> None:
         """Run the remedies of what was found, one a kind, in the order in which they build."""
         by_kind: dict[Kind, list[str]] = {}
+        _log_repairs(found)
         for difference in found:
-            log.warning("repairing: %s", difference)
             by_kind.setdefault(difference.kind, []).append(difference.subject)
         steps: list[Callable[[], object]] = []
         for kind in Kind:  # bridges before their ports, endpoints before the rules
@@ -346,3 +346,16 @@ class Restorer:
                     log.info("endpoint %s died with its sandbox", short(endpoint.id))
                     self._store.delete_endpoint(endpoint.id)
                     forgotten.append(endpoint)
+
+
+def _log_repairs(found: Iterable[Difference]) -> None:
+    """Log what is repaired, each in a line; of rules, which are repaired as a whole, how many."""
+    rules: list[Difference] = []
+    for difference in found:
+        if difference.kind is Kind.RULES:
+            rules.append(difference)
+            log.debug("repairing: %s", difference)
+        else:
+            log.warning("repairing: %s", difference)
+    if rules:
+        log.warning("repairing: %d rules and elements, such as: %s", len(rules), rules[0])

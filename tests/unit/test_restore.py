@@ -216,6 +216,18 @@ def test_whatever_a_step_fails_with_the_others_are_done(
     assert kernel.tables
 
 
+def test_rules_that_were_flushed_are_one_line_of_the_log(
+    store: Store, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = restart(store, kernel)
+    kernel.tables.clear()
+    assert len(driver.check()) > 3
+    with caplog.at_level("INFO"):
+        assert driver.repair_all() == ()
+    (line,) = [each.getMessage() for each in caplog.records if "repairing" in each.getMessage()]
+    assert "rules and elements, such as: rules " in line
+
+
 def test_a_rule_that_was_left_in_dockers_chain_differs_and_goes(store: Store) -> None:
     """Its deletion may have failed, since somebody else had the lock of iptables."""
     kernel = FakeKernel()
