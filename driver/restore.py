@@ -98,7 +98,7 @@ class Restorer:
 
         What cannot be restored is logged and does not keep the rest from being restored.
         """
-        with self._lock:
+        with self._lock, self._sandboxes.one_look():
             self._forget_last_boot()
             dead: list[Endpoint] = []
             is_known = attempt_each([partial(self._forget_dead, dead)])
@@ -127,7 +127,7 @@ class Restorer:
 
     def check(self) -> tuple[Difference, ...]:
         """Return all that differs between the state file and the kernel, and change nothing."""
-        with self._lock:
+        with self._lock, self._sandboxes.one_look():
             intent = self._intent()
             return (*self._find_damage(intent), *self._find_missing_parameters(intent))
 
@@ -163,7 +163,9 @@ class Restorer:
         """Mend everything that `check` finds; return what differs afterwards."""
         with self._lock:
             intent = self._intent()
-            self._mend(self.check(), intent)
+            found = self.check()
+            with self._sandboxes.one_look():
+                self._mend(found, intent)
             return self.check()
 
     def is_dead(self, endpoint: Endpoint) -> bool:

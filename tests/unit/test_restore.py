@@ -216,6 +216,23 @@ def test_whatever_a_step_fails_with_the_others_are_done(
     assert kernel.tables
 
 
+def test_what_new_namespaces_have_is_looked_up_once_for_all_sandboxes(
+    store: Store, kernel: FakeKernel
+) -> None:
+    """To look makes a namespace and destroys it, under the driver's lock."""
+    driver = BridgeDriver(store, kernel)
+    for number in range(4, 9):
+        kernel.add_sandbox(sandbox_key(number), **{KEEPALIVE: "42"})
+        driver.create_endpoint(new_endpoint(number))
+        driver.join(new_join(number, 1, sandbox_key(number)))
+    for look in (BridgeDriver.check, BridgeDriver.restore):
+        calls = Calls()
+        look(BridgeDriver(store, counted_kernel(kernel, calls)))
+        assert calls.made.count("FakeKernel.read_pristine") == 1, look
+    kernel.pristine[KEEPALIVE] = "42"  # the next look sees what the host has by now
+    assert {each.subject for each in driver.check()} == {sandbox_key(n) for n in range(4, 9)}
+
+
 def test_rules_that_were_flushed_are_one_line_of_the_log(
     store: Store, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
 ) -> None:
