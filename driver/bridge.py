@@ -360,6 +360,14 @@ class BridgeDriver:
         The same again changes nothing; another set of ports takes the place of the first. A port
         that only a dead container has is taken from it.
         """
+        try:
+            self._publish(network_id, endpoint_id, requests)
+        except PortInUse as refusal:
+            raise self._publisher.name_holder(refusal) from refusal
+
+    def _publish(
+        self, network_id: NetworkId, endpoint_id: EndpointId, requests: tuple[PortRequest, ...]
+    ) -> None:
         with self._lock:
             with self._store.transaction():
                 network = self._network(network_id)
