@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from driver.advice import advise, find_entrances
 from driver.counts import Counts
-from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
+from driver.errors import Conflict, InvalidRequest, NotFound
 from driver.heal import Healer
 from driver.health import Health
 from driver.lock import Lock
@@ -208,13 +208,14 @@ class BridgeDriver:
                     self._store.delete_endpoint(stale.id)
                     self.counts.evicted("endpoint")
                 self._store.put_endpoint(endpoint)
+                self._lock.check()
             attempt_each([partial(self._remove, self._clean_up(evicted, network))])
             return endpoint
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Remove an endpoint, whether it has left its sandbox or not."""
         with self._lock:
-            with self._store.transaction():
+            with self._store.transaction(frees=True):
                 endpoint = self._find_endpoint(network_id, endpoint_id)
                 if endpoint is None:
                     return
@@ -345,7 +346,7 @@ class BridgeDriver:
                 return
             try:
                 done = self._sandboxes.configure_interface(endpoint)
-            except DriverError:
+            except Exception:
                 log.exception("could not configure the interface of %s", short(endpoint_id))
                 return
             if done:
@@ -359,6 +360,14 @@ class BridgeDriver:
         The same again changes nothing; another set of ports takes the place of the first. A port
         that only a dead container has is taken from it.
         """
+        try:
+            self._publish(network_id, endpoint_id, requests)
+        except PortInUse as refusal:
+            raise self._publisher.name_holder(refusal) from refusal
+
+    def _publish(
+        self, network_id: NetworkId, endpoint_id: EndpointId, requests: tuple[PortRequest, ...]
+    ) -> None:
         with self._lock:
             with self._store.transaction():
                 network = self._network(network_id)

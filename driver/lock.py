@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock as _Mutex
 from threading import RLock, current_thread, get_ident, local
 from typing import TYPE_CHECKING, Self
 
@@ -24,12 +25,37 @@ STALLED_SECONDS = 2.0  # whoever has had the lock for so long may have it for ev
 class Request:
     """What a thread is at work for: its name in errors, and when it may begin at the latest.
 
-    Once `overdue`, whoever asked has been told that it failed: what it made is taken back.
+    Once `overdue`, whoever asked has been told that it failed: what it made is taken back. Once a
+    change of it is being stored, it is too late to tell that; which of the two comes first is
+    decided under a lock.
     """
 
     words: str
     begin_by: float  # time.monotonic()
     overdue: bool = False
+    _is_stored: bool = False
+    _lock: _Mutex = field(default_factory=_Mutex)
+
+    def store(self) -> bool:
+        """Take it that a change is stored from now on; False if the request is overdue."""
+        with self._lock:
+            self._is_stored = not self.overdue
+            return self._is_stored
+
+    def give_up(self, *, also_stored: bool) -> bool:
+        """Make the request overdue; returns False, and does not, for one that is being stored."""
+        with self._lock:
+            self.overdue = also_stored or not self._is_stored
+            return self.overdue
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """Which thread has the lock, what for, and since when."""
+
+    thread: int
+    words: str
+    since: float
 
 
 class Lock:
@@ -41,9 +67,7 @@ class Lock:
     def __init__(self) -> None:
         self._lock = RLock()
         self._depth = 0
-        self._owner: int | None = None
-        self._holder = ""
-        self._since = 0.0
+        self._held: _Hold | None = None  # in one piece: others look at it without the lock
         self._threads = local()
 
     @contextmanager
@@ -56,29 +80,32 @@ class Lock:
             self._threads.request = None
 
     def check(self) -> None:
-        """Raise Busy if the request of this thread has been answered: its change must not stay."""
+        """Raise Busy if the request of this thread has been answered: its change must not stay.
+
+        Otherwise it is not answered with an error any more; to be called right before the commit.
+        """
         request = self._request()
-        if request is not None and request.overdue:
+        if request is not None and not request.store():
             raise Busy(f"{request.words}: it took too long, and was answered with an error")
 
     def __enter__(self) -> Self:
         request = self._request()
-        is_mine = self._owner == get_ident()
+        held = self._held
+        is_mine = held is not None and held.thread == get_ident()
         if request is None or is_mine:
             self._lock.acquire()
         else:
             self._acquire_for(request)
         self._depth += 1
         if not is_mine:
-            self._owner = get_ident()
-            self._holder = current_thread().name if request is None else request.words
-            self._since = time.monotonic()
+            words = current_thread().name if request is None else request.words
+            self._held = _Hold(get_ident(), words, time.monotonic())
         return self
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self._owner = None
+            self._held = None
         self._lock.release()
 
     def _request(self) -> Request | None:
@@ -88,14 +115,16 @@ class Lock:
     def _acquire_for(self, request: Request) -> None:
         """Take the lock, unless it is too late to begin: an answer of failure may be under way."""
         now = time.monotonic()
-        is_stalled = self._owner is not None and now - self._since > STALLED_SECONDS
+        held = self._held
+        is_stalled = held is not None and now - held.since > STALLED_SECONDS
         patience = 0 if is_stalled else request.begin_by - now
         if patience > 0 and self._lock.acquire(timeout=patience):
             return
-        if self._owner is None:
+        held = self._held
+        if held is None:
             raise Busy("the driver has too much to do at once; try again")
-        seconds = time.monotonic() - self._since
+        seconds = time.monotonic() - held.since
         raise Busy(
-            f"the driver is at work on something else: {self._holder}, for {seconds:.1f} s now; "
+            f"the driver is at work on something else: {held.words}, for {seconds:.1f} s now; "
             "try again, and if that does not help, look into the driver's log"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -15,18 +16,22 @@ class Recent(Generic[T]):
     def __init__(self, length: int = LENGTH) -> None:
         self._members: dict[T, None] = {}
         self._length = length
+        self._lock = Lock()
 
     def add(self, member: T) -> None:
         """Remember a member, as the newest."""
-        self._members.pop(member, None)
-        self._members[member] = None
-        while len(self._members) > self._length:
-            self._members.pop(next(iter(self._members)), None)
+        with self._lock:
+            self._members.pop(member, None)
+            self._members[member] = None
+            while len(self._members) > self._length:
+                del self._members[next(iter(self._members))]
 
     def discard(self, member: T) -> None:
         """Forget a member; none is success."""
-        self._members.pop(member, None)
+        with self._lock:
+            self._members.pop(member, None)
 
     def __contains__(self, member: T) -> bool:
         """Tell whether a member is remembered."""
-        return member in self._members
+        with self._lock:
+            return member in self._members

@@ -92,6 +92,7 @@ def _replace(folder: Path, damage: StateDamaged, health: Health) -> tuple[Store,
     copy = folder / COPY_NAME
     if not copy.exists() or copy.stat().st_size == 0:
         return _open_whole(folder, health), (what, "there is no copy of it")
+    (folder / FILE_NAME).touch(mode=0o600)  # else it were readable to everybody
     shutil.copyfile(copy, folder / FILE_NAME)
     try:
         store = _open_whole(folder, health)

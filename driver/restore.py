@@ -30,7 +30,7 @@ from driver.sandbox import sandbox_of
 from driver.undo import Rollback, attempt_each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from driver.counts import Counts
     from driver.kernel import Kernel
@@ -98,7 +98,7 @@ class Restorer:
 
         What cannot be restored is logged and does not keep the rest from being restored.
         """
-        with self._lock:
+        with self._lock, self._sandboxes.one_look():
             self._forget_last_boot()
             dead: list[Endpoint] = []
             is_known = attempt_each([partial(self._forget_dead, dead)])
@@ -127,7 +127,7 @@ class Restorer:
 
     def check(self) -> tuple[Difference, ...]:
         """Return all that differs between the state file and the kernel, and change nothing."""
-        with self._lock:
+        with self._lock, self._sandboxes.one_look():
             intent = self._intent()
             return (*self._find_damage(intent), *self._find_missing_parameters(intent))
 
@@ -163,7 +163,9 @@ class Restorer:
         """Mend everything that `check` finds; return what differs afterwards."""
         with self._lock:
             intent = self._intent()
-            self._mend(self.check(), intent)
+            found = self.check()
+            with self._sandboxes.one_look():
+                self._mend(found, intent)
             return self.check()
 
     def is_dead(self, endpoint: Endpoint) -> bool:
@@ -212,6 +214,8 @@ class Restorer:
                 "FORWARD",
                 "pynet's rule is not behind the operators' chain DOCKER-USER",
             )
+        if not networks and self._kernel.has_forward_accept(firewall.ACCEPTED_MARK):
+            yield Difference(Kind.ACCEPT, "FORWARD", "pynet's rule is left over")
         if any(network.publishes(6) for network in networks) and not self._kernel.has_loopback_pair(
             firewall.LOOPBACK_PAIR
         ):
@@ -226,11 +230,11 @@ class Restorer:
                     Kind.PARAMETER, sandbox, f"{sysctl.key}={sysctl.value} was not written"
                 )
 
-    def _mend(self, found: Iterable[Difference], intent: Intent) -> None:
+    def _mend(self, found: Collection[Difference], intent: Intent) -> None:
         """Run the remedies of what was found, one a kind, in the order in which they build."""
         by_kind: dict[Kind, list[str]] = {}
+        _log_repairs(found)
         for difference in found:
-            log.warning("repairing: %s", difference)
             by_kind.setdefault(difference.kind, []).append(difference.subject)
         steps: list[Callable[[], object]] = []
         for kind in Kind:  # bridges before their ports, endpoints before the rules
@@ -348,3 +352,16 @@ class Restorer:
                     log.info("endpoint %s died with its sandbox", short(endpoint.id))
                     self._store.delete_endpoint(endpoint.id)
                     forgotten.append(endpoint)
+
+
+def _log_repairs(found: Iterable[Difference]) -> None:
+    """Log what is repaired, each in a line; of rules, which are repaired as a whole, how many."""
+    rules: list[Difference] = []
+    for difference in found:
+        if difference.kind is Kind.RULES:
+            rules.append(difference)
+            log.debug("repairing: %s", difference)
+        else:
+            log.warning("repairing: %s", difference)
+    if rules:
+        log.warning("repairing: %d rules and elements, such as: %s", len(rules), rules[0])

@@ -157,6 +157,7 @@ class Store:
             self._ballast.give_way()
             # SQLite would make it readable to everybody; its other files take after this one.
             path.touch(mode=0o600)
+            _close_to_others(path)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
                 self._db.execute("PRAGMA journal_mode = WAL")
@@ -608,6 +609,14 @@ def _is_emptied(path: Path) -> bool:
     wal = path.with_name(f"{path.name}-wal")
     is_empty = path.exists() and path.stat().st_size == 0
     return is_empty and wal.exists() and wal.stat().st_size > 0
+
+
+def _close_to_others(path: Path) -> None:
+    """Take from others what an earlier version, or a copy by hand, left readable to them."""
+    for suffix in ("", "-wal", "-shm"):
+        file = path.with_name(f"{path.name}{suffix}")
+        if file.exists() and file.stat().st_mode & 0o077:
+            file.chmod(0o600)
 
 
 @contextmanager

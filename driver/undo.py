@@ -6,8 +6,6 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, Self
 
-from driver.errors import DriverError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
@@ -81,7 +79,7 @@ def attempt_each(steps: Iterable[Callable[[], object]]) -> bool:
     for step in steps:
         try:
             step()
-        except DriverError:
+        except Exception:
             has_failed = True
             log.exception("a step failed, and is tried again later; the rest goes on")
     return not has_failed

@@ -31,6 +31,7 @@ T = TypeVar("T")
 CALLER = "pynet.caller"  # in the WSGI environment: the Caller
 MOST_OVERDUE = 16  # requests that may hang; the kernel is beyond help by then
 MOST_IDLE = 4
+COMMIT_SECONDS = 0.3  # how long an answer waits for a change that is being stored; Docker waits 5 s
 
 log = logging.getLogger("pynet")
 
@@ -158,6 +159,7 @@ class Caller:
 @dataclass(slots=True, eq=False)
 class _Attempt:
     request: Request
+    answer_by: float
     thread: int = field(default_factory=get_ident)
     began: float = field(default_factory=time.monotonic)
     refusal: str | None = None
@@ -188,7 +190,7 @@ class Deadlines:
                 f"{MOST_OVERDUE} earlier requests have not ended: the kernel or a disk hangs; "
                 "look into the driver's log"
             )
-        attempt = _Attempt(request)
+        attempt = _Attempt(request, answer_by)
         caller.give_up = partial(self._give_up, attempt)
         caller.answer_by = answer_by
         outcome = "ok"
@@ -205,7 +207,10 @@ class Deadlines:
         with self._lock:
             if attempt.ended:
                 return None
-            attempt.request.overdue = True
+            # What is being stored is about to end; where that hangs, it is answered as all else.
+            is_too_late = time.monotonic() > attempt.answer_by + COMMIT_SECONDS
+            if not attempt.request.give_up(also_stored=is_too_late):
+                return None
             attempt.refusal = (
                 f"no end after {seconds:.1f} s: the kernel or a disk does not answer; what has "
                 "been begun is taken back or finished as soon as that is possible"

@@ -67,8 +67,17 @@ def compare_with_docker(path: Path) -> Comparison:
     return _compare(networks, known, drivers)
 
 
-def remove(path: Path, garbage: Garbage) -> None:
-    """Have the driver remove it as if Docker had asked for it. Raises AskError."""
+def remove_if_left_over(path: Path, garbage: Garbage) -> bool:
+    """Remove it unless Docker knows it by now; tell whether it was removed. Raises AskError."""
+    left = {(each.network_id, each.endpoint_id) for each in compare_with_docker(path).garbage}
+    if (garbage.network_id, garbage.endpoint_id) not in left:
+        return False
+    _remove(path, garbage)
+    return True
+
+
+def _remove(path: Path, garbage: Garbage) -> None:
+    """Have the driver remove it as if Docker had asked for it."""
     body = {"NetworkID": garbage.network_id}
     if garbage.endpoint_id is None:
         tell_driver(path, "/NetworkDriver.DeleteNetwork", body)

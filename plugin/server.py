@@ -47,6 +47,7 @@ STAND_DOWN_SECONDS = 2.0  # how long the end waits for what is still under way
 GRACE_SECONDS = 8  # a managed plugin is killed 10 s after SIGTERM
 STARTING = "starting"  # the key of that in what health tells
 LOCK_NAME = "lock"
+STDOUT = 1
 LOCK_SECONDS = 3.0
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 M_ARENA_MAX = -8  # malloc/malloc.h of glibc
@@ -138,7 +139,10 @@ class Server(BaseApplication):
 
 
 class Master(Arbiter):
-    """gunicorn's master, except that whoever made the sockets' files removes them."""
+    """gunicorn's master, with one worker for ever: two would own one state.
+
+    Whoever made the sockets' files removes them.
+    """
 
     def __init__(self, app: Server, names: Names) -> None:
         super().__init__(app)
@@ -149,6 +153,29 @@ class Master(Arbiter):
         """Let no more requests in, then wait for those that are."""
         self._names.remove()
         super().stop(graceful)
+
+    def handle_hup(self) -> None:
+        """Ignore what has gunicorn start its worker anew, beside the one that still serves."""
+        self._ignore(signal.SIGHUP)
+
+    def handle_ttin(self) -> None:
+        """Ignore what has gunicorn start one more worker."""
+        self._ignore(signal.SIGTTIN)
+
+    def handle_ttou(self) -> None:
+        """Ignore what has gunicorn end a worker."""
+        self._ignore(signal.SIGTTOU)
+
+    def handle_usr2(self) -> None:
+        """Ignore what has gunicorn start a second master with a worker of its own."""
+        self._ignore(signal.SIGUSR2)
+
+    def handle_winch(self) -> None:
+        """Ignore what has gunicorn end all workers."""
+        self._ignore(signal.SIGWINCH)
+
+    def _ignore(self, number: signal.Signals) -> None:
+        log.warning("%s is ignored: the driver has one process that owns its state", number.name)
 
 
 def _scratch(state_dir: Path) -> str | None:
@@ -228,8 +255,8 @@ def log_config(level: str) -> dict[str, Any]:
         },
         "handlers": {
             "stdout": {
-                "class": "logging.StreamHandler",
-                "stream": "ext://sys.stdout",
+                "class": "plugin.log.QueuedHandler",
+                "descriptor": STDOUT,
                 "formatter": "line",
             }
         },

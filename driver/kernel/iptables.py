@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 COMMANDS = ("iptables", "ip6tables")
 _COMMAND = dict(zip((4, 6), COMMANDS, strict=True))
-LOCK_SECONDS = 2  # how long to wait for the xtables lock; every request is answered in 5 s
+LOCK_SECONDS = 1  # how long to wait for the xtables lock, under that of the driver
 _TIMEOUT_SECONDS = 4
-ABSENT = 1  # of the command's exit codes: no such chain; 2 is wrong usage, 4 the lock or the kernel
+# iptables(8): the rule or the chain is not there; the kernel has no such table. Any other code is
+# an error: 2 of the command line, 4 of the kernel or of the lock, which somebody else has.
+_ABSENT = (1, 3)
 
 
 def is_installed() -> bool:
@@ -90,12 +92,15 @@ def _list_rules(command: str, chain: str) -> list[str]:
 
     Raises KernelError if it cannot be read.
     """
+    return [line for line in _list(command, chain).splitlines() if line.startswith("-A ")]
+
+
+def _list(command: str, chain: str) -> str:
+    """Return a chain as `iptables -S` shows it, empty if there is no such chain or table."""
     result = _execute(command, "-S", chain)
-    if result.returncode == ABSENT:
-        return []
-    if result.returncode != 0:
-        raise KernelError(f"run {command} -S {chain}: {result.stderr.strip()}")
-    return [line for line in result.stdout.splitlines() if line.startswith("-A ")]
+    if result.returncode not in {0, *_ABSENT}:
+        raise _failure(command, ("-S", chain), result)
+    return result.stdout
 
 
 def _delete(command: str, chain: str, mark: int) -> None:
@@ -121,7 +126,13 @@ def _usable() -> Iterator[str]:
 def _run(command: str, *arguments: str) -> None:
     result = _execute(command, *arguments)
     if result.returncode != 0:
-        raise KernelError(f"run {command} {' '.join(arguments)}: {result.stderr.strip()}")
+        raise _failure(command, arguments, result)
+
+
+def _failure(
+    command: str, arguments: tuple[str, ...], result: subprocess.CompletedProcess[str]
+) -> KernelError:
+    return KernelError(f"run {command} {' '.join(arguments)}: {result.stderr.strip()}")
 
 
 def _execute(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -137,10 +148,9 @@ def _execute(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def forward_policy(version: int) -> str | None:
     """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if nobody can tell.
 
-    To look makes no table of nftables.
+    To look makes no table of nftables. Raises KernelError if the command fails for another reason.
     """
     if not has_command(version):
         return None
-    result = _execute(_COMMAND[version], "-S", FORWARD)
-    words = result.stdout.split("\n", 1)[0].split()
-    return words[2] if result.returncode == 0 and words[:2] == ["-P", FORWARD] else None
+    words = _list(_COMMAND[version], FORWARD).split("\n", 1)[0].split()
+    return words[2] if words[:2] == ["-P", FORWARD] else None

@@ -240,23 +240,27 @@ def ensure_port(veth: Veth) -> bool:
         return True
 
 
-def delete_links(names: Iterable[str]) -> None:
-    """Delete the named links that are ours; absence is success.
+def delete_links(which: Iterable[str | int]) -> None:
+    """Delete the links that are ours, given by name or by index; absence is success.
 
     Several go in one request, by a group made for it: the kernel then waits for its grace periods
     once (rtnl_group_dellink(), rtnetlink.c) instead of 15 to 30 ms for each.
     """
-    names = tuple(name for name in dict.fromkeys(names) if find_index(name) is not None)
-    if not names:
+    present = tuple(each for each in dict.fromkeys(which) if _is_present(each))
+    if not present:
         return
-    with _route(f"delete {', '.join(names)}") as route:
-        links = [link for name in names if (link := route.find_link(name)) and _is_ours(link)]
+    with _route(f"delete {', '.join(map(str, present))}") as route:
+        links = [link for each in present if (link := route.find_link(each)) and _is_ours(link)]
         if len(links) == 1:
             _delete(route, links[0].index)
             return
         doomed = [link for link in links if _doom(route, link.index)]
         if doomed:
             route.delete_group(_DOOMED)
+
+
+def _is_present(which: str | int) -> bool:
+    return (name_of(which) if isinstance(which, int) else find_index(which)) is not None
 
 
 def _doom(route: Rtnetlink, index: int) -> bool:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from driver.errors import DriverError, KernelError, NotFound
+from driver.errors import KernelError, NotFound
 from driver.kernel import (
     conntrack,
     drops,
@@ -265,7 +265,10 @@ class LinuxKernel:
         neighbours = {
             version: sysctl.read(f"net.ipv{version}.neigh.default.gc_thresh3") for version in (4, 6)
         }
-        policies = {version: self._forward_policy(version) for version in (4, 6)}
+        policies: dict[int, str | None] = {}
+        for version in (4, 6):
+            with suppress(KernelError):  # then nobody can tell, which is no reason to tell nothing
+                policies[version] = self._forward_policy(version)
         # Of the two the stricter is in force (ip-sysctl.rst).
         everywhere = int(sysctl.read(SOURCE_CHECK, "all") or 0)
         checks = {name: sysctl.read(SOURCE_CHECK, name) for name in interfaces}
@@ -315,7 +318,7 @@ class LinuxKernel:
 
         try:
             netns.run_in_each(sandboxes, change)
-        except DriverError:
+        except BaseException:
             netns.run_in_each(done, put_back)
             raise
         return done
@@ -422,11 +425,12 @@ def _write_interface(
 class LinkReaper:
     """Delete links, if need be in the background, so that no request waits for grace periods.
 
-    What a crash leaves undone is found again by its alias, at the next start.
+    What a crash leaves undone is found again by its alias, at the next start. A link is handed over
+    by its index: by the time of its deletion another, made anew, may have its name.
     """
 
     def __init__(self) -> None:
-        self._released: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._released: queue.SimpleQueue[tuple[str, int] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._expected: Recent[str] = Recent()  # the kernel tells of them within moments
 
@@ -436,8 +440,10 @@ class LinkReaper:
             self._thread = threading.Thread(target=self._run, name="link-reaper", daemon=True)
             self._thread.start()
         for name in names:
-            self._expected.add(name)
-            self._released.put(name)
+            index = links.find_index(name)
+            if index is not None:
+                self._expected.add(name)
+                self._released.put((name, index))
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete links now."""
@@ -446,7 +452,7 @@ class LinkReaper:
             self._expected.add(name)
         try:
             links.delete_links(names)
-        except KernelError:
+        except BaseException:
             for name in names:
                 self.expect_no_more(name)
             raise
@@ -466,20 +472,21 @@ class LinkReaper:
             self._thread.join()
 
     def _run(self) -> None:
-        while (name := self._released.get()) is not None:
-            names = [name, *self._drain()]
+        while (first := self._released.get()) is not None:
+            released = [first, *self._drain()]
             try:
-                links.delete_links(names)
+                links.delete_links(index for _, index in released)
             except Exception:
+                names = [name for name, _ in released]
                 for each in names:
                     self.expect_no_more(each)
                 log.exception("%s: they stay until somebody repairs that", ", ".join(names))
 
-    def _drain(self) -> Iterator[str]:
+    def _drain(self) -> Iterator[tuple[str, int]]:
         """Yield what else has been handed over by now; leave the end of the thread for last."""
         while not self._released.empty():
-            name = self._released.get()
-            if name is None:
+            released = self._released.get()
+            if released is None:
                 self._released.put(None)
                 return
-            yield name
+            yield released

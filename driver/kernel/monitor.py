@@ -24,7 +24,10 @@ from driver.kernel.netlink import parse_attributes, parse_messages, parse_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    Sockets = Mapping[socket.socket, Callable[[bytes], bool]]
+
 ENDPOINT_ALIAS = b"pynet endpoint "
+RETRY_SECONDS = 0.1  # after a failure
 BUFFER_BYTES = 4 * 1024 * 1024  # a flushed ruleset of 5,000 elements is some 1 MB of messages
 
 # include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h
@@ -69,7 +72,7 @@ class Monitor:
 
         Raises OSError. `then` must be quick: what the kernel tells meanwhile has to wait.
         """
-        sockets = {_open_route(): self._is_link_damage, _open_rules(): self._is_rule_damage}
+        sockets = self._open()
         self._thread = threading.Thread(
             target=self._run, args=(sockets, then), name="monitor", daemon=True
         )
@@ -82,9 +85,35 @@ class Monitor:
             self._thread.join()
         os.close(self._wake)
 
-    def _run(
-        self, sockets: Mapping[socket.socket, Callable[[bytes], bool]], then: Callable[[], None]
-    ) -> None:
+    def _open(self) -> Sockets:
+        route = _open_route()
+        try:
+            return {route: self._is_link_damage, _open_rules(): self._is_rule_damage}
+        except BaseException:
+            route.close()
+            raise
+
+    def _run(self, sockets: Sockets, then: Callable[[], None]) -> None:
+        """Watch until the end, anew after a failure: what it has missed may be damage."""
+        current: Sockets | None = sockets
+        while True:
+            try:
+                if current is None:
+                    current = self._open()
+                    then()
+                self._watch(current, then)
+            except Exception:
+                log.exception("could not watch links and rules; watching anew")
+            else:
+                return
+            finally:
+                for each in current or ():
+                    each.close()
+                current = None
+            if select.select([self._wake], [], [], RETRY_SECONDS)[0]:
+                return
+
+    def _watch(self, sockets: Sockets, then: Callable[[], None]) -> None:
         poll = select.poll()
         by_descriptor = {each.fileno(): each for each in sockets}
         for descriptor in (*by_descriptor, self._wake):
@@ -99,9 +128,6 @@ class Monitor:
             ]
             if any(found):
                 then()
-        for each in sockets:
-            each.close()
-        space.close()
 
     def _is_link_damage(self, datagram: bytes) -> bool:
         return any(

@@ -8,6 +8,7 @@ running `nft` costs 6 ms.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import socket
 import stat
@@ -23,7 +24,10 @@ _JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
 _NUMERIC = 0b1111 << 7  # NFT_CTX_OUTPUT_NUMERIC_ALL
 _LOW_DESCRIPTORS = 256  # among which those of a context are that is made at the start
 _NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
+MOST_SAID = 300  # letters of what nft says that are answered
 _ABSENT = "No such file or directory"
+
+log = logging.getLogger(__name__)
 
 
 class Nft:
@@ -53,7 +57,8 @@ class Nft:
             said = self._library.nft_ctx_get_error_buffer(self._context).decode(errors="replace")
             self._library.nft_ctx_get_output_buffer(self._context)  # empties it
         if code != 0:
-            raise KernelError(f"change the firewall: {said.strip()}\nin:\n{text}")
+            log.error("nft refused: %s\nin:\n%s", said.strip(), text)
+            raise KernelError(f"change the firewall: {_sentence(said)}; the log has all of it")
 
     def list_chain(self, table: str, chain: str) -> str | None:
         """Return a chain as nft shows it, with handles; None if there is no such chain.
@@ -105,6 +110,12 @@ class Nft:
             if self._context:
                 self._library.nft_ctx_free(self._context)
                 self._context = None
+
+
+def _sentence(said: str) -> str:
+    """Return what is wrong, of all that nft says, which repeats the text that it was given."""
+    errors = [line.partition("Error: ")[2] for line in said.splitlines() if "Error: " in line]
+    return (errors[0] if errors else said.strip())[:MOST_SAID]
 
 
 def _netlink_sockets() -> set[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from driver.errors import KernelError
@@ -18,7 +19,7 @@ from driver.model import PortInUse, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from driver.model import HostPort
+    from driver.model import HostPort, IPAddress
 
 PORT_RANGE = "net.ipv4.ip_local_port_range"
 
@@ -56,7 +57,7 @@ class Reservations:
             for place in places:
                 self._take(place)
                 done.append(place)
-        except (PortInUse, KernelError):
+        except BaseException:
             self.release(done)
             raise
 
@@ -85,17 +86,29 @@ def find_owner(place: HostPort) -> str:
     """Return the process that has the port, in words; for an error message, so it may be slow."""
     import psutil  # noqa: PLC0415 - needed on this path only
 
+    kind = socket.SOCK_DGRAM if place.protocol is Protocol.UDP else socket.SOCK_STREAM
     for connection in psutil.net_connections("all"):
         if connection.pid is None or not connection.laddr or connection.raddr:
             continue
-        kind = socket.SOCK_DGRAM if place.protocol is Protocol.UDP else socket.SOCK_STREAM
-        if connection.type == kind and getattr(connection.laddr, "port", 0) == place.port:
+        if connection.type != kind or getattr(connection.laddr, "port", 0) != place.port:
+            continue
+        if _keeps_out(ip_address(connection.laddr.ip), place.ip):
             try:
                 name = psutil.Process(connection.pid).name()
             except psutil.NoSuchProcess:
                 continue
             return f"{name} (pid {connection.pid})"
     return "another process"
+
+
+def _keeps_out(held: IPAddress, asked: IPAddress) -> bool:
+    """Tell whether a socket at one address keeps another from being bound at the same port."""
+    mapped = getattr(held, "ipv4_mapped", None)
+    if mapped is not None:
+        held = mapped
+    if held.version != asked.version:  # it may be of both families, which nobody tells
+        return held.version > asked.version and held.is_unspecified
+    return held == asked or held.is_unspecified or asked.is_unspecified
 
 
 def _bind(place: HostPort) -> socket.socket | None:

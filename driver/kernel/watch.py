@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from driver.model import SandboxKey
 
 MOUNTS = "/proc/self/mountinfo"
+RETRY_MILLISECONDS = 20  # a container's process is held for a few tens of them
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,13 @@ class SandboxWatch:
     def add(self, sandbox: SandboxKey, then: Callable[[], None]) -> None:
         """Have `then` called, once, in a thread of its own, when the sandbox exists.
 
-        A second watch of the same sandbox replaces the first.
+        A second watch of the same sandbox replaces the first. Raises KernelError if nothing can be
+        watched.
         """
         with self._lock:
-            self._awaited[sandbox] = then
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="sandboxes", daemon=True)
-                self._thread.start()
+                self._thread = self._start()
+            self._awaited[sandbox] = then
         os.eventfd_write(self._wake, 1)
 
     def remove(self, sandbox: SandboxKey) -> bool:
@@ -62,20 +63,46 @@ class SandboxWatch:
             self._thread.join()
         os.close(self._wake)
 
-    def _run(self) -> None:
-        mounts = os.open(MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
+    def _start(self) -> threading.Thread:
+        try:
+            mounts = os.open(MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError(f"watch {MOUNTS}: {error.strerror}") from error
+        thread = threading.Thread(target=self._run, args=(mounts,), name="sandboxes", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            os.close(mounts)
+            raise KernelError(f"watch {MOUNTS}: {error}") from error
+        return thread
+
+    def _run(self, mounts: int) -> None:
         poll = select.poll()
         poll.register(mounts, select.POLLPRI)
         poll.register(self._wake, select.POLLIN)
+        patience: int | None = None
         try:
             while not self._closing:
                 # Poll first, look afterwards: a mount between the two is seen by the next poll.
-                for descriptor, _ in poll.poll():
+                for descriptor, _ in poll.poll(patience):
                     if descriptor == self._wake:
                         os.eventfd_read(self._wake)
-                self._look()
+                patience = None if self._attempt(patience) else RETRY_MILLISECONDS
         finally:
             os.close(mounts)
+
+    def _attempt(self, patience: int | None) -> bool:
+        """Look once; False if that failed, in whatever way, and has to be repeated soon.
+
+        Only the first failure in a row is logged: with patience this is a repetition.
+        """
+        try:
+            self._look()
+        except Exception:
+            if patience is None:
+                log.exception("could not look for sandboxes; looking again until that succeeds")
+            return False
+        return True
 
     def _look(self) -> None:
         with self._lock:
@@ -83,17 +110,23 @@ class SandboxWatch:
         # Without the lock: whoever adds a watch may hold the driver's.
         found = netns.are_namespaces(awaited)
         arrived = {key: then for key, then in awaited.items() if _is_there(found[key])}
-        with self._lock:
-            actions = {
-                key: self._awaited.pop(key)
-                for key, then in arrived.items()
-                if self._awaited.get(key) is then
-            }
-        if actions.keys() != arrived.keys():
-            os.eventfd_write(self._wake, 1)  # a watch was renewed meanwhile: look again
-        for sandbox, action in actions.items():
-            name = f"sandbox {sandbox.rpartition('/')[2]}"
-            threading.Thread(target=_call, args=(sandbox, action), name=name, daemon=True).start()
+        for sandbox, action in arrived.items():
+            with self._lock:
+                if self._awaited.get(sandbox) is action:
+                    self._begin(sandbox, action)
+                else:
+                    os.eventfd_write(self._wake, 1)  # the watch was renewed meanwhile: look again
+
+    def _begin(self, sandbox: SandboxKey, action: Callable[[], None]) -> None:
+        """Start an action, whose sandbox stays awaited if it cannot be started."""
+        name = f"sandbox {sandbox.rpartition('/')[2]}"
+        thread = threading.Thread(target=_call, args=(sandbox, action), name=name, daemon=True)
+        del self._awaited[sandbox]
+        try:
+            thread.start()
+        except BaseException:
+            self._awaited[sandbox] = action
+            raise
 
 
 def _is_there(answer: bool | KernelError) -> bool:  # noqa: FBT001 - private

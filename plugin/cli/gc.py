@@ -9,7 +9,7 @@ import click
 from plugin.cli import DIFFERS
 from plugin.cli.terminal import json_option, print_json, print_line, print_table
 from plugin.cli.who import socket_path
-from plugin.garbage import compare_with_docker, remove
+from plugin.garbage import compare_with_docker, remove_if_left_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,20 +38,22 @@ def collect_garbage(*, dry_run: bool, yes: bool, as_json: bool) -> None:
         raise click.UsageError("--dry-run and --yes exclude each other")
     path = socket_path()
     found = compare_with_docker(path)
-    if yes:
-        for garbage in found.garbage:
-            remove(path, garbage)
+    # Asked for again right before each, since Docker may just have been making what was listed.
+    removed = tuple(each for each in found.garbage if yes and remove_if_left_over(path, each))
     if as_json:
         print_json(
             {
-                "removed": _json(found.garbage if yes else ()),
+                "removed": _json(removed),
                 "garbage": _json(() if yes else found.garbage),
                 "unknown_to_the_driver": _json(found.lost),
             }
         )
-    elif found.garbage or found.lost:
-        verb = "removed" if yes else "unknown to Docker"
-        rows = [*_rows(found.garbage, verb), *_rows(found.lost, "unknown to pynet")]
+    elif (removed if yes else found.garbage) or found.lost:
+        rows = [
+            *_rows(removed, "removed"),
+            *_rows(() if yes else found.garbage, "unknown to Docker"),
+            *_rows(found.lost, "unknown to pynet"),
+        ]
         print_table(("WHAT", "ID", "STATE", "DETAILS"), rows)
     else:
         print_line("nothing is left over")

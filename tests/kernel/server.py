@@ -72,8 +72,13 @@ class Server:
     @property
     def worker(self) -> int:
         """Return the process that serves."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return int(children[0])
+        return self.workers[0]
+
+    @property
+    def workers(self) -> list[int]:
+        """Return the processes that its first process has started."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return list(map(int, children.split()))
 
     def log(self) -> str:
         """Return all that it has written."""

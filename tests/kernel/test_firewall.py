@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -294,6 +296,58 @@ def test_what_iptables_refuses_is_passed_on(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(KernelError, match="you must be root"):
         linux.ensure_forward_accept(MARK)
+
+
+@pytest.mark.parametrize("verb", ["ensure", "has", "delete"])
+def test_what_cannot_be_looked_at_for_the_lock_of_iptables_is_not_taken_for_absent(
+    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str
+) -> None:
+    lock = tmp_path / "xtables.lock"
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(lock))
+    for command in COMMANDS.values():
+        legacy = shutil.which(command.replace("tables", "tables-legacy"))
+        assert legacy is not None
+        (tmp_path / command).symlink_to(legacy)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    linux.ensure_forward_accept(MARK)
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with pytest.raises(KernelError, match="xtables lock"):
+            getattr(linux, f"{verb}_forward_accept")(MARK)
+        # One command has waited, and no other after it.
+        assert time.monotonic() - began < 2 * iptables.LOCK_SECONDS
+    assert linux.has_forward_accept(MARK)
+    linux.delete_forward_accept(MARK)
+    assert not linux.has_forward_accept(MARK)
+
+
+def test_a_policy_that_cannot_be_read_is_not_changed(
+    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that was taken for ACCEPT would be put back as that, and open the host."""
+    broken = tmp_path / "iptables"
+    broken.write_text("#!/bin/sh\necho 'cannot tell' >&2; exit 4\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(KernelError, match="-S FORWARD: cannot tell"):
+        linux.ensure_forwarding(4)
+    assert linux.observe_host([]).forward_policies.get(4) is None
+
+
+@pytest.mark.parametrize("key", ["tcp . 1", "no such protocol . 1"])
+def test_what_nft_refuses_is_a_sentence_and_the_script_is_in_the_log(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    nft = Nft()
+    elements = ", ".join(f"{key}{number:03}" for number in range(1000))
+    with pytest.raises(KernelError) as refusal:
+        nft.run(f"add element inet pynet nothing {{ {elements} }}\n")
+    assert str(refusal.value).startswith("change the firewall: ")
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 400
+    assert f"{key}999" in caplog.text
+    nft.close()
 
 
 def test_the_rule_of_one_way_is_known_to_the_other(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -13,6 +14,7 @@ from driver.check import Kind
 from driver.errors import KernelError
 from driver.firewall import LOOPBACK_PAIR
 from driver.heal import REPAIRS
+from driver.kernel import monitor as monitoring
 from driver.kernel.monitor import Monitor
 from driver.model import host_end_name
 from tests.engine.wait import wait_until
@@ -272,6 +274,33 @@ def test_a_port_by_which_a_bridge_may_lead_out_of_the_host_is_told_of(real: Real
     monitor.start(told.set)
     try:
         ip("link", "set", "way-out", "master", "theirs")
+        assert told.wait(SECONDS)
+    finally:
+        monitor.close()
+
+
+@pytest.mark.parametrize("damage", ["ip link add theirs type bridge", "nft add table inet pynet"])
+def test_it_goes_on_being_told_after_an_unexpected_failure(
+    monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    told = threading.Event()
+    failures = [OSError(errno.ENOMEM, "Cannot allocate memory")]
+    original = monitoring._drain
+
+    def drain(*arguments: Any) -> bool:
+        if failures:
+            raise failures.pop()
+        return original(*arguments)
+
+    monkeypatch.setattr(monitoring, "_drain", drain)
+    monitor = Monitor(lambda _: False, tuple)
+    monitor.start(told.set)
+    try:
+        run(*damage.split())
+        assert told.wait(SECONDS)  # it cannot tell what it has missed
+        told.clear()
+        ip("link", "add", "later", "up", "type", "bridge")
+        ip("link", "set", "later", "down")
         assert told.wait(SECONDS)
     finally:
         monitor.close()

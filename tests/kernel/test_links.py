@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.errors import Conflict
-from driver.kernel import netns, sysctl
+from driver.kernel import links, netns, sysctl
 from driver.kernel.netlink import (
     Change,
     NetlinkError,
@@ -31,7 +31,7 @@ from tests.kernel.host import ip
 from tests.samples import endpoint_id, network, pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from driver.kernel.linux import LinuxKernel
     from driver.model import SandboxKey
@@ -255,3 +255,35 @@ def test_a_link_named_twice_is_deleted_as_one(
     monkeypatch.setattr(Rtnetlink, "delete_group", partial(pytest.fail, "it went by a group"))
     linux.delete_links([VETH.host_end, VETH.host_end])
     assert VETH.host_end not in linux.observe_links()
+
+
+def test_a_link_made_anew_is_not_deleted_by_a_reaper_that_is_behind(
+    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    original = links.delete_links
+
+    def behind(which: Iterable[str | int]) -> None:
+        if threading.current_thread().name == "link-reaper":
+            go_on.wait(10)
+        original(which)
+
+    monkeypatch.setattr(links, "delete_links", behind)
+    linux.ensure_bridge(DUAL.bridge)
+    linux.create_veth(VETH)
+    linux.release_links([VETH.host_end])
+    linux.delete_links([VETH.host_end])  # as a join does, before it makes the link
+    linux.create_veth(VETH)
+    go_on.set()
+    linux._reaper.close()
+    assert VETH.host_end in linux.observe_links()
+
+
+def test_a_link_that_is_released_goes_also_after_one_of_its_name(linux: LinuxKernel) -> None:
+    linux.ensure_bridge(DUAL.bridge)
+    for _ in range(2):
+        linux.delete_links([VETH.host_end])
+        linux.create_veth(VETH)
+        linux.release_links([VETH.host_end])
+    linux._reaper.close()
+    assert links.find_index(VETH.host_end) is None

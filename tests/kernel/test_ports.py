@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -100,6 +103,40 @@ def test_a_foreign_process_is_named_and_nothing_is_left(
         driver.program_external_connectivity(new.network_id, new.id, ports("8081:81", "8080:80"))
     assert (real.elements("everywhere4"), descriptors()["socket"] - 1) == before
     bound(place("0.0.0.0:8081")).close()
+
+
+HOLD = "import socket, sys; s = socket.create_server((sys.argv[1], 8080)); print(); input()"
+
+
+@pytest.mark.parametrize("asked", ["127.0.0.1", "127.0.0.2"])
+def test_of_two_processes_the_one_with_the_address_is_named(linux: LinuxKernel, asked: str) -> None:
+    with ExitStack() as stack:
+        holders: dict[str, subprocess.Popen[bytes]] = {}
+        for address in ("127.0.0.1", "127.0.0.2"):
+            holders[address] = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", HOLD, address],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+            stack.callback(holders[address].kill)
+            ready = holders[address].stdout
+            assert ready is not None
+            assert ready.readline()  # it holds the port
+        owner = linux.find_port_owner(place(f"{asked}:8080"))
+        assert owner.endswith(f"(pid {holders[asked].pid})")
+        assert linux.find_port_owner(place("127.0.0.3:8080")) == "another process"
+        assert linux.find_port_owner(place("0.0.0.0:8080")) != "another process"
+
+
+@pytest.mark.parametrize(
+    ("held", "asked"),
+    [("::", "[::1]:8080"), ("::ffff:127.0.0.1", "127.0.0.1:8080"), ("::", "127.0.0.1:8080")],
+)
+def test_a_socket_of_both_families_is_found(linux: LinuxKernel, held: str, asked: str) -> None:
+    with socket.create_server((held, 8080), family=socket.AF_INET6, dualstack_ipv6=True):
+        assert linux.find_port_owner(place(asked)).endswith(f"(pid {os.getpid()})")
 
 
 def test_another_endpoint_is_named(driver: BridgeDriver, real: RealHost) -> None:

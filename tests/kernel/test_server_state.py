@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -184,6 +185,37 @@ def test_a_full_disk_does_not_keep_docker_from_removing_things(server: Server) -
     assert server.call("CreateNetwork", network(1)) == (200, {})
 
 
+FORGETTING: dict[str, tuple[str, dict[str, Any]]] = {
+    "revoke": ("RevokeExternalConnectivity", ids(1)),
+    "leave": ("Leave", ids(1)),
+    "delete a joined endpoint": ("DeleteEndpoint", ids(1)),
+    "delete an endpoint that has not joined": ("DeleteEndpoint", ids(2)),
+    "delete a network": ("DeleteNetwork", ids(0)),
+}
+
+
+def take_last_page(server: Server) -> None:
+    """Have nothing more fit on the full disk, nor into what SQLite has of it already."""
+    refusals = (server.call("CreateEndpoint", endpoint(number)) for number in range(10, 200))
+    answer = next(answer for status, answer in refusals if status != 200)
+    assert "full" in answer["Err"]
+
+
+@pytest.mark.parametrize(("name", "call"), FORGETTING.values(), ids=FORGETTING)
+def test_whatever_forgets_does_so_as_the_first_call_on_a_full_disk(
+    server: Server, name: str, call: dict[str, Any]
+) -> None:
+    """One that came earlier may have given the reserve up already."""
+    port = {"HostPort": 8080, "HostPortEnd": 8080, "Port": 80, "Proto": 6}
+    program = {**ids(1), "Options": {"com.docker.network.portmap": [port]}}
+    assert server.call("ProgramExternalConnectivity", program) == (200, {})
+    fill(server.state)
+    take_last_page(server)
+    assert (server.state / RESERVE).exists()
+    assert server.call(name, call) == (200, {})
+    assert not (server.state / RESERVE).exists()
+
+
 def test_a_damaged_state_does_not_keep_it_from_starting(folder: Path) -> None:
     with Server(folder) as server:
         assert server.call("CreateNetwork", network(1)) == (200, {})
@@ -209,3 +241,24 @@ def test_a_damaged_state_does_not_keep_it_from_starting(folder: Path) -> None:
         assert "pn" not in {line.split()[1][:2] for line in ip("-o", "link").splitlines()}
     with Server(folder) as server:
         wait_until(lambda: unhealthy(server, "then remove it"), 10, "the damage told again")
+
+
+@pytest.mark.parametrize("name", ["SIGTTIN", "SIGTTOU", "SIGHUP", "SIGUSR2", "SIGWINCH"])
+def test_no_signal_gives_the_state_a_second_owner(tmp_path: Path, name: str) -> None:
+    with Server(tmp_path / "server") as server:
+        assert server.call("CreateNetwork", network(1)) == (200, {})
+        before = server.worker
+        os.kill(server.pid, getattr(signal, name))
+        wait_until(lambda: name in server.log(), 10, "the signal told in the log")
+        assert server.call("CreateNetwork", network(2)) == (200, {})
+        assert server.workers == [before]
+
+
+def test_a_log_that_nobody_reads_keeps_no_request_waiting(folder: Path) -> None:
+    os.mkfifo(folder / "log")
+    unread = os.open(folder / "log", os.O_RDWR | os.O_NONBLOCK)
+    with Server(folder) as server:
+        for _ in range(1200):
+            assert server.call("Leave", ids(1)) == (200, {})
+        assert server.timed("CreateNetwork", network(1))[0] < 5
+    os.close(unread)

@@ -9,13 +9,17 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
+import pytest
+
+from driver.errors import KernelError
+from driver.kernel import netns
 from driver.kernel.watch import SandboxWatch
 from driver.model import SandboxKey
 from tests.engine.wait import wait_until
 from tests.kernel.host import mount_namespace, run, unmount_namespace
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Iterable, Mapping
 
     from tests.kernel.host import RealHost
 
@@ -108,3 +112,55 @@ def test_one_that_fails_does_not_end_the_watch(
     assert arrived.wait(SECONDS)
     said = f"could not configure sandbox {first}"  # by a thread of its own
     wait_until(lambda: said in caplog.text, SECONDS, "the failure is told of")
+
+
+def test_a_thread_that_cannot_be_started_costs_no_sandbox_its_parameters(
+    real: RealHost, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: SimpleQueue[int] = SimpleQueue()
+    failures = [RuntimeError("can't start new thread")]
+    original = Thread.start
+
+    def start(thread: Thread) -> None:
+        if thread.name.startswith("sandbox ") and failures:
+            raise failures.pop()
+        original(thread)
+
+    monkeypatch.setattr(Thread, "start", start)
+    for number in range(2):
+        sandbox = real.expect_sandbox(number)
+        real.kernel.watch_sandbox(sandbox, partial(calls.put, number))
+        mount_namespace(sandbox)
+        assert calls.get(timeout=SECONDS) == number
+    assert "can't start new thread" in caplog.text
+
+
+def test_a_look_that_fails_is_not_the_last(real: RealHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived = Event()
+    failures = [MemoryError()]
+    original = netns.are_namespaces
+
+    def look(paths: Iterable[str]) -> Mapping[str, bool | KernelError]:
+        if failures:
+            raise failures.pop()
+        return original(paths)
+
+    monkeypatch.setattr(netns, "are_namespaces", look)
+    sandbox = real.expect_sandbox(1)
+    mount_namespace(sandbox)
+    real.kernel.watch_sandbox(sandbox, arrived.set)
+    assert arrived.wait(SECONDS)
+
+
+def test_a_watch_that_could_not_begin_can_begin_later(
+    real: RealHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived = Event()
+    sandbox = real.expect_sandbox(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+        with pytest.raises(KernelError, match="can't start new thread"):
+            real.kernel.watch_sandbox(sandbox, arrived.set)
+    real.kernel.watch_sandbox(sandbox, arrived.set)
+    mount_namespace(sandbox)
+    assert arrived.wait(SECONDS)

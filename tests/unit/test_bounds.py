@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
-from threading import Event, Thread, active_count
+from tempfile import TemporaryDirectory
+from threading import Event, Thread, active_count, current_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -21,17 +25,27 @@ from driver.bridge import BridgeDriver
 from driver.errors import Busy, KernelError
 from driver.health import Health
 from driver.lock import STALLED_SECONDS, Lock, Request
+from driver.store import Store
 from plugin.app import create_app
-from plugin.crew import CALLER, MOST_IDLE, MOST_OVERDUE, Caller, Crew, Deadlines, Task
+from plugin.crew import (
+    CALLER,
+    COMMIT_SECONDS,
+    MOST_IDLE,
+    MOST_OVERDUE,
+    Caller,
+    Crew,
+    Deadlines,
+    Task,
+)
 from tests.engine.wait import wait_until
-from tests.fakes import FakeKernel
+from tests.fakes import Calls, FakeKernel, counted_store
+from tests.samples import network, new_endpoint, new_join, sandbox_key
 from tests.unit.test_protocol import ENDPOINT, IDS, JOIN, NETWORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from driver.model import Veth
-    from driver.store import Store
 
 T = TypeVar("T")
 
@@ -71,6 +85,35 @@ def test_who_waited_long_enough_hears_who_has_the_lock() -> None:
         pytest.fail("two at once")
     with lock.serving(soon()), lock:
         pass
+
+
+def test_who_has_just_got_the_lock_is_not_taken_to_have_had_it_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its thread may lose its turn in the midst of noting whose the lock is, and since when."""
+    lock, noting, refused = Lock(), Event(), Event()
+    now = time.monotonic
+
+    def preempted() -> float:
+        if current_thread().name == "holder" and not noting.is_set():
+            noting.set()
+            refused.wait(0.2)
+        return now()
+
+    def hold() -> None:
+        with lock:
+            pass
+
+    monkeypatch.setattr("driver.lock.time.monotonic", preempted)
+    thread = Thread(target=hold, name="holder")
+    thread.start()
+    assert noting.wait(10)
+    try:
+        with lock.serving(Request("Leave", now() + 10)), lock:
+            pass
+    finally:
+        refused.set()
+        thread.join(10)
 
 
 def test_who_comes_too_late_does_not_begin_even_if_the_lock_is_free() -> None:
@@ -319,6 +362,61 @@ def test_what_was_answered_with_an_error_does_not_happen(
     assert kernel.state() == before
     assert all(each.attachment is None for _, ends in driver.describe() for each in ends)
     assert call("Join", JOIN)[0] == 200
+
+
+@pytest.mark.parametrize("moment", ["Store.COMMIT", "after"])
+@pytest.mark.parametrize("operation", ["create_network", "create_endpoint", "join"])
+def test_what_is_committed_was_not_answered_with_an_error(
+    store: Store, kernel: FakeKernel, operation: str, moment: str
+) -> None:
+    """The last moment comes when everything has been checked, or when it has been stored."""
+    kernel.add_sandbox(sandbox_key(1))
+    work: dict[str, Callable[[BridgeDriver], object]] = {
+        "create_network": lambda driver: driver.create_network(network(1)),
+        "create_endpoint": lambda driver: driver.create_endpoint(new_endpoint()),
+        "join": lambda driver: driver.join(new_join()),
+    }
+    for name, each in work.items():
+        if name == operation:
+            break
+        each(BridgeDriver(store, kernel))
+    before, kernel_before = BridgeDriver(store, kernel).describe(), deepcopy(kernel)
+    with TemporaryDirectory() as folder:
+        shutil.copytree(store._copy.parent, folder, dirs_exist_ok=True)
+        recorded, other = Calls(), Store(Path(folder))
+        work[operation](BridgeDriver(counted_store(other, recorded), kernel_before))
+        other.close()
+    at = max(index for index, made in enumerate(recorded.made) if made == "Store.COMMIT")
+    caller, request, answers = Caller(), soon(seconds=5), []
+
+    def give_up() -> None:
+        answers.append(caller.give_up())
+
+    calls = Calls(at if moment == "Store.COMMIT" else None, give_up)
+    driver = BridgeDriver(counted_store(store, calls), kernel)
+
+    def serve() -> None:
+        with driver.serving(request):
+            work[operation](driver)
+        if moment == "after":
+            give_up()
+
+    with suppress(Busy):
+        Deadlines(Health()).run(serve, request, caller, time.monotonic())
+    is_stored = BridgeDriver(store, kernel).describe() != before
+    assert is_stored == (answers == [None])
+
+
+def test_a_commit_that_hangs_is_answered_nevertheless() -> None:
+    caller, request, lock = Caller(), soon(seconds=5), Lock()
+
+    def hang() -> None:
+        with lock.serving(request):
+            lock.check()
+        assert caller.give_up() is not None
+
+    with pytest.raises(Busy, match="no end after"):
+        Deadlines(Health()).run(hang, request, caller, time.monotonic() - COMMIT_SECONDS)
 
 
 def test_what_waited_too_long_in_the_queue_is_not_begun(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from flask import Flask
+from flask import Flask, request
 
 from driver.model import Drops
 from plugin.app import create_app
@@ -302,6 +302,28 @@ def test_gc_shows_what_docker_has_forgotten_and_removes_it_when_told(
     done = garbage(run, "--yes")
     assert [len(done["removed"]), len(done["garbage"])] == [2, 0]
     assert [network.id for network, _ in with_networks.describe()] == [OTHER.id]
+
+
+def test_gc_asks_again_before_it_removes_what_docker_may_just_have_made(
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path]
+) -> None:
+    known = [{"Id": each.id, "Name": "x", "Driver": "pynet"} for each in (DUAL, OTHER)]
+    listed: dict[str, Any] = {}
+    docker = docker_app(known, [], listed)
+    lists = 0
+
+    @docker.before_request
+    def finish_making() -> None:
+        nonlocal lists
+        lists += request.path.endswith("/networks")
+        if lists > 1:
+            listed["ep-1"] = {"EndpointID": endpoint_id(1)}
+
+    app = create_app(lambda: with_networks)
+    run = runner(serve("pynet.sock", app), serve("docker.sock", docker))
+    assert garbage(run, "--yes") == {"removed": [], "garbage": [], "unknown_to_the_driver": []}
+    assert lists > 1
+    assert {each.id for _, ends in with_networks.describe() for each in ends} == {endpoint_id(1)}
 
 
 def test_gc_does_nothing_while_docker_is_down(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,7 +12,8 @@ import pytest
 
 from driver.bridge import BridgeDriver
 from driver.errors import Conflict, InvalidRequest, NotFound
-from tests.fakes import Calls, counted_kernel
+from driver.lock import Request
+from tests.fakes import Calls, FakeKernel, counted_kernel
 from tests.samples import (
     endpoint_id,
     network,
@@ -23,10 +27,36 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
+    from driver.model import HostPort
     from driver.store import Store
-    from tests.fakes import FakeKernel
 
 NGINX = "nginx (pid 812)"
+
+
+def test_nobody_waits_while_the_holder_of_a_port_is_looked_for(store: Store) -> None:
+    """That takes a tenth of a second, and waits without the driver's lock."""
+    looked: list[str] = []
+
+    class Looking(FakeKernel):
+        def find_port_owner(self, place: HostPort) -> str:
+            with ThreadPoolExecutor(1) as other:
+                looked.append(other.submit(describe).result())
+            return super().find_port_owner(place)
+
+    kernel = Looking()
+    driver = BridgeDriver(store, kernel)
+
+    def describe() -> str:
+        with driver.serving(Request("GET /networks", time.monotonic() + 0.2)):
+            return str(len(driver.describe()))
+
+    kernel.taken[place("0.0.0.0:8080")] = NGINX
+    driver.create_network(network(1))
+    driver.create_endpoint(new_endpoint())
+    driver.join(new_join(has_ports=True))
+    with pytest.raises(Conflict, match=rf"8080/tcp: port is in use by {re.escape(NGINX)}"):
+        driver.program_external_connectivity(network_id(1), endpoint_id(1), ports("8080:80"))
+    assert looked == ["1"]
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sqlite3
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -167,6 +169,25 @@ def test_networks_come_back_whole_from_the_copy(
     assert names[0] in problem
     assert driver.check() == ()
     driver.close()
+
+
+def test_nobody_else_may_read_what_was_put_back_together(folder: Path, kernel: FakeKernel) -> None:
+    before = os.umask(0o022)
+    try:
+        DAMAGES[0](folder / FILE_NAME)
+        driver, _ = start(folder, kernel)
+        modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in folder.iterdir()}
+        driver.close()
+    finally:
+        os.umask(before)
+    assert f"{FILE_NAME}-wal" in modes
+    assert set(modes.values()) == {0o600}, modes
+
+
+def test_a_state_file_that_others_could_read_is_closed_to_them(folder: Path) -> None:
+    (folder / FILE_NAME).chmod(0o644)
+    Store(folder).close()
+    assert stat.S_IMODE((folder / FILE_NAME).stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, empty])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.bridge import BridgeDriver
+from driver.check import Kind
 from driver.errors import KernelError
 from driver.model import host_end_name
 from tests.fakes import Calls, FakeKernel, counted_kernel
@@ -197,6 +198,62 @@ def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
         restart(store, kernel)
         assert len(kernel.links) == 2, call
         assert kernel.tables, call
+
+
+@pytest.mark.parametrize("error", [KernelError("injected"), OSError("injected")], ids=repr)
+def test_whatever_a_step_fails_with_the_others_are_done(
+    store: Store, kernel: FakeKernel, error: Exception
+) -> None:
+    kernel.reboot()
+    restart(store, kernel)  # which forgets the endpoints
+    recorded = Calls()
+    BridgeDriver(store, counted_kernel(kernel, recorded)).restore()
+    kernel.reboot()
+    at = recorded.made.index("FakeKernel.ensure_bridge")
+    kernel.boot = "another boot"
+    BridgeDriver(store, counted_kernel(kernel, Calls(at, error))).restore()
+    assert len(kernel.links) == 1
+    assert kernel.tables
+
+
+def test_what_new_namespaces_have_is_looked_up_once_for_all_sandboxes(
+    store: Store, kernel: FakeKernel
+) -> None:
+    """To look makes a namespace and destroys it, under the driver's lock."""
+    driver = BridgeDriver(store, kernel)
+    for number in range(4, 9):
+        kernel.add_sandbox(sandbox_key(number), **{KEEPALIVE: "42"})
+        driver.create_endpoint(new_endpoint(number))
+        driver.join(new_join(number, 1, sandbox_key(number)))
+    for look in (BridgeDriver.check, BridgeDriver.restore):
+        calls = Calls()
+        look(BridgeDriver(store, counted_kernel(kernel, calls)))
+        assert calls.made.count("FakeKernel.read_pristine") == 1, look
+    kernel.pristine[KEEPALIVE] = "42"  # the next look sees what the host has by now
+    assert {each.subject for each in driver.check()} == {sandbox_key(n) for n in range(4, 9)}
+
+
+def test_rules_that_were_flushed_are_one_line_of_the_log(
+    store: Store, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = restart(store, kernel)
+    kernel.tables.clear()
+    assert len(driver.check()) > 3
+    with caplog.at_level("INFO"):
+        assert driver.repair_all() == ()
+    (line,) = [each.getMessage() for each in caplog.records if "repairing" in each.getMessage()]
+    assert "rules and elements, such as: rules " in line
+
+
+def test_a_rule_that_was_left_in_dockers_chain_differs_and_goes(store: Store) -> None:
+    """Its deletion may have failed, since somebody else had the lock of iptables."""
+    kernel = FakeKernel()
+    driver = restart(store, kernel)
+    kernel.ensure_forward_accept(1 << 29)
+    (difference,) = driver.check()
+    assert difference.kind is Kind.ACCEPT
+    assert driver.repair_all() == ()
+    assert not kernel.accepted_marks
 
 
 def test_without_networks_there_are_no_rules(store: Store) -> None:
