@@ -199,17 +199,46 @@ class BridgeDriver:
                     raise Conflict(f"create endpoint {short(new.id)}: it exists, defined otherwise")
                 if known is not None:
                     return known
-                neighbours = self._store.endpoints_at(endpoint.addresses)
-                evicted = tuple(filter(endpoint.evicts, neighbours))
-                for stale in evicted:
-                    log.warning(
-                        "endpoint %s is given the address of %s", short(new.id), short(stale.id)
-                    )
-                    self._store.delete_endpoint(stale.id)
-                    self.counts.evicted("endpoint")
+                steps = [
+                    step
+                    for holder in self._store.endpoints_at(endpoint.addresses)
+                    if endpoint.shares_address(holder)
+                    for step in self._take_addresses(endpoint, holder, network)
+                ]
                 self._store.put_endpoint(endpoint)
-            attempt_each([partial(self._remove, self._clean_up(evicted, network))])
+            attempt_each([partial(self._remove, steps)])
             return endpoint
+
+    def _take_addresses(
+        self, endpoint: Endpoint, holder: Endpoint, network: Network
+    ) -> Iterable[Callable[[], object]]:
+        """Take from another endpoint the addresses of this one; return the kernel's steps of it.
+
+        A holder that is dead goes: after a crash of dockerd nobody tells a v1 driver. One that
+        lives loses these addresses and nothing else: engine 29 gives the IPv6 address of a running
+        container to another when the container's own parameters turn IPv6 off on its interface.
+        """
+        if not self._is_in_place(holder):
+            log.warning(
+                "endpoint %s is given the address of %s", short(endpoint.id), short(holder.id)
+            )
+            self._store.delete_endpoint(holder.id)
+            self.counts.evicted("endpoint")
+            return self._clean_up([holder], network)
+        kept = holder.without(endpoint.addresses)
+        log.warning(
+            "endpoint %s is given an address of %s, which goes on without it",
+            short(endpoint.id),
+            short(holder.id),
+        )
+        self._store.change_addresses(kept)
+        self._store.put_bindings(kept.id, kept.bindings)
+        lost = tuple(each for each in holder.bindings if each not in kept.bindings)
+        return [
+            partial(self._neighbours.remember, holder),
+            partial(self._rules.change_endpoint, holder, kept, network),
+            partial(self._publisher.withdraw, holder.published(lost)),
+        ]
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Remove an endpoint, whether it has left its sandbox or not."""
@@ -535,6 +564,11 @@ class BridgeDriver:
         """Tell whether the endpoint's container runs."""
         attachment = endpoint.attachment
         return attachment is not None and self._sandboxes.lives(attachment.sandbox)
+
+    def _is_in_place(self, endpoint: Endpoint) -> bool:
+        """Tell whether the endpoint lives: its sandbox and its interface are there."""
+        has_interface = self._kernel.find_index(host_end_name(endpoint.id)) is not None
+        return has_interface and self._lives(endpoint)
 
     def _is_known(self, network: Network) -> bool:
         known = self._store.find_definition(network.id)

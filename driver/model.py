@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NewType
 from driver.errors import Conflict, InvalidRequest, KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
@@ -660,11 +660,21 @@ class Endpoint:
         """Return what CreateEndpoint defined, without what happened since: for comparisons."""
         return replace(self, attachment=None, bindings=())
 
-    def evicts(self, other: Endpoint) -> bool:
-        """Tell whether the other endpoint must be dead because this one was given its address.
+    def without(self, addresses: Iterable[IPInterface]) -> Endpoint:
+        """Return the endpoint without these addresses, and without the ports published to them."""
+        lost = {address.ip for address in addresses}
+        return replace(
+            self,
+            ipv4=None if self.ipv4 is None or self.ipv4.ip in lost else self.ipv4,
+            ipv6=None if self.ipv6 is None or self.ipv6.ip in lost else self.ipv6,
+            bindings=tuple(each for each in self.bindings if each.container_ip not in lost),
+        )
 
-        Docker's address management never hands out an address twice, but after a crash it
-        forgets endpoints without telling a v1 driver.
+    def shares_address(self, other: Endpoint) -> bool:
+        """Tell whether this endpoint was given an address that another one of the network has.
+
+        Docker's address management hands out no address twice, but after a crash it forgets
+        endpoints without telling a v1 driver, and engine 29 takes back one of two addresses.
         """
         if self.network_id != other.network_id or self.id == other.id:
             return False

@@ -348,6 +348,15 @@ class Store:
             0 if endpoint.attachment is None else endpoint.attachment.bridge,
         )
 
+    def change_addresses(self, endpoint: Endpoint) -> None:
+        """Store that an endpoint has other addresses than it was made with."""
+        self._run(
+            "UPDATE endpoint SET ipv4 = ?, ipv6 = ? WHERE id = ?",
+            _text(endpoint.ipv4),
+            _text(endpoint.ipv6),
+            endpoint.id,
+        )
+
     def delete_endpoint(self, endpoint_id: EndpointId) -> None:
         """Forget an endpoint."""
         self._run("DELETE FROM endpoint WHERE id = ?", endpoint_id)

@@ -153,8 +153,8 @@ def test_a_network_supersedes_whoever_had_its_addresses(
         (endpoint(2, 1), False),
     ],
 )
-def test_an_endpoint_evicts_whoever_had_its_address(other: Endpoint, *, expected: bool) -> None:
-    assert endpoint(1, 1, "10.1.0.2/24", "fd00::2/64").evicts(other) is expected
+def test_an_endpoint_shares_an_address_of_its_network(other: Endpoint, *, expected: bool) -> None:
+    assert endpoint(1, 1, "10.1.0.2/24", "fd00::2/64").shares_address(other) is expected
 
 
 SEVERAL = (
