@@ -42,7 +42,7 @@ from driver.model import (
 from driver.neighbours import Neighbours
 from driver.options import apply_change
 from driver.parts import add_part, delete_bridges
-from driver.ports import is_satisfied
+from driver.ports import find_unserved, is_satisfied
 from driver.publish import Publisher
 from driver.reality import find_bridges_with_ports
 from driver.restore import Parts, Restorer
@@ -104,6 +104,16 @@ class NewJoin:
     endpoint_id: EndpointId
     sandbox: SandboxKey
     has_ports: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewPorts:
+    """What ProgramExternalConnectivity asks for; see there for `only_ipv4`."""
+
+    network_id: NetworkId
+    endpoint_id: EndpointId
+    requests: tuple[PortRequest, ...]
+    only_ipv4: bool = False
 
 
 class BridgeDriver:
@@ -381,30 +391,102 @@ class BridgeDriver:
                 self._store.put_endpoint(endpoint.configured())
 
     def program_external_connectivity(
-        self, network_id: NetworkId, endpoint_id: EndpointId, requests: tuple[PortRequest, ...]
+        self,
+        network_id: NetworkId,
+        endpoint_id: EndpointId,
+        requests: tuple[PortRequest, ...],
+        *,
+        only_ipv4: bool = False,
     ) -> None:
         """Publish the endpoint's ports: it has become its container's way out.
 
         The same again changes nothing; another set of ports takes the place of the first. A port
         that only a dead container has is taken from it.
+
+        Of two ways out, one a family (engine 29), each is told all ports of the container. The one
+        for IPv4 is told so by `only_ipv4`; the other finds that IPv4 is served.
         """
         with self._lock:
             with self._store.transaction():
                 network = self._network(network_id)
                 endpoint = self._endpoint(network_id, endpoint_id)
-            if is_satisfied(requests, endpoint, network):
-                return
-            if endpoint.bindings:
-                self.revoke_external_connectivity(network_id, endpoint_id)
-            while True:
+                others = self._find_others(endpoint)
+            families = self._find_families(endpoint, others, only_ipv4=only_ipv4)
+            for other in others:
+                self._narrow(other, frozenset((4, 6)) - families)
+            endpoint = self._narrow(endpoint, families)
+            while not is_satisfied(requests, endpoint.only(families), network):
+                if endpoint.bindings:
+                    self.revoke_external_connectivity(network_id, endpoint_id)
+                    endpoint = endpoint.published(())
                 try:
                     with self._change() as undo:
-                        self._publisher.publish(endpoint, network, requests, undo)
+                        self._publisher.publish(endpoint.only(families), network, requests, undo)
                 except PortInUse as refusal:
-                    if not self._evict_dead_publisher(refusal.place):
+                    if self._evict_dead_publisher(refusal.place):
+                        continue
+                    if families == {4} or refusal.place.ip.version != 4:  # noqa: PLR2004
                         raise
+                    if not self._is_elsewhere(endpoint):
+                        raise
+                    families = frozenset({6})
                 else:
-                    return
+                    break
+            if len(families) > 1:  # else the rest is another's to publish
+                _warn_of_unserved(requests, endpoint)
+
+    def _find_others(self, endpoint: Endpoint) -> tuple[Endpoint, ...]:
+        """Return the endpoints of the same container in other networks that publish ports."""
+        if endpoint.attachment is None:
+            return ()
+        return self._store.find_publishers_in(endpoint.attachment.sandbox, endpoint.id)
+
+    def _find_families(
+        self, endpoint: Endpoint, others: Iterable[Endpoint], *, only_ipv4: bool
+    ) -> frozenset[int]:
+        """Return the families for which an endpoint is its container's way out.
+
+        Engine 29 tells the way out for IPv4 that another one is there for IPv6, and the others
+        nothing; it tells those that have been ways out before it tells a new one. So an endpoint
+        that hears nothing is not there for IPv4 if another has it still, and one that was there
+        for both and is told again may not be any more.
+        """
+        if only_ipv4:
+            return frozenset({4})
+        is_served = any(map(_publishes_ipv4, others))
+        if is_served or (_publishes_ipv4(endpoint) and self._is_elsewhere(endpoint)):
+            return frozenset({6})
+        return frozenset({4, 6})
+
+    def _is_elsewhere(self, endpoint: Endpoint) -> bool:
+        """Tell whether another interface than the endpoint's is its container's way out by IPv4.
+
+        It may be one of Docker's own bridge. On engines up to 27 there is nothing to look at yet,
+        and one endpoint has both families.
+        """
+        if endpoint.attachment is None:
+            return False
+        try:
+            return self._kernel.leaves_elsewhere(
+                endpoint.attachment.sandbox, host_end_name(endpoint.id)
+            )
+        except NotFound:
+            return False
+
+    def _narrow(self, endpoint: Endpoint, families: frozenset[int]) -> Endpoint:
+        """Withdraw an endpoint's ports on the host of all families but these; return the rest."""
+        lost = tuple(
+            each
+            for each in endpoint.bindings
+            if each.host is not None and each.container_ip.version not in families
+        )
+        if not lost:
+            return endpoint
+        kept = endpoint.published(tuple(each for each in endpoint.bindings if each not in lost))
+        with self._store.transaction(frees=True):
+            self._store.put_bindings(endpoint.id, kept.bindings)
+        self._remove([partial(self._publisher.withdraw, endpoint.published(lost))])
+        return kept
 
     def _evict_dead_publisher(self, place: HostPort) -> bool:
         """Drop the endpoint that has a host port, if its container is dead; tell whether it was.
@@ -661,6 +743,21 @@ def _join_info(endpoint: Endpoint, network: Network) -> JoinInfo:
         gateway=network.gateway_for(endpoint.ipv4),
         gateway_ipv6=network.gateway_for(endpoint.ipv6),
     )
+
+
+def _publishes_ipv4(endpoint: Endpoint) -> bool:
+    return any(each.host and each.host.ip.version == 4 for each in endpoint.bindings)  # noqa: PLR2004
+
+
+def _warn_of_unserved(requests: Iterable[PortRequest], endpoint: Endpoint) -> None:
+    for request in find_unserved(requests, endpoint):
+        log.warning(
+            "endpoint %s: container port %d is not published on %s, which needs another network "
+            "with an address of that family",
+            short(endpoint.id),
+            request.container_port,
+            request.host_ip,
+        )
 
 
 def _place(new: NewEndpoint, network: Network) -> Endpoint:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NewType
 from driver.errors import Conflict, InvalidRequest, KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
@@ -655,6 +655,14 @@ class Endpoint:
     def address(self, version: int) -> IPInterface | None:
         """Return the endpoint's address of a family, 4 or 6."""
         return self.ipv4 if version == 4 else self.ipv6  # noqa: PLR2004
+
+    def only(self, families: Collection[int]) -> Endpoint:
+        """Return the endpoint as it is to publish: without its addresses of other families."""
+        return replace(
+            self,
+            ipv4=self.ipv4 if 4 in families else None,  # noqa: PLR2004
+            ipv6=self.ipv6 if 6 in families else None,  # noqa: PLR2004
+        )
 
     def definition(self) -> Endpoint:
         """Return what CreateEndpoint defined, without what happened since: for comparisons."""

@@ -382,6 +382,11 @@ class Store:
         """Return the endpoints in a sandbox, in the order of their joins."""
         return self._endpoints("WHERE sandbox = ?", sandbox)
 
+    def find_publishers_in(self, sandbox: SandboxKey, besides: EndpointId) -> tuple[Endpoint, ...]:
+        """Return the endpoints in a sandbox that have published ports, besides one of them."""
+        where = "WHERE sandbox = ? AND id <> ? AND id IN (SELECT endpoint_id FROM binding)"
+        return self._endpoints(where, sandbox, besides)
+
     def put_bindings(self, endpoint_id: EndpointId, bindings: Iterable[PortBinding]) -> None:
         """Store an endpoint's published ports in place of those it had."""
         self._run("DELETE FROM binding WHERE endpoint_id = ?", endpoint_id)

@@ -86,6 +86,7 @@ class FakeKernel:
         self.host = dict(PRISTINE)
         self.sandboxes: dict[SandboxKey, dict[str, str]] = {}
         self.watches: dict[SandboxKey, Callable[[], None]] = {}
+        self.default_routes: dict[SandboxKey, str] = {}
         self.boot = "first boot"
         self.on_damage: Callable[[], None] = lambda: None
 
@@ -423,6 +424,11 @@ class FakeKernel:
             return None
         self._sandbox(sandbox)
         return link.peer
+
+    def leaves_elsewhere(self, sandbox: SandboxKey, host_end: str) -> bool:
+        self._veth(host_end)
+        self._sandbox(sandbox)
+        return self.default_routes.get(sandbox, host_end) != host_end
 
     def set_interface_sysctls(
         self,

@@ -179,6 +179,12 @@ class Kernel(Protocol):
         Raises NotFound if there is no such link or sandbox.
         """
 
+    def leaves_elsewhere(self, sandbox: SandboxKey, host_end: str) -> bool:
+        """Tell whether the sandbox's IPv4 default route goes by another interface than this one.
+
+        Raises NotFound if there is no such link or sandbox.
+        """
+
     def set_interface_sysctls(
         self,
         sandbox: SandboxKey,

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import Conflict, KernelError, NotFound
@@ -327,6 +328,13 @@ def name_of(index: int) -> str | None:
         return socket.if_indextoname(index)
     except OSError:
         return None
+
+
+def default_route_interfaces() -> frozenset[str]:
+    """Return by which interfaces the thread's namespace has IPv4 default routes."""
+    lines = Path("/proc/thread-self/net/route").read_text().splitlines()[1:]
+    routes = (line.split() for line in lines)  # Iface Destination Gateway Flags … Mask …
+    return frozenset(each[0] for each in routes if each[1] == each[7] == "00000000")
 
 
 def await_up(index: int, timeout: float) -> str | None:

@@ -332,6 +332,17 @@ class LinuxKernel:
         with netns.open_namespace(sandbox) as namespace:
             return netns.run_in(namespace, partial(links.name_of, peer.index))
 
+    def leaves_elsewhere(self, sandbox: SandboxKey, host_end: str) -> bool:
+        """See `Kernel`."""
+        peer = links.find_peer(host_end)
+
+        def work() -> bool:
+            leaving = links.default_route_interfaces()
+            return bool(leaving) and links.name_of(peer.index) not in leaving
+
+        with netns.open_namespace(sandbox) as namespace:
+            return netns.run_in(namespace, work)
+
     def set_interface_sysctls(
         self,
         sandbox: SandboxKey,

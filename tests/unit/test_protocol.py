@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from driver.bridge import NewPorts
 from driver.errors import InvalidRequest
 from driver.model import Endpoint, JoinInfo, MacAddress, SandboxKey
 from driver.options import ENDPOINT_SYSCTLS
@@ -311,7 +312,14 @@ def with_ports(*entries: object) -> dict[str, Any]:
 )
 def test_a_port_map_is_decoded(call: object, expected: list[str]) -> None:
     decoded = decode(protocol.decode_external_connectivity, call)
-    assert decoded == (network_id(1), endpoint_id(1), ports(*expected))
+    assert decoded == NewPorts(network_id(1), endpoint_id(1), ports(*expected))
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_it_is_decoded_that_another_is_the_way_out_by_ipv6(value: bool) -> None:  # noqa: FBT001
+    options = {"com.docker.network.driver.private.no_proxy_6to4": value}
+    decoded = decode(protocol.decode_external_connectivity, IDS | {"Options": options})
+    assert decoded.only_ipv4 is value
 
 
 @pytest.mark.parametrize(
