@@ -10,6 +10,7 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 from driver.advice import advise, find_entrances
@@ -205,9 +206,12 @@ class BridgeDriver:
                 endpoint = _place(new, network)
                 network.refuse_guard(guard_of(endpoint, network))
                 known = self._store.find_endpoint(new.id)
-                if known is not None and known.definition() != endpoint:
-                    raise Conflict(f"create endpoint {short(new.id)}: it exists, defined otherwise")
                 if known is not None:
+                    mac = known.mac if new.mac is None else new.mac
+                    if known.definition() != replace(endpoint, mac=mac):
+                        raise Conflict(
+                            f"create endpoint {short(new.id)}: it exists, defined otherwise"
+                        )
                     return known
                 steps = [
                     step
@@ -215,9 +219,42 @@ class BridgeDriver:
                     if endpoint.shares_address(holder)
                     for step in self._take_addresses(endpoint, holder, network)
                 ]
+                if new.mac is None:
+                    endpoint = replace(endpoint, mac=self._find_free_mac(endpoint, network))
+                else:
+                    steps += self._take_mac(endpoint, network)
                 self._store.put_endpoint(endpoint)
             attempt_each([partial(self._remove, steps)])
             return endpoint
+
+    def _find_free_mac(self, endpoint: Endpoint, network: Network) -> MacAddress:
+        """Return the endpoint's MAC address, or another if somebody on the network has that.
+
+        An address's own may have been asked for by somebody who has another address.
+        """
+        others = (hash_mac(f"{endpoint.id} {number}") for number in count())
+        return next(
+            mac
+            for mac in chain([endpoint.mac], others)
+            if mac not in network.macs and not self._store.endpoints_with_mac(network.id, mac)
+        )
+
+    def _take_mac(self, endpoint: Endpoint, network: Network) -> Iterable[Callable[[], object]]:
+        """Take the MAC address that was asked for from who is dead; return the kernel's steps.
+
+        Raises Conflict if it is in use: a bridge would send each one's frames to either.
+        """
+        attempt = f"create endpoint {short(endpoint.id)} with the MAC address {endpoint.mac}"
+        if endpoint.mac in network.macs:
+            raise Conflict(f"{attempt}: the network's bridge has it")
+        holders = self._store.endpoints_with_mac(network.id, endpoint.mac)
+        for holder in holders:
+            if not self._restorer.is_dead(holder):
+                raise Conflict(f"{attempt}: endpoint {short(holder.id)} of the same network has it")
+            log.warning("%s: endpoint %s had it and is dead", attempt, short(holder.id))
+            self._store.delete_endpoint(holder.id)
+            self.counts.evicted("endpoint")
+        return self._clean_up(holders, network)
 
     def _take_addresses(
         self, endpoint: Endpoint, holder: Endpoint, network: Network

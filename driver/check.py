@@ -28,6 +28,7 @@ class Kind(StrEnum):
     LOOPBACK = "loopback pair"
     RESERVATION = "reservation"
     PARAMETER = "parameter"
+    MAC = "MAC address"  # that two have: a container's own doing, or somebody's on the bridge
 
 
 class Existence(Enum):
@@ -110,6 +111,33 @@ def compare_endpoints(
                 f"is gone while its container runs, endpoint {short(endpoint.id)}; connect the "
                 "container to the network anew, or restart it",
             )
+
+
+def compare_macs(
+    networks: Iterable[Network],
+    endpoints: Iterable[Endpoint],
+    links: Mapping[str, Link],
+    inside: Mapping[str, str],
+) -> Iterator[Difference]:
+    """Yield the MAC addresses that two on one network have; `inside` has the containers'."""
+    endpoints = tuple(endpoints)
+    for network in networks:
+        owners: dict[str, list[str]] = {}
+        bridges = {bridge.name for bridge in network.bridges}
+        known = {host_end_name(each.id) for each in endpoints}
+        known |= {end for joint in network.joints for end in (joint.host_end, joint.sandbox_end)}
+        for name, link in links.items():
+            if name == network.bridge_name or (link.bridge in bridges and name not in known):
+                owners.setdefault(link.mac, []).append(name)
+        for endpoint in endpoints:
+            mac = inside.get(host_end_name(endpoint.id))
+            if endpoint.network_id == network.id and mac:
+                owners.setdefault(mac, []).append(f"endpoint {short(endpoint.id)}")
+        for mac, names in owners.items():
+            # A bridge without a MAC of its own has that of one of its ports.
+            if len(names) > 1 and any(name.startswith("endpoint ") for name in names):
+                text = f"is that of {' and of '.join(names)}; give all but one another"
+                yield Difference(Kind.MAC, mac, f"{text} (network {short(network.id)})")
 
 
 def is_dead(

@@ -443,6 +443,12 @@ class Network:
         """The pairs that join the further bridges to the first one."""
         return tuple(map(self.joint, self.parts))
 
+    @property
+    def macs(self) -> frozenset[MacAddress]:
+        """The MAC addresses that the network has itself, which no endpoint may have."""
+        bridges = (bridge.mac for bridge in self.bridges)
+        return frozenset((*bridges, *(joint.mac for joint in self.joints)))
+
     def part(self, number: int) -> Bridge:
         """Return the further bridge of a number from 1 on; the host has no address on it."""
         return Bridge(

@@ -18,12 +18,13 @@ from driver.check import (
     Kind,
     compare_bridges,
     compare_endpoints,
+    compare_macs,
     compare_reservations,
     compare_rules,
     find_leftovers,
     is_dead,
 )
-from driver.model import short, veth_of
+from driver.model import host_end_name, short, veth_of
 from driver.parts import ensure_bridges
 from driver.reality import find_uplinks
 from driver.sandbox import sandbox_of
@@ -129,7 +130,11 @@ class Restorer:
         """Return all that differs between the state file and the kernel, and change nothing."""
         with self._lock:
             intent = self._intent()
-            return (*self._find_damage(intent), *self._find_missing_parameters(intent))
+            return (
+                *self._find_damage(intent),
+                *self._find_missing_parameters(intent),
+                *self._find_equal_macs(intent),
+            )
 
     def repair(
         self, choose: Callable[[tuple[Difference, ...]], tuple[Difference, ...]]
@@ -213,6 +218,13 @@ class Restorer:
         ):
             yield Difference(Kind.LOOPBACK, firewall.LOOPBACK_PAIR.out_end, "is not complete")
 
+    def _find_equal_macs(self, intent: Intent) -> tuple[Difference, ...]:
+        inside = self._kernel.read_macs(
+            {host_end_name(each.id): sandbox_of(each) for each in intent.joined}
+        )
+        links = self._kernel.observe_links()
+        return tuple(compare_macs(intent.networks.values(), intent.joined, links, inside))
+
     def _find_missing_parameters(self, intent: Intent) -> Iterator[Difference]:
         for sandbox in intent.sandboxes:
             with self._store.transaction():
@@ -269,7 +281,7 @@ class Restorer:
                     for each in intent.sandboxes
                     if each in subjects
                 )
-            case Kind.SEVERED:
+            case Kind.SEVERED | Kind.MAC:
                 pass
 
     def _ensure_bridge(self, network: Network) -> Callable[[], object]:

@@ -130,6 +130,9 @@ MIGRATIONS = (
     ALTER TABLE network ADD COLUMN shared INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE endpoint ADD COLUMN options TEXT NOT NULL DEFAULT '{}';
     """,
+    """
+    CREATE INDEX endpoint_mac ON endpoint (network_id, mac);
+    """,
 )
 
 _NETWORK = """id, options, shared,
@@ -377,6 +380,10 @@ class Store:
         texts = [str(address) for address in addresses]
         marks = ", ".join("?" * len(texts))
         return self._endpoints(f"WHERE ipv4 IN ({marks}) OR ipv6 IN ({marks})", *texts, *texts)
+
+    def endpoints_with_mac(self, network_id: NetworkId, mac: MacAddress) -> tuple[Endpoint, ...]:
+        """Return a network's endpoints with this MAC address; by index."""
+        return self._endpoints("WHERE network_id = ? AND mac = ?", network_id, mac)
 
     def endpoints_in(self, sandbox: SandboxKey) -> tuple[Endpoint, ...]:
         """Return the endpoints in a sandbox, in the order of their joins."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from driver.model import Bridge, DirectInterface, IPInterface, Veth
 
 _SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
+_SIOCGIFHWADDR = 0x8927
 _IFREQ = struct.Struct("=16sH22x")  # struct ifreq: the name, then the flags
 
 # The kernel takes an alias only from RTM_SETLINK (do_setlink(), rtnetlink.c), so a link has a
@@ -328,6 +329,17 @@ def name_of(index: int) -> str | None:
         return socket.if_indextoname(index)
     except OSError:
         return None
+
+
+def mac_of(index: int) -> str | None:
+    """Return the MAC address of the interface with this index in the thread's namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            name = socket.if_indextoname(index)
+            answer = fcntl.ioctl(probe, _SIOCGIFHWADDR, _IFREQ.pack(name.encode(), 0))
+        except OSError:
+            return None  # not there, or renamed between the two
+    return answer[18:24].hex(":")  # behind the name and the address's family
 
 
 def default_route_interfaces() -> frozenset[str]:

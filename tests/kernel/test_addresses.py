@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from driver.check import Kind
 from tests.engine.wait import wait_until
 from tests.kernel.container import reaches, sandbox_of, start
 from tests.kernel.host import ip
@@ -28,3 +29,17 @@ def test_who_lost_its_ipv6_address_is_reached_by_ipv4(
     wait_until(lambda: reaches(third, first), 5, "the first one is reached by IPv4")
     assert reaches(third, second, 6)
     assert not driver.check()
+
+
+def test_a_mac_that_a_container_took_from_another_is_found(
+    as_docker_leaves_it: None, driver: BridgeDriver, real: RealHost
+) -> None:
+    driver.create_network(DUAL)
+    first, second = (start(driver, real, number, new_endpoint(number)) for number in (1, 2))
+    assert not driver.check()
+    ip("link", "set", "eth0", "address", first.mac, sandbox=sandbox_of(second))
+    (difference,) = driver.check()
+    assert (difference.kind, difference.subject) == (Kind.MAC, first.mac)
+    ip("link", "set", "eth0", "address", DUAL.bridge.mac, sandbox=sandbox_of(second))
+    (difference,) = driver.check()
+    assert DUAL.bridge_name in difference.text

@@ -130,7 +130,7 @@ def lives(
 
 # A network with one kernel parameter, a container with one published port.
 SAME = {
-    "create_endpoint": Cost(statements=8),
+    "create_endpoint": Cost(statements=9),
     "program": Cost(rules=1, statements=11, opened=2),  # the range of ports, the reservation
     "info": Cost(statements=4),
     "revoke": Cost(rules=1, statements=5),

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.model import Guard, host_end_name
+from driver.check import Kind
+from driver.errors import Conflict
+from driver.model import Guard, derive_mac, host_end_name
 from tests.samples import (
     endpoint_id,
     network,
@@ -123,3 +125,60 @@ def test_an_endpoint_that_never_joined_is_evicted(driver: BridgeDriver) -> None:
     driver.create_endpoint(new_endpoint(1))
     driver.create_endpoint(new_endpoint(2, host=2))
     assert found(driver, 1) is None
+
+
+def choose_mac(driver: BridgeDriver, number: int, mac: str | None = None) -> str:
+    return driver.create_endpoint(new_endpoint(number, mac=mac)).mac
+
+
+def test_a_mac_that_was_asked_for_is_no_one_elses(driver: BridgeDriver) -> None:
+    """Such as the one that another address has from the driver."""
+    driver.create_network(network(1))
+    later = str(derive_mac(new_endpoint(2).ipv4.ip))  # type: ignore[union-attr]
+    assert choose_mac(driver, 1, later) == later
+    other = choose_mac(driver, 2)
+    assert other != later
+    assert choose_mac(driver, 2) == other, "the same again gets the same answer"
+    driver.create_network(network(2))
+    assert driver.create_endpoint(new_endpoint(3, 2, mac=later)).mac == later
+
+
+def test_a_mac_is_refused_with_who_has_it(driver: BridgeDriver) -> None:
+    driver.create_network(network(1))
+    mac = choose_mac(driver, 1)
+    with pytest.raises(Conflict, match=f"{mac}: endpoint e1e1e1e1e1e1 of the same network has it"):
+        choose_mac(driver, 2, mac)
+    assert found(driver, 2) is None
+    with pytest.raises(Conflict, match="the network's bridge has it"):
+        choose_mac(driver, 2, network(1).bridge.mac)
+
+
+def test_a_mac_that_only_a_dead_container_has_is_free(
+    driver: BridgeDriver, kernel: FakeKernel
+) -> None:
+    driver.create_network(network(1))
+    start(driver, kernel, new_endpoint(1, mac="02:00:00:00:00:01"), 1)
+    with pytest.raises(Conflict):
+        choose_mac(driver, 2, "02:00:00:00:00:01")
+    kernel.die(sandbox_key(1))
+    assert choose_mac(driver, 2, "02:00:00:00:00:01") == "02:00:00:00:00:01"
+    assert found(driver, 1) is None
+
+
+def test_a_mac_that_two_have_is_a_difference(driver: BridgeDriver, kernel: FakeKernel) -> None:
+    driver.create_network(network(1))
+    for number in (1, 2):
+        start(driver, kernel, new_endpoint(number), number)
+    assert not driver.check()
+    ends = [host_end_name(endpoint_id(number)) for number in (1, 2)]
+    kernel.macs[ends[1]] = kernel.macs[ends[0]]
+    (difference,) = driver.check()
+    assert difference.kind is Kind.MAC
+    assert "endpoint e1e1e1e1e1e1 and of endpoint e2e2e2e2e2e2" in difference.text
+    kernel.macs[ends[1]] = network(1).bridge.mac
+    (difference,) = driver.repair_all()
+    assert "pn-010101010101 and of endpoint e2e2e2e2e2e2" in difference.text
+    kernel.macs[ends[1]] = "02:00:00:00:00:09"
+    kernel.add_foreign("tap0", "tun", mac="02:00:00:00:00:09", bridge=network(1).bridge_name)
+    (difference,) = driver.check()
+    assert "tap0 and of endpoint e2e2e2e2e2e2" in difference.text
