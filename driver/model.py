@@ -422,11 +422,12 @@ class Network:
     @property
     def bridge(self) -> Bridge:
         """The bridge that this network needs on the host."""
-        identity = self.gateways[0].ip if self.gateways else self.pools[0].subnet.network_address
+        # Without a gateway any address of the subnets may be a container's, and its MAC with it.
+        mac = derive_mac(self.gateways[0].ip) if self.gateways else hash_mac(self.id)
         return Bridge(
             name=self.bridge_name,
             alias=network_alias(self.id),
-            mac=derive_mac(identity),
+            mac=mac,
             mtu=self.options.mtu,
             addresses=tuple(filter(self._is_on_bridge, self.gateways)),
             must_be_ours=self.options.bridge_name is None,
