@@ -779,6 +779,7 @@ def _join_info(endpoint: Endpoint, network: Network) -> JoinInfo:
         ifname_prefix=network.options.ifname_prefix,
         gateway=network.gateway_for(endpoint.ipv4),
         gateway_ipv6=network.gateway_for(endpoint.ipv6),
+        ifname=endpoint.ifname,
     )
 
 

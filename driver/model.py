@@ -783,10 +783,12 @@ def is_our_alias(alias: str) -> bool:
 class JoinInfo:
     """What libnetwork needs to finish a join: the interface to move, its name, the gateways.
 
-    `sandbox_end` is None when the interface is in the sandbox already.
+    `sandbox_end` is None when the interface is in the sandbox already. `ifname` is the name that
+    was asked for, None for the next number after the prefix.
     """
 
     sandbox_end: str | None
     ifname_prefix: str
     gateway: IPAddress | None
     gateway_ipv6: IPAddress | None
+    ifname: str | None = None

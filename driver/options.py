@@ -281,8 +281,8 @@ ENDPOINT_OPTIONS = (
     ),
     Option(
         ENDPOINT_IFNAME,
-        "The interface's name in the container; with `pynet.attach=direct` only, since no engine "
-        "lets another driver choose it.",
+        "The interface's name in the container: with `pynet.attach=direct`, and on Docker Engine "
+        "29.8 and later. Engines before let no other driver choose it.",
         "the prefix and the next number",
         "more than 15 characters, or characters an interface name cannot have",
     ),

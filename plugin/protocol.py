@@ -247,6 +247,8 @@ def encode_join(info: JoinInfo) -> dict[str, Any]:
     }
     if info.sandbox_end is not None:
         answer["InterfaceName"] = {"SrcName": info.sandbox_end, "DstPrefix": info.ifname_prefix}
+        if info.ifname is not None:  # engines before 29.8 do not look at it
+            answer["InterfaceName"]["DstName"] = info.ifname
     return answer
 
 

@@ -88,3 +88,9 @@ def test_two_ways_to_attach_do_not_share_a_prefix(
 def test_which_names_may_meet(ifname: str | None, prefix: str, *, expected: bool) -> None:
     direct = replace(endpoint(), ifname=ifname)
     assert takes_name_of(direct, network(2), network(1, ifname_prefix=prefix)) is expected
+
+
+def test_a_name_is_told_to_who_moves_the_interface(driver: BridgeDriver) -> None:
+    driver.create_network(network(1))
+    driver.create_endpoint(new_endpoint(1, ifname="front0"))
+    assert driver.join(new_join(1)).ifname == "front0"

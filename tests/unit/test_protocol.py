@@ -264,6 +264,14 @@ def test_a_join_is_answered(gateways: tuple[Any, Any], expected: tuple[str, str]
     }
 
 
+def test_a_name_that_was_asked_for_is_answered() -> None:
+    answer = protocol.encode_join(JoinInfo("pnc123", "eth", None, None, "front0"))
+    names = {"SrcName": "pnc123", "DstPrefix": "eth", "DstName": "front0"}
+    assert answer["InterfaceName"] == names
+    inside = protocol.encode_join(JoinInfo(None, "eth", None, None, "front0"))
+    assert "InterfaceName" not in inside
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"NetworkID":7}', b'{"a":' * 9999 + b"1"]
 )
