@@ -305,7 +305,9 @@ class BridgeDriver:
             with self._store.transaction():
                 network = self._network(new.network_id)
                 endpoint = self._endpoint(new.network_id, new.endpoint_id)
-                joined = endpoint.joined(new.sandbox, self._sandboxes.inherit(network))
+                joined = endpoint.joined(
+                    new.sandbox, self._sandboxes.inherit(network), wants_ports=new.has_ports
+                )
                 if joined == endpoint:
                     return _join_info(joined, network)
                 self._check_name(joined, network)
@@ -322,6 +324,13 @@ class BridgeDriver:
                 self._store.put_endpoint(joined)
                 if not is_written:
                     self._sandboxes.await_sandbox(joined, undo)
+            if new.has_ports and network.options.internal:
+                log.warning(
+                    "endpoint %s: its container's ports are not published by network %s, which is "
+                    "internal",
+                    short(new.endpoint_id),
+                    short(new.network_id),
+                )
             return _join_info(joined, network)
 
     def _attach_where_room_is(

@@ -242,6 +242,14 @@ class HostPort:
     ip: IPAddress
     port: int
 
+    def collides(self, other: HostPort) -> bool:
+        """Tell whether bind(2) takes only one of the two: all addresses collide with each."""
+        if (self.protocol, self.port) != (other.protocol, other.port):
+            return False
+        same_family = self.ip.version == other.ip.version
+        is_any = self.ip.is_unspecified or other.ip.is_unspecified
+        return same_family and (is_any or self.ip == other.ip)
+
     def __str__(self) -> str:
         """Return it as `docker ps` writes it: 0.0.0.0:8080/tcp, [::]:8080/tcp."""
         ip = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)  # noqa: PLR2004
@@ -578,13 +586,15 @@ class Attachment:
 
     `configured` also tells that the sandbox has been seen: on engines up to 27 it comes after Join.
     `inherited` is what its network's patterns found on the host at that moment.
-    `bridge` is the number of the network's bridge that its host end is on.
+    `bridge` is the number of the network's bridge that its host end is on. `wants_ports` tells
+    whether its container publishes any.
     """
 
     sandbox: SandboxKey
     configured: bool = False
     inherited: tuple[Sysctl, ...] = ()
     bridge: int = 0
+    wants_ports: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -626,7 +636,13 @@ class Endpoint:
         """Whether the firewall has a place for it; the frames of all others are dropped."""
         return self.attachment is not None or self.options.recovered
 
-    def joined(self, sandbox: SandboxKey, inherited: tuple[Sysctl, ...] = ()) -> Endpoint:
+    def joined(
+        self,
+        sandbox: SandboxKey,
+        inherited: tuple[Sysctl, ...] = (),
+        *,
+        wants_ports: bool = False,
+    ) -> Endpoint:
         """Return the endpoint attached to the sandbox; raises Conflict if it is in another.
 
         It keeps what it inherited when it joined first.
@@ -636,7 +652,9 @@ class Endpoint:
                 f"join endpoint {short(self.id)} to {sandbox}: it is in "
                 f"{self.attachment.sandbox} and has not left"
             )
-        attachment = self.attachment or Attachment(sandbox, inherited=inherited)
+        attachment = self.attachment or Attachment(
+            sandbox, inherited=inherited, wants_ports=wants_ports
+        )
         return replace(self, attachment=attachment)
 
     def on_bridge(self, number: int) -> Endpoint:

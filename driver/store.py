@@ -132,6 +132,7 @@ MIGRATIONS = (
     """,
     """
     CREATE INDEX endpoint_mac ON endpoint (network_id, mac);
+    ALTER TABLE endpoint ADD COLUMN wants_ports INTEGER NOT NULL DEFAULT 0;
     """,
 )
 
@@ -328,14 +329,16 @@ class Store:
         """Store an endpoint as it is now."""
         self._run(
             """INSERT INTO endpoint (id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
-                                     options, sandbox, configured, inherited, bridge)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                                     options, sandbox, configured, inherited, bridge,
+                                     wants_ports)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (id) DO UPDATE SET
                    joins = CASE WHEN excluded.sandbox IS NULL THEN NULL
                            WHEN excluded.sandbox IS sandbox THEN joins
                            ELSE (SELECT coalesce(max(joins), 0) + 1 FROM endpoint) END,
                    sandbox = excluded.sandbox, configured = excluded.configured,
-                   inherited = excluded.inherited, bridge = excluded.bridge""",
+                   inherited = excluded.inherited, bridge = excluded.bridge,
+                   wants_ports = excluded.wants_ports""",
             endpoint.id,
             endpoint.network_id,
             _text(endpoint.ipv4),
@@ -349,6 +352,7 @@ class Store:
             endpoint.attachment is not None and endpoint.attachment.configured,
             _encode_sysctls(() if endpoint.attachment is None else endpoint.attachment.inherited),
             0 if endpoint.attachment is None else endpoint.attachment.bridge,
+            endpoint.attachment is not None and endpoint.attachment.wants_ports,
         )
 
     def change_addresses(self, endpoint: Endpoint) -> None:
@@ -421,9 +425,7 @@ class Store:
             place.protocol,
         )
         for endpoint_id, host_ip in rows:
-            ip = ip_address(host_ip)
-            same_family = ip.version == place.ip.version
-            if same_family and (ip == place.ip or ip.is_unspecified or place.ip.is_unspecified):
+            if place.collides(HostPort(place.protocol, ip_address(host_ip), place.port)):
                 return self.find_endpoint(endpoint_id)
         return None
 
@@ -491,7 +493,7 @@ class Store:
     def _endpoints(self, where: str, *values: object) -> tuple[Endpoint, ...]:
         rows = self._all(
             f"""SELECT id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
-                       options, sandbox, configured, inherited, bridge
+                       options, sandbox, configured, inherited, bridge, wants_ports
                 FROM endpoint {where} ORDER BY joins, id""",  # noqa: S608 - `where` is ours
             *values,
         )
@@ -547,7 +549,7 @@ def _read_endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) 
 @lru_cache(maxsize=64)
 def _endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) -> Endpoint:
     endpoint_id, network_id, ipv4, ipv6, mac, sysctls, keys, ifname, options, *attachment = row
-    sandbox, configured, inherited, bridge = attachment
+    sandbox, configured, inherited, bridge, wants_ports = attachment
     return Endpoint(
         id=EndpointId(endpoint_id),
         network_id=NetworkId(network_id),
@@ -566,6 +568,7 @@ def _endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) -> En
             configured=bool(configured),
             inherited=_decode_sysctls(inherited),
             bridge=bridge,
+            wants_ports=bool(wants_ports),
         ),
     )
 

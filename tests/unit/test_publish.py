@@ -83,6 +83,27 @@ def test_a_conflict_names_the_port_and_its_owner(
     assert kernel.state() == before
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("8695:80", "8695:81"), ("127.0.0.1:8695:80", "8695:81"), ("8695:80", "8695-8695:81")],
+)
+def test_a_container_that_asks_twice_is_told_so(two: BridgeDriver, one: str, other: str) -> None:
+    words = r":8695/tcp: this container asks for it twice, for its ports (80 and 81|81 and 80)$"
+    with pytest.raises(Conflict, match=words):
+        publish(two, 1, one, other)
+
+
+def test_ports_on_an_internal_network_are_told_of(
+    driver: BridgeDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.create_network(network(1, internal=True))
+    for number, has_ports in ((1, True), (2, False)):
+        driver.create_endpoint(new_endpoint(number))
+        driver.join(new_join(number, 1, sandbox_key(number), has_ports=has_ports))
+    assert "e1e1e1e1e1e1: its container's ports are not published" in caplog.text
+    assert "e2e2e2e2e2e2" not in caplog.text
+
+
 def test_a_host_without_a_free_port_says_so(two: BridgeDriver, kernel: FakeKernel) -> None:
     for port in kernel.ephemeral_ports():
         kernel.taken[place(f"0.0.0.0:{port}")] = NGINX
