@@ -715,6 +715,8 @@ class BridgeDriver:
         added = self._kernel.ensure_bridge(network.bridge)
         undo.push(self._kernel.delete_bridge, network.bridge, added)
         self._store.add_network(network, added)
+        for option in network.options.without_effect:
+            log.warning("network %s: option %s has no effect", short(network.id), option)
         self._rules.add_network(network, undo, is_first=not others)
 
     def _evict_superseded(self, network: Network) -> None:

@@ -303,6 +303,7 @@ class NetworkOptions:
     guard: Guard | None = None  # None for the network's default: see `Network.guard`
     guard_also: GuardAlso = GuardAlso()
     connections: int | None = None  # an endpoint's at a time, None for as many as it likes
+    without_effect: tuple[str, ...] = ()  # labels of Docker's bridge that mean nothing here
 
     def gateway_mode(self, version: int) -> GatewayMode:
         """Return the gateway mode of an address family, 4 or 6."""

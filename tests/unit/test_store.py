@@ -64,6 +64,7 @@ FULL = network(
     bridge_name="br0",
     mtu=9000,
     ifname_prefix="front",
+    without_effect=("com.docker.network.bridge.default_bridge",),
     internal=True,
     masquerade=False,
     icc=False,
