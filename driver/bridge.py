@@ -155,6 +155,7 @@ class BridgeDriver:
         self._sandboxes.check_defaults()
         self._sandboxes.check(network.options.sysctls, network.options.inherit)
         network.refuse_guard(network.guard)
+        network.refuse_sysctls(network.options.sysctls)
         with self._lock:
             self._evict_superseded(network)
             with self._change(durable=True) as undo:
@@ -169,6 +170,7 @@ class BridgeDriver:
             options = apply_change(old.options, change, has_ipv6=old.has_family(6))
             new = replace(old, options=options)
             new.refuse_guard(new.guard)
+            new.refuse_sysctls(change.sysctls)
             self._store.change_options(new)
             endpoints = self._store.endpoints(network_id)
             joined = [each for each in endpoints if each.is_in_rules]
@@ -205,6 +207,7 @@ class BridgeDriver:
                 network = self._network(new.network_id)
                 endpoint = _place(new, network)
                 network.refuse_guard(guard_of(endpoint, network))
+                network.refuse_sysctls(new.sysctls if new.ipv6 is not None else ())
                 known = self._store.find_endpoint(new.id)
                 if known is not None:
                     mac = known.mac if new.mac is None else new.mac

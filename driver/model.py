@@ -42,6 +42,7 @@ ID_LENGTH = 12  # what `docker ps` and `docker network ls` show of an id
 _ID = re.compile(r"[0-9a-z]{12,64}")  # 64 hex from the engine, 25 of [0-9a-z] from swarm
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _IFNAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
+_DISABLE_IPV6 = re.compile(r"net\.ipv6\.conf\.(all|default|IFNAME)\.disable_ipv6")
 _MULTICAST_BIT = 0x01
 
 
@@ -526,6 +527,21 @@ class Network:
             raise InvalidRequest(
                 f"pynet.guard={guard}: the network has no subnet to tell sources by"
             )
+
+    def refuse_sysctls(self, sysctls: Iterable[Sysctl]) -> None:
+        """Raise InvalidRequest for parameters that contradict the network itself.
+
+        libnetwork turns IPv6 on again on an interface with an IPv6 address, which the driver gets
+        to know only afterwards.
+        """
+        for sysctl in sysctls:
+            name = _DISABLE_IPV6.fullmatch(sysctl.key)
+            if name and self.has_family(6) and sysctl.value.strip() != "0":
+                raise InvalidRequest(
+                    f"{sysctl.key}={sysctl.value}: the network has IPv6, and the engine turns it "
+                    "on; make the network without IPv6, or have the container do without by its "
+                    "own --sysctl net.ipv6.conf.all.disable_ipv6=1"
+                )
 
     def publishes(self, version: int) -> bool:
         """Tell whether ports of the network can be published on the host in an address family."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.check import Kind
-from driver.errors import Conflict
+from driver.errors import Conflict, InvalidRequest
 from driver.model import Guard, derive_mac, host_end_name
+from driver.options import parse_change
 from tests.samples import (
     endpoint_id,
     network,
@@ -182,3 +183,21 @@ def test_a_mac_that_two_have_is_a_difference(driver: BridgeDriver, kernel: FakeK
     kernel.add_foreign("tap0", "tun", mac="02:00:00:00:00:09", bridge=network(1).bridge_name)
     (difference,) = driver.check()
     assert "tap0 and of endpoint e2e2e2e2e2e2" in difference.text
+
+
+@pytest.mark.parametrize("name", ["all", "default", "IFNAME"])
+def test_ipv6_is_not_turned_off_on_a_network_that_has_it(
+    driver: BridgeDriver, kernel: FakeKernel, name: str
+) -> None:
+    """The engine would turn it on again."""
+    key = f"net.ipv6.conf.{name}.disable_ipv6"
+    kernel.pristine |= {f"net.ipv6.conf.{each}.disable_ipv6": "0" for each in (name, "lo")}
+    with pytest.raises(InvalidRequest, match=rf"{key}=1: the network has IPv6"):
+        driver.create_network(network(1, f"{key}=1", pools=DUAL))
+    driver.create_network(network(1, f"{key}=0", pools=DUAL))
+    with pytest.raises(InvalidRequest, match=rf"{key}=1: the network has IPv6"):
+        driver.change_network(network_id(1), parse_change({key: "1"}, ()))
+    with pytest.raises(InvalidRequest, match=rf"{key}=1: the network has IPv6"):
+        driver.create_endpoint(new_endpoint(1, 1, f"{key}=1", ipv6="fd00:1::2/64"))
+    driver.create_endpoint(new_endpoint(1, 1, f"{key}=1"))
+    driver.create_network(network(2, f"{key}=1"))
