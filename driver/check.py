@@ -41,11 +41,15 @@ class Existence(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as it should be: what it is, which, and what is wrong with it."""
+    """One thing that is not as it should be: what it is, which, and what is wrong with it.
+
+    `blocked` tells that nothing can be done about it before somebody else's link has gone.
+    """
 
     kind: Kind
     subject: str
     text: str
+    blocked: bool = False
 
     def __str__(self) -> str:
         """Return it as a sentence for people."""
@@ -58,13 +62,23 @@ def compare_bridges(networks: Iterable[Network], links: Mapping[str, Link]) -> I
         for bridge in network.bridges:
             link = links.get(bridge.name)
             faults = ["is gone"] if link is None else _bridge_faults(bridge, link)
+            blocked = is_blocked(bridge, links)
             for fault in faults:
-                yield Difference(Kind.BRIDGE, bridge.name, f"{fault} (network {short(network.id)})")
+                text = f"{fault} (network {short(network.id)})"
+                yield Difference(Kind.BRIDGE, bridge.name, text, blocked=blocked)
         for number, joint in zip(network.parts, network.joints, strict=True):
             part = network.bridge_at(number)
             for end, bridge_name in ((joint.host_end, joint.bridge), (joint.sandbox_end, part)):
                 if end not in links or any(_host_end_faults(links[end], bridge_name)):
                     yield Difference(Kind.BRIDGE, part, f"is not joined to {joint.bridge}: {end}")
+
+
+def is_blocked(bridge: Bridge, links: Mapping[str, Link]) -> bool:
+    """Tell whether somebody else's link has the name of a bridge, and may not be used as one."""
+    link = links.get(bridge.name)
+    if link is None or link.alias == bridge.alias:
+        return False
+    return link.kind != "bridge" or bridge.must_be_ours
 
 
 def _bridge_faults(bridge: Bridge, link: Link) -> Iterator[str]:
@@ -101,9 +115,10 @@ def compare_endpoints(
         if is_dead(endpoint, links, sandboxes):
             yield Difference(Kind.DEAD, endpoint.id, "its sandbox has ended")
         elif link is not None:
-            bridge = networks[endpoint.network_id].bridge_at(endpoint.attachment.bridge)
-            for fault in _host_end_faults(link, bridge):
-                yield Difference(Kind.HOST_END, name, fault)
+            bridge = bridge_of(endpoint, networks)
+            blocked = is_blocked(bridge, links)
+            for fault in _host_end_faults(link, bridge.name):
+                yield Difference(Kind.HOST_END, name, fault, blocked=blocked)
         else:
             yield Difference(
                 Kind.SEVERED,
@@ -111,6 +126,13 @@ def compare_endpoints(
                 f"is gone while its container runs, endpoint {short(endpoint.id)}; connect the "
                 "container to the network anew, or restart it",
             )
+
+
+def bridge_of(endpoint: Endpoint, networks: Mapping[NetworkId, Network]) -> Bridge:
+    """Return the bridge that an endpoint's host end belongs on."""
+    number = endpoint.attachment.bridge if endpoint.attachment else 0
+    network = networks[endpoint.network_id]
+    return network.part(number) if number else network.bridge
 
 
 def compare_macs(

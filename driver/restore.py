@@ -16,12 +16,14 @@ from driver.check import (
     Difference,
     Existence,
     Kind,
+    bridge_of,
     compare_bridges,
     compare_endpoints,
     compare_macs,
     compare_reservations,
     compare_rules,
     find_leftovers,
+    is_blocked,
     is_dead,
 )
 from driver.model import host_end_name, short, veth_of
@@ -313,6 +315,8 @@ class Restorer:
         A question for each would have to wait for the kernel's lock every time, and for 15 to 30 ms
         while a namespace is being destroyed.
         """
+        if is_blocked(bridge_of(endpoint, intent.networks), links):
+            return  # never on somebody else's link; the healer waits for its going
         veth = self._veth(endpoint, intent)
         link = links.get(veth.host_end)
         is_in_place = link is not None and link.is_port(veth)

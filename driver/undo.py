@@ -81,7 +81,8 @@ def attempt_each(steps: Iterable[Callable[[], object]]) -> bool:
     for step in steps:
         try:
             step()
-        except DriverError:
+        except DriverError as error:
             has_failed = True
-            log.exception("a step failed, and is tried again later; the rest goes on")
+            words = "; ".join((str(error), *getattr(error, "__notes__", ())))
+            log.error("a step failed, and is tried again later; %s", words)  # noqa: TRY400 - says all
     return not has_failed
