@@ -53,6 +53,10 @@ def test_every_setting_is_described() -> None:
     assert set(SETTINGS) == {field.name for field in fields(Settings)}
 
 
+def test_nobody_is_sent_where_reservations_do_not_show() -> None:
+    assert not [each.name for each in DOCUMENTS if "ss -tulpn" in each.read_text()]
+
+
 def test_the_recipe_for_metrics_takes_them_whole() -> None:
     """A histogram without its buckets is none."""
     (recipe,) = re.findall(
