@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING
 
-from driver.advice import advise, find_entrances
+from driver.advice import advise, advise_on_names, describe_wrong_name, find_entrances
 from driver.counts import Counts
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
 from driver.heal import Healer
@@ -46,6 +46,7 @@ from driver.parts import add_part, delete_bridges
 from driver.ports import find_unserved, is_satisfied
 from driver.publish import Publisher
 from driver.reality import find_bridges_with_ports
+from driver.recent import Recent
 from driver.restore import Parts, Restorer
 from driver.rules import Rules
 from driver.sandbox import Sandboxes, sandbox_of
@@ -142,6 +143,7 @@ class BridgeDriver:
         self._rules = Rules(kernel)
         self._publisher = Publisher(store, kernel)
         self._neighbours = Neighbours()
+        self._misnamed: Recent[EndpointId] = Recent()
         parts = Parts(self._rules, self._publisher, self._sandboxes, self.counts)
         self._restorer = Restorer(store, kernel, self._lock, parts, self._drop_endpoint)
         self._healer: Healer | None = None
@@ -427,7 +429,11 @@ class BridgeDriver:
         """
         with self._change():
             endpoint = self._find_endpoint(network_id, endpoint_id)
-            if endpoint is None or endpoint.attachment is None or endpoint.attachment.configured:
+            if endpoint is None or endpoint.attachment is None:
+                return
+            if name := self._find_wrong_name(endpoint):
+                self._warn_of_name(endpoint, name)
+            if endpoint.attachment.configured:
                 return
             if not self._kernel.has_sandbox(endpoint.attachment.sandbox):
                 return
@@ -438,6 +444,27 @@ class BridgeDriver:
                 return
             if done:
                 self._store.put_endpoint(endpoint.configured())
+
+    def _find_wrong_name(self, endpoint: Endpoint) -> str | None:
+        """Return the name of an interface that was to have another one, None if all is well.
+
+        The engine is told the name in the answer to Join, and does not say whether it knows what to
+        do with it.
+        """
+        attachment = endpoint.attachment
+        if endpoint.ifname is None or attachment is None:
+            return None
+        try:
+            name = self._kernel.find_interface(attachment.sandbox, host_end_name(endpoint.id))
+        except DriverError:  # it has not come yet, or is leaving
+            return None
+        return None if name == endpoint.ifname else name
+
+    def _warn_of_name(self, endpoint: Endpoint, name: str) -> None:
+        """Say once that an interface has another name than it was to have."""
+        if endpoint.id not in self._misnamed:
+            self._misnamed.add(endpoint.id)
+            log.warning("endpoint %s: %s", short(endpoint.id), describe_wrong_name(endpoint, name))
 
     def program_external_connectivity(
         self,
@@ -586,7 +613,9 @@ class BridgeDriver:
         with self._lock, self._store.transaction():
             networks, endpoints = self._store.networks(), self._store.endpoints()
         settings = self._kernel.observe_host(find_entrances(self._kernel.observe_links()))
-        return tuple(advise(networks, endpoints, settings))
+        names = ((each, self._find_wrong_name(each)) for each in endpoints)
+        misnamed = {each: name for each, name in names if name}
+        return (*advise(networks, endpoints, settings), *advise_on_names(misnamed))
 
     def repair_all(self) -> tuple[Difference, ...]:
         """Mend all that `check` finds; return what differs afterwards."""

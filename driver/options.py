@@ -321,7 +321,8 @@ ENDPOINT_OPTIONS = (
     Option(
         ENDPOINT_IFNAME,
         "The interface's name in the container: with `pynet.attach=direct`, and on Docker Engine "
-        "29.8 and later. Engines before let no other driver choose it.",
+        "29.8 and later. Engines before let no other driver choose it: then the log and `pynet "
+        "check` say what the interface is called instead.",
         "the prefix and the next number",
         "more than 15 characters, or characters an interface name cannot have",
     ),
