@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from driver.firewall import LOOPBACK_PAIR
+from driver.model import short
 from driver.reality import find_uplinks
 
 if TYPE_CHECKING:
@@ -70,6 +71,20 @@ def advise(
             yield from _advise_on_forwarding(version, settings)
     if any(network.has_family(4) for network in networks):
         yield from _advise_on_sources(settings)
+
+
+def describe_wrong_name(endpoint: Endpoint, name: str) -> str:
+    """Return what there is to say of an interface that was to have another name."""
+    return (
+        f"its interface is called {name} and not {endpoint.ifname}: Docker Engine takes a name "
+        "from a driver from 29.8 on; before, a network with pynet.attach=direct gives it"
+    )
+
+
+def advise_on_names(misnamed: Mapping[Endpoint, str]) -> Iterator[Advice]:
+    """Yield advice on interfaces that do not have the names that were asked for."""
+    for endpoint, name in misnamed.items():
+        yield Advice(f"endpoint {short(endpoint.id)}", describe_wrong_name(endpoint, name))
 
 
 def _advise_on_neighbours(

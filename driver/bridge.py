@@ -10,11 +10,12 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
-from driver.advice import advise, find_entrances
+from driver.advice import advise, advise_on_names, describe_wrong_name, find_entrances
 from driver.counts import Counts
-from driver.errors import Conflict, InvalidRequest, NotFound
+from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
 from driver.heal import Healer
 from driver.health import Health
 from driver.lock import Lock
@@ -42,9 +43,10 @@ from driver.model import (
 from driver.neighbours import Neighbours
 from driver.options import apply_change
 from driver.parts import add_part, delete_bridges
-from driver.ports import is_satisfied
+from driver.ports import find_unserved, is_satisfied
 from driver.publish import Publisher
 from driver.reality import find_bridges_with_ports
+from driver.recent import Recent
 from driver.restore import Parts, Restorer
 from driver.rules import Rules
 from driver.sandbox import Sandboxes, sandbox_of
@@ -106,6 +108,16 @@ class NewJoin:
     has_ports: bool
 
 
+@dataclass(frozen=True, slots=True)
+class NewPorts:
+    """What ProgramExternalConnectivity asks for; see there for `only_ipv4`."""
+
+    network_id: NetworkId
+    endpoint_id: EndpointId
+    requests: tuple[PortRequest, ...]
+    only_ipv4: bool = False
+
+
 class BridgeDriver:
     """Networks that are Linux bridges, endpoints that are veth pairs on them.
 
@@ -131,6 +143,7 @@ class BridgeDriver:
         self._rules = Rules(kernel)
         self._publisher = Publisher(store, kernel)
         self._neighbours = Neighbours()
+        self._misnamed: Recent[EndpointId] = Recent()
         parts = Parts(self._rules, self._publisher, self._sandboxes, self.counts)
         self._restorer = Restorer(store, kernel, self._lock, parts, self._drop_endpoint)
         self._healer: Healer | None = None
@@ -144,6 +157,7 @@ class BridgeDriver:
         self._sandboxes.check_defaults()
         self._sandboxes.check(network.options.sysctls, network.options.inherit)
         network.refuse_guard(network.guard)
+        network.refuse_sysctls(network.options.sysctls)
         with self._lock:
             self._evict_superseded(network)
             with self._change(durable=True) as undo:
@@ -158,6 +172,7 @@ class BridgeDriver:
             options = apply_change(old.options, change, has_ipv6=old.has_family(6))
             new = replace(old, options=options)
             new.refuse_guard(new.guard)
+            new.refuse_sysctls(change.sysctls)
             self._store.change_options(new)
             endpoints = self._store.endpoints(network_id)
             joined = [each for each in endpoints if each.is_in_rules]
@@ -194,23 +209,89 @@ class BridgeDriver:
                 network = self._network(new.network_id)
                 endpoint = _place(new, network)
                 network.refuse_guard(guard_of(endpoint, network))
+                network.refuse_sysctls(new.sysctls if new.ipv6 is not None else ())
                 known = self._store.find_endpoint(new.id)
-                if known is not None and known.definition() != endpoint:
-                    raise Conflict(f"create endpoint {short(new.id)}: it exists, defined otherwise")
                 if known is not None:
+                    mac = known.mac if new.mac is None else new.mac
+                    if known.definition() != replace(endpoint, mac=mac):
+                        raise Conflict(
+                            f"create endpoint {short(new.id)}: it exists, defined otherwise"
+                        )
                     return known
-                neighbours = self._store.endpoints_at(endpoint.addresses)
-                evicted = tuple(filter(endpoint.evicts, neighbours))
-                for stale in evicted:
-                    log.warning(
-                        "endpoint %s is given the address of %s", short(new.id), short(stale.id)
-                    )
-                    self._store.delete_endpoint(stale.id)
-                    self.counts.evicted("endpoint")
+                steps = [
+                    step
+                    for holder in self._store.endpoints_at(endpoint.addresses)
+                    if endpoint.shares_address(holder)
+                    for step in self._take_addresses(endpoint, holder, network)
+                ]
+                if new.mac is None:
+                    endpoint = replace(endpoint, mac=self._find_free_mac(endpoint, network))
+                else:
+                    steps += self._take_mac(endpoint, network)
                 self._store.put_endpoint(endpoint)
                 self._lock.check()
-            attempt_each([partial(self._remove, self._clean_up(evicted, network))])
+            attempt_each([partial(self._remove, steps)])
             return endpoint
+
+    def _find_free_mac(self, endpoint: Endpoint, network: Network) -> MacAddress:
+        """Return the endpoint's MAC address, or another if somebody on the network has that.
+
+        An address's own may have been asked for by somebody who has another address.
+        """
+        others = (hash_mac(f"{endpoint.id} {number}") for number in count())
+        return next(
+            mac
+            for mac in chain([endpoint.mac], others)
+            if mac not in network.macs and not self._store.endpoints_with_mac(network.id, mac)
+        )
+
+    def _take_mac(self, endpoint: Endpoint, network: Network) -> Iterable[Callable[[], object]]:
+        """Take the MAC address that was asked for from who is dead; return the kernel's steps.
+
+        Raises Conflict if it is in use: a bridge would send each one's frames to either.
+        """
+        attempt = f"create endpoint {short(endpoint.id)} with the MAC address {endpoint.mac}"
+        if endpoint.mac in network.macs:
+            raise Conflict(f"{attempt}: the network's bridge has it")
+        holders = self._store.endpoints_with_mac(network.id, endpoint.mac)
+        for holder in holders:
+            if not self._restorer.is_dead(holder):
+                raise Conflict(f"{attempt}: endpoint {short(holder.id)} of the same network has it")
+            log.warning("%s: endpoint %s had it and is dead", attempt, short(holder.id))
+            self._store.delete_endpoint(holder.id)
+            self.counts.evicted("endpoint")
+        return self._clean_up(holders, network)
+
+    def _take_addresses(
+        self, endpoint: Endpoint, holder: Endpoint, network: Network
+    ) -> Iterable[Callable[[], object]]:
+        """Take from another endpoint the addresses of this one; return the kernel's steps of it.
+
+        A holder that is dead goes: after a crash of dockerd nobody tells a v1 driver. One that
+        lives loses these addresses and nothing else: engine 29 gives the IPv6 address of a running
+        container to another when the container's own parameters turn IPv6 off on its interface.
+        """
+        if not self._is_in_place(holder):
+            log.warning(
+                "endpoint %s is given the address of %s", short(endpoint.id), short(holder.id)
+            )
+            self._store.delete_endpoint(holder.id)
+            self.counts.evicted("endpoint")
+            return self._clean_up([holder], network)
+        kept = holder.without(endpoint.addresses)
+        log.warning(
+            "endpoint %s is given an address of %s, which goes on without it",
+            short(endpoint.id),
+            short(holder.id),
+        )
+        self._store.change_addresses(kept)
+        self._store.put_bindings(kept.id, kept.bindings)
+        lost = tuple(each for each in holder.bindings if each not in kept.bindings)
+        return [
+            partial(self._neighbours.remember, holder),
+            partial(self._rules.change_endpoint, holder, kept, network),
+            partial(self._publisher.withdraw, holder.published(lost)),
+        ]
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Remove an endpoint, whether it has left its sandbox or not."""
@@ -230,7 +311,9 @@ class BridgeDriver:
             with self._store.transaction():
                 network = self._network(new.network_id)
                 endpoint = self._endpoint(new.network_id, new.endpoint_id)
-                joined = endpoint.joined(new.sandbox, self._sandboxes.inherit(network))
+                joined = endpoint.joined(
+                    new.sandbox, self._sandboxes.inherit(network), wants_ports=new.has_ports
+                )
                 if joined == endpoint:
                     return _join_info(joined, network)
                 self._check_name(joined, network)
@@ -247,6 +330,13 @@ class BridgeDriver:
                 self._store.put_endpoint(joined)
                 if not is_written:
                     self._sandboxes.await_sandbox(joined, undo)
+            if new.has_ports and network.options.internal:
+                log.warning(
+                    "endpoint %s: its container's ports are not published by network %s, which is "
+                    "internal",
+                    short(new.endpoint_id),
+                    short(new.network_id),
+                )
             return _join_info(joined, network)
 
     def _attach_where_room_is(
@@ -340,7 +430,11 @@ class BridgeDriver:
         """
         with self._change():
             endpoint = self._find_endpoint(network_id, endpoint_id)
-            if endpoint is None or endpoint.attachment is None or endpoint.attachment.configured:
+            if endpoint is None or endpoint.attachment is None:
+                return
+            if name := self._find_wrong_name(endpoint):
+                self._warn_of_name(endpoint, name)
+            if endpoint.attachment.configured:
                 return
             if not self._kernel.has_sandbox(endpoint.attachment.sandbox):
                 return
@@ -352,39 +446,137 @@ class BridgeDriver:
             if done:
                 self._store.put_endpoint(endpoint.configured())
 
+    def _find_wrong_name(self, endpoint: Endpoint) -> str | None:
+        """Return the name of an interface that was to have another one, None if all is well.
+
+        The engine is told the name in the answer to Join, and does not say whether it knows what to
+        do with it.
+        """
+        attachment = endpoint.attachment
+        if endpoint.ifname is None or attachment is None:
+            return None
+        try:
+            name = self._kernel.find_interface(attachment.sandbox, host_end_name(endpoint.id))
+        except DriverError:  # it has not come yet, or is leaving
+            return None
+        return None if name == endpoint.ifname else name
+
+    def _warn_of_name(self, endpoint: Endpoint, name: str) -> None:
+        """Say once that an interface has another name than it was to have."""
+        if endpoint.id not in self._misnamed:
+            self._misnamed.add(endpoint.id)
+            log.warning("endpoint %s: %s", short(endpoint.id), describe_wrong_name(endpoint, name))
+
     def program_external_connectivity(
-        self, network_id: NetworkId, endpoint_id: EndpointId, requests: tuple[PortRequest, ...]
+        self,
+        network_id: NetworkId,
+        endpoint_id: EndpointId,
+        requests: tuple[PortRequest, ...],
+        *,
+        only_ipv4: bool = False,
     ) -> None:
         """Publish the endpoint's ports: it has become its container's way out.
 
         The same again changes nothing; another set of ports takes the place of the first. A port
         that only a dead container has is taken from it.
+
+        Of two ways out, one a family (engine 29), each is told all ports of the container. The one
+        for IPv4 is told so by `only_ipv4`; the other finds that IPv4 is served.
         """
         try:
-            self._publish(network_id, endpoint_id, requests)
+            self._publish(network_id, endpoint_id, requests, only_ipv4=only_ipv4)
         except PortInUse as refusal:
             raise self._publisher.name_holder(refusal) from refusal
 
     def _publish(
-        self, network_id: NetworkId, endpoint_id: EndpointId, requests: tuple[PortRequest, ...]
+        self,
+        network_id: NetworkId,
+        endpoint_id: EndpointId,
+        requests: tuple[PortRequest, ...],
+        *,
+        only_ipv4: bool,
     ) -> None:
         with self._lock:
             with self._store.transaction():
                 network = self._network(network_id)
                 endpoint = self._endpoint(network_id, endpoint_id)
-            if is_satisfied(requests, endpoint, network):
-                return
-            if endpoint.bindings:
-                self.revoke_external_connectivity(network_id, endpoint_id)
-            while True:
+                others = self._find_others(endpoint)
+            families = self._find_families(endpoint, others, only_ipv4=only_ipv4)
+            for other in others:
+                self._narrow(other, frozenset((4, 6)) - families)
+            endpoint = self._narrow(endpoint, families)
+            while not is_satisfied(requests, endpoint.only(families), network):
+                if endpoint.bindings:
+                    self.revoke_external_connectivity(network_id, endpoint_id)
+                    endpoint = endpoint.published(())
                 try:
                     with self._change() as undo:
-                        self._publisher.publish(endpoint, network, requests, undo)
+                        self._publisher.publish(endpoint.only(families), network, requests, undo)
                 except PortInUse as refusal:
-                    if not self._evict_dead_publisher(refusal.place):
+                    if self._evict_dead_publisher(refusal.place):
+                        continue
+                    if families == {4} or refusal.place.ip.version != 4:  # noqa: PLR2004
                         raise
+                    if not self._is_elsewhere(endpoint):
+                        raise
+                    families = frozenset({6})
                 else:
-                    return
+                    break
+            if len(families) > 1:  # else the rest is another's to publish
+                _warn_of_unserved(requests, endpoint)
+
+    def _find_others(self, endpoint: Endpoint) -> tuple[Endpoint, ...]:
+        """Return the endpoints of the same container in other networks that publish ports."""
+        if endpoint.attachment is None:
+            return ()
+        return self._store.find_publishers_in(endpoint.attachment.sandbox, endpoint.id)
+
+    def _find_families(
+        self, endpoint: Endpoint, others: Iterable[Endpoint], *, only_ipv4: bool
+    ) -> frozenset[int]:
+        """Return the families for which an endpoint is its container's way out.
+
+        Engine 29 tells the way out for IPv4 that another one is there for IPv6, and the others
+        nothing; it tells those that have been ways out before it tells a new one. So an endpoint
+        that hears nothing is not there for IPv4 if another has it still, and one that was there
+        for both and is told again may not be any more.
+        """
+        if only_ipv4:
+            return frozenset({4})
+        is_served = any(map(_publishes_ipv4, others))
+        if is_served or (_publishes_ipv4(endpoint) and self._is_elsewhere(endpoint)):
+            return frozenset({6})
+        return frozenset({4, 6})
+
+    def _is_elsewhere(self, endpoint: Endpoint) -> bool:
+        """Tell whether another interface than the endpoint's is its container's way out by IPv4.
+
+        It may be one of Docker's own bridge. On engines up to 27 there is nothing to look at yet,
+        and one endpoint has both families.
+        """
+        if endpoint.attachment is None:
+            return False
+        try:
+            return self._kernel.leaves_elsewhere(
+                endpoint.attachment.sandbox, host_end_name(endpoint.id)
+            )
+        except NotFound:
+            return False
+
+    def _narrow(self, endpoint: Endpoint, families: frozenset[int]) -> Endpoint:
+        """Withdraw an endpoint's ports on the host of all families but these; return the rest."""
+        lost = tuple(
+            each
+            for each in endpoint.bindings
+            if each.host is not None and each.container_ip.version not in families
+        )
+        if not lost:
+            return endpoint
+        kept = endpoint.published(tuple(each for each in endpoint.bindings if each not in lost))
+        with self._store.transaction(frees=True):
+            self._store.put_bindings(endpoint.id, kept.bindings)
+        self._remove([partial(self._publisher.withdraw, endpoint.published(lost))])
+        return kept
 
     def _evict_dead_publisher(self, place: HostPort) -> bool:
         """Drop the endpoint that has a host port, if its container is dead; tell whether it was.
@@ -435,7 +627,9 @@ class BridgeDriver:
         with self._lock, self._store.transaction():
             networks, endpoints = self._store.networks(), self._store.endpoints()
         settings = self._kernel.observe_host(find_entrances(self._kernel.observe_links()))
-        return tuple(advise(networks, endpoints, settings))
+        names = ((each, self._find_wrong_name(each)) for each in endpoints)
+        misnamed = {each: name for each, name in names if name}
+        return (*advise(networks, endpoints, settings), *advise_on_names(misnamed))
 
     def repair_all(self) -> tuple[Difference, ...]:
         """Mend all that `check` finds; return what differs afterwards."""
@@ -545,6 +739,11 @@ class BridgeDriver:
         attachment = endpoint.attachment
         return attachment is not None and self._sandboxes.lives(attachment.sandbox)
 
+    def _is_in_place(self, endpoint: Endpoint) -> bool:
+        """Tell whether the endpoint lives: its sandbox and its interface are there."""
+        has_interface = self._kernel.find_index(host_end_name(endpoint.id)) is not None
+        return has_interface and self._lives(endpoint)
+
     def _is_known(self, network: Network) -> bool:
         known = self._store.find_definition(network.id)
         if known is not None and known != network:
@@ -562,6 +761,8 @@ class BridgeDriver:
         added = self._kernel.ensure_bridge(network.bridge)
         undo.push(self._kernel.delete_bridge, network.bridge, added)
         self._store.add_network(network, added)
+        for option in network.options.without_effect:
+            log.warning("network %s: option %s has no effect", short(network.id), option)
         self._rules.add_network(network, undo, is_first=not others)
 
     def _evict_superseded(self, network: Network) -> None:
@@ -635,7 +836,23 @@ def _join_info(endpoint: Endpoint, network: Network) -> JoinInfo:
         ifname_prefix=network.options.ifname_prefix,
         gateway=network.gateway_for(endpoint.ipv4),
         gateway_ipv6=network.gateway_for(endpoint.ipv6),
+        ifname=endpoint.ifname,
     )
+
+
+def _publishes_ipv4(endpoint: Endpoint) -> bool:
+    return any(each.host and each.host.ip.version == 4 for each in endpoint.bindings)  # noqa: PLR2004
+
+
+def _warn_of_unserved(requests: Iterable[PortRequest], endpoint: Endpoint) -> None:
+    for request in find_unserved(requests, endpoint):
+        log.warning(
+            "endpoint %s: container port %d is not published on %s, which needs another network "
+            "with an address of that family",
+            short(endpoint.id),
+            request.container_port,
+            request.host_ip,
+        )
 
 
 def _place(new: NewEndpoint, network: Network) -> Endpoint:

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     LOOPBACK = "loopback pair"
     RESERVATION = "reservation"
     PARAMETER = "parameter"
+    MAC = "MAC address"  # that two have: a container's own doing, or somebody's on the bridge
 
 
 class Existence(Enum):
@@ -40,11 +41,15 @@ class Existence(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as it should be: what it is, which, and what is wrong with it."""
+    """One thing that is not as it should be: what it is, which, and what is wrong with it.
+
+    `blocked` tells that nothing can be done about it before somebody else's link has gone.
+    """
 
     kind: Kind
     subject: str
     text: str
+    blocked: bool = False
 
     def __str__(self) -> str:
         """Return it as a sentence for people."""
@@ -57,13 +62,23 @@ def compare_bridges(networks: Iterable[Network], links: Mapping[str, Link]) -> I
         for bridge in network.bridges:
             link = links.get(bridge.name)
             faults = ["is gone"] if link is None else _bridge_faults(bridge, link)
+            blocked = is_blocked(bridge, links)
             for fault in faults:
-                yield Difference(Kind.BRIDGE, bridge.name, f"{fault} (network {short(network.id)})")
+                text = f"{fault} (network {short(network.id)})"
+                yield Difference(Kind.BRIDGE, bridge.name, text, blocked=blocked)
         for number, joint in zip(network.parts, network.joints, strict=True):
             part = network.bridge_at(number)
             for end, bridge_name in ((joint.host_end, joint.bridge), (joint.sandbox_end, part)):
                 if end not in links or any(_host_end_faults(links[end], bridge_name)):
                     yield Difference(Kind.BRIDGE, part, f"is not joined to {joint.bridge}: {end}")
+
+
+def is_blocked(bridge: Bridge, links: Mapping[str, Link]) -> bool:
+    """Tell whether somebody else's link has the name of a bridge, and may not be used as one."""
+    link = links.get(bridge.name)
+    if link is None or link.alias == bridge.alias:
+        return False
+    return link.kind != "bridge" or bridge.must_be_ours
 
 
 def _bridge_faults(bridge: Bridge, link: Link) -> Iterator[str]:
@@ -100,9 +115,10 @@ def compare_endpoints(
         if is_dead(endpoint, links, sandboxes):
             yield Difference(Kind.DEAD, endpoint.id, "its sandbox has ended")
         elif link is not None:
-            bridge = networks[endpoint.network_id].bridge_at(endpoint.attachment.bridge)
-            for fault in _host_end_faults(link, bridge):
-                yield Difference(Kind.HOST_END, name, fault)
+            bridge = bridge_of(endpoint, networks)
+            blocked = is_blocked(bridge, links)
+            for fault in _host_end_faults(link, bridge.name):
+                yield Difference(Kind.HOST_END, name, fault, blocked=blocked)
         else:
             yield Difference(
                 Kind.SEVERED,
@@ -110,6 +126,40 @@ def compare_endpoints(
                 f"is gone while its container runs, endpoint {short(endpoint.id)}; connect the "
                 "container to the network anew, or restart it",
             )
+
+
+def bridge_of(endpoint: Endpoint, networks: Mapping[NetworkId, Network]) -> Bridge:
+    """Return the bridge that an endpoint's host end belongs on."""
+    number = endpoint.attachment.bridge if endpoint.attachment else 0
+    network = networks[endpoint.network_id]
+    return network.part(number) if number else network.bridge
+
+
+def compare_macs(
+    networks: Iterable[Network],
+    endpoints: Iterable[Endpoint],
+    links: Mapping[str, Link],
+    inside: Mapping[str, str],
+) -> Iterator[Difference]:
+    """Yield the MAC addresses that two on one network have; `inside` has the containers'."""
+    endpoints = tuple(endpoints)
+    for network in networks:
+        owners: dict[str, list[str]] = {}
+        bridges = {bridge.name for bridge in network.bridges}
+        known = {host_end_name(each.id) for each in endpoints}
+        known |= {end for joint in network.joints for end in (joint.host_end, joint.sandbox_end)}
+        for name, link in links.items():
+            if name == network.bridge_name or (link.bridge in bridges and name not in known):
+                owners.setdefault(link.mac, []).append(name)
+        for endpoint in endpoints:
+            mac = inside.get(host_end_name(endpoint.id))
+            if endpoint.network_id == network.id and mac:
+                owners.setdefault(mac, []).append(f"endpoint {short(endpoint.id)}")
+        for mac, names in owners.items():
+            # A bridge without a MAC of its own has that of one of its ports.
+            if len(names) > 1 and any(name.startswith("endpoint ") for name in names):
+                text = f"is that of {' and of '.join(names)}; give all but one another"
+                yield Difference(Kind.MAC, mac, f"{text} (network {short(network.id)})")
 
 
 def is_dead(

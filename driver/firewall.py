@@ -570,6 +570,12 @@ def render_leave(endpoint: Endpoint, network: Network) -> str:
     return _delete(_join_elements(endpoint, network))
 
 
+def render_endpoint_change(old: Endpoint, new: Endpoint, network: Network) -> str:
+    """Return the text that brings a joined endpoint to other addresses."""
+    before, after = _join_elements(old, network), _join_elements(new, network)
+    return _exchange(before, after, _endpoint_comment(new.id))
+
+
 def render_bindings(endpoint_id: str, bindings: Iterable[PortBinding]) -> str:
     """Return the elements that publish an endpoint's ports."""
     return _add(_binding_elements(bindings), _endpoint_comment(endpoint_id))

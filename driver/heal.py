@@ -144,11 +144,14 @@ class Healer:
 
     def _choose(self, found: tuple[Difference, ...]) -> tuple[Difference, ...]:
         by_thing: dict[str, list[Difference]] = {}
+        blocked = {_thing(each): each for each in found if each.blocked}
         for difference in found:
-            if difference.kind is not Kind.SEVERED:
+            if difference.kind is not Kind.SEVERED and not difference.blocked:
                 by_thing.setdefault(_thing(difference), []).append(difference)
-        for thing in self._given_up - by_thing.keys():
+        for thing in self._given_up - by_thing.keys() - blocked.keys():
             self._forgive(thing)
+        for thing in blocked.keys() - self._given_up:
+            self._wait_for(thing, blocked[thing])
         chosen = (each for thing, each in by_thing.items() if self._allows(thing, each[0]))
         return tuple(chain.from_iterable(chosen))
 
@@ -169,6 +172,13 @@ class Healer:
             self._health.report(thing, problem)
             self._given_up.add(thing)
         return False
+
+    def _wait_for(self, thing: str, example: Difference) -> None:
+        """Say that a thing is mended when somebody else's link has gone, which the kernel tells."""
+        problem = f"{example}; it is mended as soon as that link has gone"
+        log.error("%s", problem)
+        self._health.report(thing, problem)
+        self._given_up.add(thing)
 
     def _forgive(self, thing: str) -> None:
         self._health.clear(thing)

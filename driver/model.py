@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NewType
 from driver.errors import Conflict, InvalidRequest, KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
@@ -42,6 +42,7 @@ ID_LENGTH = 12  # what `docker ps` and `docker network ls` show of an id
 _ID = re.compile(r"[0-9a-z]{12,64}")  # 64 hex from the engine, 25 of [0-9a-z] from swarm
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _IFNAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
+_DISABLE_IPV6 = re.compile(r"net\.ipv6\.conf\.(all|default|IFNAME)\.disable_ipv6")
 _MULTICAST_BIT = 0x01
 
 
@@ -242,6 +243,14 @@ class HostPort:
     ip: IPAddress
     port: int
 
+    def collides(self, other: HostPort) -> bool:
+        """Tell whether bind(2) takes only one of the two: all addresses collide with each."""
+        if (self.protocol, self.port) != (other.protocol, other.port):
+            return False
+        same_family = self.ip.version == other.ip.version
+        is_any = self.ip.is_unspecified or other.ip.is_unspecified
+        return same_family and (is_any or self.ip == other.ip)
+
     def __str__(self) -> str:
         """Return it as `docker ps` writes it: 0.0.0.0:8080/tcp, [::]:8080/tcp."""
         ip = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)  # noqa: PLR2004
@@ -295,6 +304,7 @@ class NetworkOptions:
     guard: Guard | None = None  # None for the network's default: see `Network.guard`
     guard_also: GuardAlso = GuardAlso()
     connections: int | None = None  # an endpoint's at a time, None for as many as it likes
+    without_effect: tuple[str, ...] = ()  # labels of Docker's bridge that mean nothing here
 
     def gateway_mode(self, version: int) -> GatewayMode:
         """Return the gateway mode of an address family, 4 or 6."""
@@ -422,11 +432,12 @@ class Network:
     @property
     def bridge(self) -> Bridge:
         """The bridge that this network needs on the host."""
-        identity = self.gateways[0].ip if self.gateways else self.pools[0].subnet.network_address
+        # Without a gateway any address of the subnets may be a container's, and its MAC with it.
+        mac = derive_mac(self.gateways[0].ip) if self.gateways else hash_mac(self.id)
         return Bridge(
             name=self.bridge_name,
             alias=network_alias(self.id),
-            mac=derive_mac(identity),
+            mac=mac,
             mtu=self.options.mtu,
             addresses=tuple(filter(self._is_on_bridge, self.gateways)),
             must_be_ours=self.options.bridge_name is None,
@@ -442,6 +453,12 @@ class Network:
     def joints(self) -> tuple[Veth, ...]:
         """The pairs that join the further bridges to the first one."""
         return tuple(map(self.joint, self.parts))
+
+    @property
+    def macs(self) -> frozenset[MacAddress]:
+        """The MAC addresses that the network has itself, which no endpoint may have."""
+        bridges = (bridge.mac for bridge in self.bridges)
+        return frozenset((*bridges, *(joint.mac for joint in self.joints)))
 
     def part(self, number: int) -> Bridge:
         """Return the further bridge of a number from 1 on; the host has no address on it."""
@@ -511,6 +528,21 @@ class Network:
                 f"pynet.guard={guard}: the network has no subnet to tell sources by"
             )
 
+    def refuse_sysctls(self, sysctls: Iterable[Sysctl]) -> None:
+        """Raise InvalidRequest for parameters that contradict the network itself.
+
+        libnetwork turns IPv6 on again on an interface with an IPv6 address, which the driver gets
+        to know only afterwards.
+        """
+        for sysctl in sysctls:
+            name = _DISABLE_IPV6.fullmatch(sysctl.key)
+            if name and self.has_family(6) and sysctl.value.strip() != "0":
+                raise InvalidRequest(
+                    f"{sysctl.key}={sysctl.value}: the network has IPv6, and the engine turns it "
+                    "on; make the network without IPv6, or have the container do without by its "
+                    "own --sysctl net.ipv6.conf.all.disable_ipv6=1"
+                )
+
     def publishes(self, version: int) -> bool:
         """Tell whether ports of the network can be published on the host in an address family."""
         options = self.options
@@ -571,13 +603,15 @@ class Attachment:
 
     `configured` also tells that the sandbox has been seen: on engines up to 27 it comes after Join.
     `inherited` is what its network's patterns found on the host at that moment.
-    `bridge` is the number of the network's bridge that its host end is on.
+    `bridge` is the number of the network's bridge that its host end is on. `wants_ports` tells
+    whether its container publishes any.
     """
 
     sandbox: SandboxKey
     configured: bool = False
     inherited: tuple[Sysctl, ...] = ()
     bridge: int = 0
+    wants_ports: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -619,7 +653,13 @@ class Endpoint:
         """Whether the firewall has a place for it; the frames of all others are dropped."""
         return self.attachment is not None or self.options.recovered
 
-    def joined(self, sandbox: SandboxKey, inherited: tuple[Sysctl, ...] = ()) -> Endpoint:
+    def joined(
+        self,
+        sandbox: SandboxKey,
+        inherited: tuple[Sysctl, ...] = (),
+        *,
+        wants_ports: bool = False,
+    ) -> Endpoint:
         """Return the endpoint attached to the sandbox; raises Conflict if it is in another.
 
         It keeps what it inherited when it joined first.
@@ -629,7 +669,9 @@ class Endpoint:
                 f"join endpoint {short(self.id)} to {sandbox}: it is in "
                 f"{self.attachment.sandbox} and has not left"
             )
-        attachment = self.attachment or Attachment(sandbox, inherited=inherited)
+        attachment = self.attachment or Attachment(
+            sandbox, inherited=inherited, wants_ports=wants_ports
+        )
         return replace(self, attachment=attachment)
 
     def on_bridge(self, number: int) -> Endpoint:
@@ -656,15 +698,33 @@ class Endpoint:
         """Return the endpoint's address of a family, 4 or 6."""
         return self.ipv4 if version == 4 else self.ipv6  # noqa: PLR2004
 
+    def only(self, families: Collection[int]) -> Endpoint:
+        """Return the endpoint as it is to publish: without its addresses of other families."""
+        return replace(
+            self,
+            ipv4=self.ipv4 if 4 in families else None,  # noqa: PLR2004
+            ipv6=self.ipv6 if 6 in families else None,  # noqa: PLR2004
+        )
+
     def definition(self) -> Endpoint:
         """Return what CreateEndpoint defined, without what happened since: for comparisons."""
         return replace(self, attachment=None, bindings=())
 
-    def evicts(self, other: Endpoint) -> bool:
-        """Tell whether the other endpoint must be dead because this one was given its address.
+    def without(self, addresses: Iterable[IPInterface]) -> Endpoint:
+        """Return the endpoint without these addresses, and without the ports published to them."""
+        lost = {address.ip for address in addresses}
+        return replace(
+            self,
+            ipv4=None if self.ipv4 is None or self.ipv4.ip in lost else self.ipv4,
+            ipv6=None if self.ipv6 is None or self.ipv6.ip in lost else self.ipv6,
+            bindings=tuple(each for each in self.bindings if each.container_ip not in lost),
+        )
 
-        Docker's address management never hands out an address twice, but after a crash it
-        forgets endpoints without telling a v1 driver.
+    def shares_address(self, other: Endpoint) -> bool:
+        """Tell whether this endpoint was given an address that another one of the network has.
+
+        Docker's address management hands out no address twice, but after a crash it forgets
+        endpoints without telling a v1 driver, and engine 29 takes back one of two addresses.
         """
         if self.network_id != other.network_id or self.id == other.id:
             return False
@@ -758,10 +818,12 @@ def is_our_alias(alias: str) -> bool:
 class JoinInfo:
     """What libnetwork needs to finish a join: the interface to move, its name, the gateways.
 
-    `sandbox_end` is None when the interface is in the sandbox already.
+    `sandbox_end` is None when the interface is in the sandbox already. `ifname` is the name that
+    was asked for, None for the next number after the prefix.
     """
 
     sandbox_end: str | None
     ifname_prefix: str
     gateway: IPAddress | None
     gateway_ipv6: IPAddress | None
+    ifname: str | None = None

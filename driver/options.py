@@ -79,12 +79,20 @@ ENDPOINT_IFNAME = "com.docker.network.endpoint.ifname"
 ENABLE_IPV4 = "com.docker.network.enable_ipv4"
 ENABLE_IPV6 = "com.docker.network.enable_ipv6"
 ENABLE = frozenset({ENABLE_IPV4, ENABLE_IPV6})
+DEFAULT_BRIDGE = "com.docker.network.bridge.default_bridge"
+NO_PROXY_6TO4 = "com.docker.network.driver.private.no_proxy_6to4"
+ANNOUNCEMENTS = "com.docker.network.advertise_addr_nmsgs"
+ANNOUNCEMENT_INTERVAL = "com.docker.network.advertise_addr_ms"
+# Docker's built-in bridge knows them; here there is nothing that they could change.
+WITHOUT_EFFECT = (DEFAULT_BRIDGE, NO_PROXY_6TO4)
+BY_MOVER = (ANNOUNCEMENTS, ANNOUNCEMENT_INTERVAL)  # of the interface: libnetwork
 ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
 
 
 BY_GATEWAY = "no: Docker has given out addresses and routes by it"
 BY_SOURCE = "no: what answers to that address counts on it"
 BY_ENGINE = "no: the engine has acted on it"
+NOTHING = "no: it has no effect"
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +278,37 @@ NETWORK_OPTIONS = (
         "a value that contradicts what the engine did",
         live=BY_ENGINE,
     ),
+    Option(
+        ANNOUNCEMENTS,
+        "How often the engine (28 and later) announces a container's addresses to its neighbours. "
+        "No effect with `pynet.attach=direct`; the log says so.",
+        "the engine's",
+        "what the engine refuses",
+        live=BY_ENGINE,
+    ),
+    Option(
+        ANNOUNCEMENT_INTERVAL,
+        "How many milliseconds are between two of these announcements; the same holds.",
+        "the engine's",
+        "what the engine refuses",
+        live=BY_ENGINE,
+    ),
+    Option(
+        DEFAULT_BRIDGE,
+        "Whether a network is Docker's `docker0`. No effect: none of pynet's is. It is accepted "
+        "for Compose files that have it, and the log says that it has no effect.",
+        "none",
+        "nothing",
+        live=NOTHING,
+    ),
+    Option(
+        NO_PROXY_6TO4,
+        "Private to Docker's bridge: no proxy from IPv6 to IPv4. No effect: pynet has no proxies. "
+        "The log says so.",
+        "none",
+        "nothing",
+        live=NOTHING,
+    ),
 )
 
 ENDPOINT_OPTIONS = (
@@ -281,8 +320,9 @@ ENDPOINT_OPTIONS = (
     ),
     Option(
         ENDPOINT_IFNAME,
-        "The interface's name in the container; with `pynet.attach=direct` only, since no engine "
-        "lets another driver choose it.",
+        "The interface's name in the container: with `pynet.attach=direct`, and on Docker Engine "
+        "29.8 and later. Engines before let no other driver choose it: then the log and `pynet "
+        "check` say what the interface is called instead.",
         "the prefix and the next number",
         "more than 15 characters, or characters an interface name cannot have",
     ),
@@ -346,7 +386,8 @@ def parse_network_options(
         connections=_parse_optional(generic, CONNECTIONS, _parse_connections),
     )
     _check_consistent(options)
-    return options
+    idle = (*WITHOUT_EFFECT, *(BY_MOVER if options.attach is Attach.DIRECT else ()))
+    return replace(options, without_effect=tuple(name for name in idle if name in generic))
 
 
 @dataclass(frozen=True, slots=True)

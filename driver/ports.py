@@ -53,8 +53,8 @@ def plan_candidates(
     """Yield the sets of bindings that satisfy a request, the preferred one first.
 
     One set publishes the same port number for both address families. `ephemeral` are the ports to
-    choose from when the request leaves the choice, `start` the one to begin with. Raises
-    InvalidRequest if the container has no address of the family that the request names.
+    choose from when the request leaves the choice, `start` the one to begin with. None at all is
+    yielded if the endpoint has no address of the family that the request names.
     """
     places, routed = _outcome(request, endpoint, network)
     if not places:
@@ -71,11 +71,19 @@ def plan_candidates(
         )
 
 
+def find_unserved(requests: Iterable[PortRequest], endpoint: Endpoint) -> list[PortRequest]:
+    """Return the requests that name a host address of a family that the endpoint does not have."""
+    return [
+        each
+        for each in requests
+        if each.host_ip is not None and endpoint.address(each.host_ip.version) is None
+    ]
+
+
 def is_satisfied(requests: Collection[PortRequest], endpoint: Endpoint, network: Network) -> bool:
     """Tell whether an endpoint's bindings are the answer to these requests, and to no others.
 
-    The engine repeats the call, and a port that it left to us must not change for that. Raises
-    InvalidRequest as `plan_candidates` does.
+    The engine repeats the call, and a port that it left to us must not change for that.
     """
     if not endpoint.bindings:
         return not requests
@@ -119,15 +127,13 @@ def _span(request: PortRequest) -> range:
 def _outcome(
     request: PortRequest, endpoint: Endpoint, network: Network
 ) -> tuple[tuple[IPAddress, ...], tuple[PortBinding, ...]]:
-    """Return where on the host a request is published, and what is opened without translation."""
-    places = _places(request, endpoint, network)
+    """Return where on the host a request is published, and what is opened without translation.
+
+    Both are nothing for a host address of a family that the endpoint does not have: each of two
+    ways out, one a family, is told all ports of the container.
+    """
     routed = tuple(_bind(request, endpoint, version) for version in _routed(endpoint, network))
-    if request.host_ip is not None and not places and not routed:
-        raise InvalidRequest(
-            f"publish {request.host_ip}: the container has no IPv{request.host_ip.version} "
-            "address on this network"
-        )
-    return places, routed
+    return _places(request, endpoint, network), routed
 
 
 def _places(request: PortRequest, endpoint: Endpoint, network: Network) -> tuple[IPAddress, ...]:

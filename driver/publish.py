@@ -56,7 +56,12 @@ class Publisher:
         ephemeral = self._kernel.ephemeral_ports()
         for request in ordered:
             candidates = plan_candidates(request, endpoint, network, ephemeral, self._next_port)
-            bindings += self._reserve(request, candidates, undo)
+            try:
+                bindings += self._reserve(request, candidates, undo)
+            except PortInUse as refusal:
+                if twice := _find_twice(request, refusal.place, bindings):
+                    raise PortInUse(twice, refusal.place) from refusal
+                raise
         if not bindings:
             return
         self._store.put_bindings(endpoint.id, bindings)
@@ -140,6 +145,19 @@ class Publisher:
             f"publish container port {request.container_port}/{request.protocol} on host ports "
             f"{span}: all are in use, {refusal.place} by {holder}"
         )
+
+
+def _find_twice(
+    request: PortRequest, place: HostPort, bindings: Iterable[PortBinding]
+) -> str | None:
+    """Return in words that the container itself has asked for a place already, if it has."""
+    for other in bindings:
+        if other.host is not None and other.host.collides(place):
+            return (
+                f"publish {place}: this container asks for it twice, for its ports "
+                f"{other.container_port} and {request.container_port}"
+            )
+    return None
 
 
 def _host_ports(bindings: Iterable[PortBinding]) -> list[HostPort]:

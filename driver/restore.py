@@ -16,14 +16,17 @@ from driver.check import (
     Difference,
     Existence,
     Kind,
+    bridge_of,
     compare_bridges,
     compare_endpoints,
+    compare_macs,
     compare_reservations,
     compare_rules,
     find_leftovers,
+    is_blocked,
     is_dead,
 )
-from driver.model import short, veth_of
+from driver.model import host_end_name, short, veth_of
 from driver.parts import ensure_bridges
 from driver.reality import find_uplinks
 from driver.sandbox import sandbox_of
@@ -129,7 +132,11 @@ class Restorer:
         """Return all that differs between the state file and the kernel, and change nothing."""
         with self._lock, self._sandboxes.one_look():
             intent = self._intent()
-            return (*self._find_damage(intent), *self._find_missing_parameters(intent))
+            return (
+                *self._find_damage(intent),
+                *self._find_missing_parameters(intent),
+                *self._find_equal_macs(intent),
+            )
 
     def repair(
         self, choose: Callable[[tuple[Difference, ...]], tuple[Difference, ...]]
@@ -221,6 +228,13 @@ class Restorer:
         ):
             yield Difference(Kind.LOOPBACK, firewall.LOOPBACK_PAIR.out_end, "is not complete")
 
+    def _find_equal_macs(self, intent: Intent) -> tuple[Difference, ...]:
+        inside = self._kernel.read_macs(
+            {host_end_name(each.id): sandbox_of(each) for each in intent.joined}
+        )
+        links = self._kernel.observe_links()
+        return tuple(compare_macs(intent.networks.values(), intent.joined, links, inside))
+
     def _find_missing_parameters(self, intent: Intent) -> Iterator[Difference]:
         for sandbox in intent.sandboxes:
             with self._store.transaction():
@@ -277,7 +291,7 @@ class Restorer:
                     for each in intent.sandboxes
                     if each in subjects
                 )
-            case Kind.SEVERED:
+            case Kind.SEVERED | Kind.MAC:
                 pass
 
     def _ensure_bridge(self, network: Network) -> Callable[[], object]:
@@ -309,6 +323,8 @@ class Restorer:
         A question for each would have to wait for the kernel's lock every time, and for 15 to 30 ms
         while a namespace is being destroyed.
         """
+        if is_blocked(bridge_of(endpoint, intent.networks), links):
+            return  # never on somebody else's link; the healer waits for its going
         veth = self._veth(endpoint, intent)
         link = links.get(veth.host_end)
         is_in_place = link is not None and link.is_port(veth)

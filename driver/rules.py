@@ -67,6 +67,11 @@ class Rules:
             self._kernel.apply_rules(text)
             undo.push(self._kernel.apply_rules, firewall.render_leave(endpoint, network))
 
+    def change_endpoint(self, old: Endpoint, new: Endpoint, network: Network) -> None:
+        """Bring a joined endpoint's elements to what it is now."""
+        if text := firewall.render_endpoint_change(old, new, network):
+            self._kernel.apply_rules(text)
+
     def leave(self, endpoint: Endpoint, network: Network) -> None:
         """Take it out again."""
         if text := firewall.render_leave(endpoint, network):

@@ -132,6 +132,10 @@ MIGRATIONS = (
     UPDATE network SET shared = json_extract(options, '$.bridge_name') IS NOT NULL;
     ALTER TABLE endpoint ADD COLUMN options TEXT NOT NULL DEFAULT '{}';
     """,
+    """
+    CREATE INDEX endpoint_mac ON endpoint (network_id, mac);
+    ALTER TABLE endpoint ADD COLUMN wants_ports INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 _NETWORK = """id, options, shared,
@@ -328,14 +332,16 @@ class Store:
         """Store an endpoint as it is now."""
         self._run(
             """INSERT INTO endpoint (id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
-                                     options, sandbox, configured, inherited, bridge)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                                     options, sandbox, configured, inherited, bridge,
+                                     wants_ports)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (id) DO UPDATE SET
                    joins = CASE WHEN excluded.sandbox IS NULL THEN NULL
                            WHEN excluded.sandbox IS sandbox THEN joins
                            ELSE (SELECT coalesce(max(joins), 0) + 1 FROM endpoint) END,
                    sandbox = excluded.sandbox, configured = excluded.configured,
-                   inherited = excluded.inherited, bridge = excluded.bridge""",
+                   inherited = excluded.inherited, bridge = excluded.bridge,
+                   wants_ports = excluded.wants_ports""",
             endpoint.id,
             endpoint.network_id,
             _text(endpoint.ipv4),
@@ -349,6 +355,16 @@ class Store:
             endpoint.attachment is not None and endpoint.attachment.configured,
             _encode_sysctls(() if endpoint.attachment is None else endpoint.attachment.inherited),
             0 if endpoint.attachment is None else endpoint.attachment.bridge,
+            endpoint.attachment is not None and endpoint.attachment.wants_ports,
+        )
+
+    def change_addresses(self, endpoint: Endpoint) -> None:
+        """Store that an endpoint has other addresses than it was made with."""
+        self._run(
+            "UPDATE endpoint SET ipv4 = ?, ipv6 = ? WHERE id = ?",
+            _text(endpoint.ipv4),
+            _text(endpoint.ipv6),
+            endpoint.id,
         )
 
     def delete_endpoint(self, endpoint_id: EndpointId) -> None:
@@ -372,9 +388,18 @@ class Store:
         marks = ", ".join("?" * len(texts))
         return self._endpoints(f"WHERE ipv4 IN ({marks}) OR ipv6 IN ({marks})", *texts, *texts)
 
+    def endpoints_with_mac(self, network_id: NetworkId, mac: MacAddress) -> tuple[Endpoint, ...]:
+        """Return a network's endpoints with this MAC address; by index."""
+        return self._endpoints("WHERE network_id = ? AND mac = ?", network_id, mac)
+
     def endpoints_in(self, sandbox: SandboxKey) -> tuple[Endpoint, ...]:
         """Return the endpoints in a sandbox, in the order of their joins."""
         return self._endpoints("WHERE sandbox = ?", sandbox)
+
+    def find_publishers_in(self, sandbox: SandboxKey, besides: EndpointId) -> tuple[Endpoint, ...]:
+        """Return the endpoints in a sandbox that have published ports, besides one of them."""
+        where = "WHERE sandbox = ? AND id <> ? AND id IN (SELECT endpoint_id FROM binding)"
+        return self._endpoints(where, sandbox, besides)
 
     def put_bindings(self, endpoint_id: EndpointId, bindings: Iterable[PortBinding]) -> None:
         """Store an endpoint's published ports in place of those it had."""
@@ -403,9 +428,7 @@ class Store:
             place.protocol,
         )
         for endpoint_id, host_ip in rows:
-            ip = ip_address(host_ip)
-            same_family = ip.version == place.ip.version
-            if same_family and (ip == place.ip or ip.is_unspecified or place.ip.is_unspecified):
+            if place.collides(HostPort(place.protocol, ip_address(host_ip), place.port)):
                 return self.find_endpoint(endpoint_id)
         return None
 
@@ -473,7 +496,7 @@ class Store:
     def _endpoints(self, where: str, *values: object) -> tuple[Endpoint, ...]:
         rows = self._all(
             f"""SELECT id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
-                       options, sandbox, configured, inherited, bridge
+                       options, sandbox, configured, inherited, bridge, wants_ports
                 FROM endpoint {where} ORDER BY joins, id""",  # noqa: S608 - `where` is ours
             *values,
         )
@@ -529,7 +552,7 @@ def _read_endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) 
 @lru_cache(maxsize=64)
 def _endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) -> Endpoint:
     endpoint_id, network_id, ipv4, ipv6, mac, sysctls, keys, ifname, options, *attachment = row
-    sandbox, configured, inherited, bridge = attachment
+    sandbox, configured, inherited, bridge, wants_ports = attachment
     return Endpoint(
         id=EndpointId(endpoint_id),
         network_id=NetworkId(network_id),
@@ -548,6 +571,7 @@ def _endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) -> En
             configured=bool(configured),
             inherited=_decode_sysctls(inherited),
             bridge=bridge,
+            wants_ports=bool(wants_ports),
         ),
     )
 

@@ -6,6 +6,8 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, Self
 
+from driver.errors import DriverError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
@@ -79,6 +81,10 @@ def attempt_each(steps: Iterable[Callable[[], object]]) -> bool:
     for step in steps:
         try:
             step()
+        except DriverError as error:
+            has_failed = True
+            words = "; ".join((str(error), *getattr(error, "__notes__", ())))
+            log.error("a step failed, and is tried again later; %s", words)  # noqa: TRY400 - says all
         except Exception:
             has_failed = True
             log.exception("a step failed, and is tried again later; the rest goes on")

@@ -141,7 +141,10 @@ def build_operations(driver: Callable[[], BridgeDriver]) -> Mapping[str, Operati
         return protocol.encode_join(driver().join(protocol.decode_join(body)))
 
     def program_external_connectivity(body: bytes) -> dict[str, Any]:
-        driver().program_external_connectivity(*protocol.decode_external_connectivity(body))
+        new = protocol.decode_external_connectivity(body)
+        driver().program_external_connectivity(
+            new.network_id, new.endpoint_id, new.requests, only_ipv4=new.only_ipv4
+        )
         return {}
 
     def endpoint_info(body: bytes) -> dict[str, Any]:

@@ -104,7 +104,8 @@ def render_metrics(
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collected())
-    ProcessCollector(registry=registry)
+    # Node exporter, which may be given this text as a file, tells of itself as `process_…`.
+    ProcessCollector(namespace="pynet", registry=registry)
     return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from driver.bridge import NewEndpoint, NewJoin
+from driver.bridge import NewEndpoint, NewJoin, NewPorts
 from driver.errors import InvalidRequest
 from driver.model import (
     Network,
@@ -54,6 +54,8 @@ INTERNAL = "com.docker.network.internal"
 GENERIC = "com.docker.network.generic"
 SANDBOX_KEY_LENGTH = 4095  # PATH_MAX less the closing NUL
 
+# Engines 28 and 29 set it for a container's way out by IPv4 if another one is there for IPv6.
+NO_PROXY_6TO4 = "com.docker.network.driver.private.no_proxy_6to4"
 PORT_MAP = "com.docker.network.portmap"
 PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}  # IANA protocol numbers
 
@@ -210,13 +212,16 @@ def decode_endpoint_call(body: bytes) -> tuple[NetworkId, EndpointId]:
     return parse_network_id(call.network_id), parse_endpoint_id(call.endpoint_id)
 
 
-def decode_external_connectivity(
-    body: bytes,
-) -> tuple[NetworkId, EndpointId, tuple[PortRequest, ...]]:
+def decode_external_connectivity(body: bytes) -> NewPorts:
     """Return the network, the endpoint and the ports that it is to publish."""
     call = _decode(body, _ExternalConnectivity)
-    requests = _decode_port_map(call.options or {})
-    return parse_network_id(call.network_id), parse_endpoint_id(call.endpoint_id), requests
+    options = call.options or {}
+    return NewPorts(
+        network_id=parse_network_id(call.network_id),
+        endpoint_id=parse_endpoint_id(call.endpoint_id),
+        requests=_decode_port_map(options),
+        only_ipv4=_decode_flag(options, NO_PROXY_6TO4),
+    )
 
 
 def decode_join(body: bytes) -> NewJoin:
@@ -242,6 +247,8 @@ def encode_join(info: JoinInfo) -> dict[str, Any]:
     }
     if info.sandbox_end is not None:
         answer["InterfaceName"] = {"SrcName": info.sandbox_end, "DstPrefix": info.ifname_prefix}
+        if info.ifname is not None:  # engines before 29.8 do not look at it
+            answer["InterfaceName"]["DstName"] = info.ifname
     return answer
 
 

@@ -93,6 +93,9 @@ def _report_endpoint(endpoint: Endpoint, network: Network) -> dict[str, Any]:
         "sandbox": None if attachment is None else attachment.sandbox,
         "guard": str(guard_of(endpoint, network)),
         "sysctls": {sysctl.key: sysctl.value for sysctl in endpoint.sysctls},
+        "unpublished": network.options.internal
+        and attachment is not None
+        and attachment.wants_ports,
         "ports": [_report_port(binding) for binding in endpoint.bindings],
     }
 

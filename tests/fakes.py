@@ -86,6 +86,8 @@ class FakeKernel:
         self.host = dict(PRISTINE)
         self.sandboxes: dict[SandboxKey, dict[str, str]] = {}
         self.watches: dict[SandboxKey, Callable[[], None]] = {}
+        self.macs: dict[str, str] = {}
+        self.default_routes: dict[SandboxKey, str] = {}
         self.boot = "first boot"
         self.dropped = Drops({}, {})
         self.on_damage: Callable[[], None] = lambda: None
@@ -128,8 +130,10 @@ class FakeKernel:
     def move(self, host_end: str, sandbox: SandboxKey) -> None:
         """Have libnetwork move the sandbox end of a veth."""
         link = self.links[host_end]
-        self.links.pop(cast("str", link.peer), None)
+        end = self.links.pop(cast("str", link.peer), None)
+        mac = end.mac if end else ""
         link.sandbox = sandbox
+        self.macs[host_end] = mac
         self.sandboxes[sandbox][f"net.ipv4.conf.{link.peer}.rp_filter"] = "0"
 
     def die(self, sandbox: SandboxKey) -> None:
@@ -424,6 +428,16 @@ class FakeKernel:
             return None
         self._sandbox(sandbox)
         return link.peer
+
+    def read_macs(self, host_ends: Mapping[str, SandboxKey]) -> Mapping[str, str]:
+        ends = {end: self.links[end] for end in host_ends if end in self.links}
+        there = {end: each for end, each in ends.items() if each.sandbox in self.sandboxes}
+        return {end: self.macs[end] for end in there if end in self.macs}
+
+    def leaves_elsewhere(self, sandbox: SandboxKey, host_end: str) -> bool:
+        self._veth(host_end)
+        self._sandbox(sandbox)
+        return self.default_routes.get(sandbox, host_end) != host_end
 
     def set_interface_sysctls(
         self,

@@ -179,6 +179,18 @@ class Kernel(Protocol):
         Raises NotFound if there is no such link or sandbox.
         """
 
+    def read_macs(self, host_ends: Mapping[str, SandboxKey]) -> Mapping[str, str]:
+        """Return the MAC addresses that interfaces have in their sandboxes, by their host ends.
+
+        What is not in its sandbox is left out.
+        """
+
+    def leaves_elsewhere(self, sandbox: SandboxKey, host_end: str) -> bool:
+        """Tell whether the sandbox's IPv4 default route goes by another interface than this one.
+
+        Raises NotFound if there is no such link or sandbox.
+        """
+
     def set_interface_sysctls(
         self,
         sandbox: SandboxKey,

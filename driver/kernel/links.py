@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import Conflict, KernelError, NotFound
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from driver.model import Bridge, DirectInterface, IPInterface, Veth
 
 _SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
+_SIOCGIFHWADDR = 0x8927
 _IFREQ = struct.Struct("=16sH22x")  # struct ifreq: the name, then the flags
 
 # The kernel takes an alias only from RTM_SETLINK (do_setlink(), rtnetlink.c), so a link has a
@@ -331,6 +333,24 @@ def name_of(index: int) -> str | None:
         return socket.if_indextoname(index)
     except OSError:
         return None
+
+
+def mac_of(index: int) -> str | None:
+    """Return the MAC address of the interface with this index in the thread's namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            name = socket.if_indextoname(index)
+            answer = fcntl.ioctl(probe, _SIOCGIFHWADDR, _IFREQ.pack(name.encode(), 0))
+        except OSError:
+            return None  # not there, or renamed between the two
+    return answer[18:24].hex(":")  # behind the name and the address's family
+
+
+def default_route_interfaces() -> frozenset[str]:
+    """Return by which interfaces the thread's namespace has IPv4 default routes."""
+    lines = Path("/proc/thread-self/net/route").read_text().splitlines()[1:]
+    routes = (line.split() for line in lines)  # Iface Destination Gateway Flags … Mask …
+    return frozenset(each[0] for each in routes if each[1] == each[7] == "00000000")
 
 
 def await_up(index: int, timeout: float) -> str | None:

@@ -335,6 +335,30 @@ class LinuxKernel:
         with netns.open_namespace(sandbox) as namespace:
             return netns.run_in(namespace, partial(links.name_of, peer.index))
 
+    def read_macs(self, host_ends: Mapping[str, SandboxKey]) -> Mapping[str, str]:
+        """See `Kernel`."""
+        peers: dict[str, dict[str, links.Peer]] = {}
+        for host_end, sandbox in host_ends.items():
+            with suppress(NotFound):
+                peers.setdefault(sandbox, {})[host_end] = links.find_peer(host_end)
+
+        def work(path: str) -> Mapping[str, str | None]:
+            return {end: links.mac_of(peer.index) for end, peer in peers[path].items()}
+
+        found = netns.run_in_each(peers, work)
+        return {end: mac for macs in found.values() for end, mac in macs.items() if mac}
+
+    def leaves_elsewhere(self, sandbox: SandboxKey, host_end: str) -> bool:
+        """See `Kernel`."""
+        peer = links.find_peer(host_end)
+
+        def work() -> bool:
+            leaving = links.default_route_interfaces()
+            return bool(leaving) and links.name_of(peer.index) not in leaving
+
+        with netns.open_namespace(sandbox) as namespace:
+            return netns.run_in(namespace, work)
+
     def set_interface_sysctls(
         self,
         sandbox: SandboxKey,

@@ -151,7 +151,8 @@ def is_link_damage(
 
     A bridge, of whomever (a network may use somebody's): gone, down, without an address, or with
     another port that is no veth, by which it may lead out of the host from now on. A host end:
-    gone, down or off its bridge. A rule for IPv6 routes: the loopback pair has one.
+    gone, down or off its bridge. Any other link but a veth that goes: it may have had the name of a
+    bridge. A rule for IPv6 routes: the loopback pair has one.
     """
     if kind == _RTM_DELRULE:
         return True
@@ -174,10 +175,10 @@ def _is_broken(payload: bytes, is_expected: Callable[[str], bool], *, is_gone: b
     if attributes.get(_IFLA_IFALIAS, b"").startswith(ENDPOINT_ALIAS):
         return (is_off or _IFLA_MASTER not in attributes) and not is_expected(name)
     info = parse_attributes(attributes.get(_IFLA_LINKINFO, b""))
-    return is_off and (
-        parse_text(info.get(_IFLA_INFO_KIND, b"")) == "bridge"
-        or name.startswith(("pnlo", "pnu", "pnd"))
-    )
+    kind = parse_text(info.get(_IFLA_INFO_KIND, b""))
+    if is_gone and kind != "veth":
+        return True  # it may have had the name of one of our bridges, and kept that from coming
+    return is_off and (kind == "bridge" or name.startswith(("pnlo", "pnu", "pnd", "pn-")))
 
 
 def is_rule_damage(kind: int, payload: bytes) -> bool:

@@ -69,6 +69,7 @@ _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 # IFA_…
 _ADDRESS, _LOCAL, _BROADCAST, _ADDRESS_FLAGS = 1, 2, 4, 8
 _NO_DAD = 0x02  # IFA_F_NODAD
+_LAST_WITH_BROADCAST = 30  # the longest prefix whose network has a broadcast address
 
 # NDA_…, RTA_…, FRA_…
 _NEIGHBOUR_ADDRESS, _NEIGHBOUR_MAC = 1, 2
@@ -387,6 +388,8 @@ def _address(index: int, address: IPInterface, *, new: bool) -> bytes:
     body = head + encode_attribute(_LOCAL, packed) + encode_attribute(_ADDRESS, packed)
     if not new:
         return body
+    if is_ipv4 and address.network.prefixlen > _LAST_WITH_BROADCAST:
+        return body  # RFC 3021: both addresses of a /31 are hosts'
     if is_ipv4:
         return body + encode_attribute(_BROADCAST, address.network.broadcast_address.packed)
     return body + encode_number(_ADDRESS_FLAGS, _NO_DAD)

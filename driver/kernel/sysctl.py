@@ -5,6 +5,7 @@ Decides nothing: which parameters, and whether, is `driver.sysctls`.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
@@ -204,9 +205,25 @@ def _try(sysctl: Sysctl, before: str | None, on_host: bool) -> None:  # noqa: FB
     try:
         write(sysctl.key, sysctl.value)
     except KernelError as error:
-        raise InvalidRequest(
-            f"{error}: the value is malformed or out of range (a new namespace has {before!r})"
-        ) from error
+        reason = _why_refused(sysctl, error.__cause__)
+        raise InvalidRequest(f"{error}: {reason} (a new namespace has {before!r})") from error
+
+
+def _why_refused(sysctl: Sysctl, error: BaseException | None) -> str:
+    """Return what the kernel's reason means for somebody who chose the value."""
+    number = error.errno if isinstance(error, OSError) else None
+    match number, sysctl.key:
+        case errno.EPERM, "net.ipv4.tcp_congestion_control":
+            allowed = read("net.ipv4.tcp_allowed_congestion_control") or "none"
+            return f"the host's net.ipv4.tcp_allowed_congestion_control does not name it: {allowed}"
+        case ((errno.EPERM | errno.EACCES), _):
+            return "the kernel permits this value to the host alone"
+        case errno.ENOENT, _:
+            return "the kernel knows nothing of that name"
+        case ((errno.EINVAL | errno.ERANGE), _):
+            return "the value is malformed or out of range"
+        case _:
+            return "the kernel does not take this value"
 
 
 def _why_missing(key: str, path: Path, *, on_host: bool) -> str:

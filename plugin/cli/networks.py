@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from plugin.ask import ask_driver, find_interface
-from plugin.cli.terminal import json_option, print_json, print_table
+from plugin.cli.terminal import json_option, print_json, print_line, print_table
 from plugin.cli.who import complete_names, look_around, socket_path
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ def list_networks(*, as_json: bool) -> None:
 def list_ports(*, as_json: bool) -> None:
     """List the published ports, which `docker ps` cannot show for a remote driver.
 
+    A container whose ports are not published, since its networks are internal, is told of on
+    standard error.
+
     \b
     Examples:
       pynet ports
@@ -81,6 +84,7 @@ def list_ports(*, as_json: bool) -> None:
         for port in ports
     ]
     print_table(("NETWORK", "CONTAINER", "HOST", "CONTAINER PORT", "PROTOCOL"), rows)
+    _tell_unpublished(inventory)
 
 
 @click.command
@@ -114,6 +118,21 @@ def inspect(name: str) -> None:
             for network, endpoint in inventory.endpoints_of(found)
         ]
     )
+
+
+def _tell_unpublished(inventory: Inventory) -> None:
+    """Say which containers ask for ports that no network of theirs publishes."""
+    pairs = [
+        (network, endpoint) for network in inventory.networks for endpoint in network["endpoints"]
+    ]
+    served = {endpoint["sandbox"] for _, endpoint in pairs if endpoint["ports"]}
+    for network, endpoint in pairs:
+        if endpoint.get("unpublished") and endpoint["sandbox"] not in served:
+            print_line(
+                f"the ports of {inventory.container_name(endpoint)} are not published: network "
+                f"{inventory.network_name(network)} is internal",
+                err=True,
+            )
 
 
 def _named_network(inventory: Inventory, network: dict[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,9 @@ class Host(Protocol):
     def move(self, host_end: str, sandbox: SandboxKey) -> None:
         """Have libnetwork bring the other end of a veth into a sandbox, as eth0."""
 
+    def leave_by(self, sandbox: SandboxKey, host_end: str | None) -> None:
+        """Have the IPv4 default route go by the other end of a veth, None for somebody else's."""
+
     def value(self, sandbox: SandboxKey, key: str) -> str | None:
         """Return a parameter's value in a sandbox."""
 
@@ -106,6 +109,9 @@ class FakeHost:
 
     def move(self, host_end: str, sandbox: SandboxKey) -> None:
         self.kernel.move(host_end, sandbox)
+
+    def leave_by(self, sandbox: SandboxKey, host_end: str | None) -> None:
+        self.kernel.default_routes[sandbox] = host_end or "somebody's"
 
     def value(self, sandbox: SandboxKey, key: str) -> str | None:
         values = self.kernel.sandboxes[sandbox]
@@ -179,6 +185,13 @@ class RealHost:
         assert link["ifname"] == name
         ip("link", "set", name, "netns", sandbox, "name", "eth0")
         ip("link", "set", "eth0", "up", sandbox=sandbox)
+
+    def leave_by(self, sandbox: SandboxKey, host_end: str | None) -> None:
+        name = "eth0" if host_end else "eth1"
+        if host_end is None:
+            ip("link", "add", name, "type", "ifb", sandbox=sandbox)
+            ip("link", "set", name, "up", sandbox=sandbox)
+        ip("route", "replace", "default", "dev", name, sandbox=sandbox)
 
     def value(self, sandbox: SandboxKey, key: str) -> str | None:
         components = key.split(".")

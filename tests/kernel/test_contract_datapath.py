@@ -10,7 +10,7 @@ import pytest
 from driver import firewall
 from driver.errors import Conflict, DriverError, KernelError, NotFound
 from driver.firewall import LOOPBACK_PAIR
-from driver.model import DirectInterface, PortInUse, veth_of
+from driver.model import DirectInterface, PortInUse, SandboxKey, veth_of
 from driver.reality import find_uplinks
 from tests.kernel.host import parse
 from tests.samples import binding, endpoint, network, place, pool, sandbox_key
@@ -327,3 +327,19 @@ def test_uplinks_are_set_anew(host: Host) -> None:
     assert host.elements("uplinks") == {"br-lan", "br-old"}
     host.kernel.apply_rules(firewall.render_uplinks(["br-lan", "virbr0"]))
     assert host.elements("uplinks") == {"br-lan", "virbr0"}
+
+
+def test_where_the_default_route_of_a_sandbox_goes(host: Host) -> None:
+    with_bridge(host)
+    sandbox = host.add_sandbox(1)
+    host.kernel.create_veth(VETH)
+    first = VETH.host_end
+    host.move(first, sandbox)
+    assert not host.kernel.leaves_elsewhere(sandbox, first), "there is none"
+    host.leave_by(sandbox, first)
+    assert not host.kernel.leaves_elsewhere(sandbox, first)
+    host.leave_by(sandbox, None)
+    assert host.kernel.leaves_elsewhere(sandbox, first)
+    for where, which in ((SandboxKey("/nowhere"), first), (sandbox, "pnh0")):
+        with pytest.raises(NotFound):
+            host.kernel.leaves_elsewhere(where, which)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import threading
@@ -304,3 +305,28 @@ def test_it_goes_on_being_told_after_an_unexpected_failure(
         assert told.wait(SECONDS)
     finally:
         monitor.close()
+
+
+@pytest.mark.parametrize("kind", ["ifb", "bridge", "veth"])
+def test_somebodys_link_with_a_bridges_name_is_waited_for(
+    driver: BridgeDriver, server: Endpoint, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is there when the driver starts: nothing is put on it, and the bridge comes after it."""
+    ip("link", "del", BRIDGE)
+    ip("link", "add", BRIDGE, "type", kind)
+    driver.start()
+    try:
+        wait_until(driver.health.problems, 5, "health tells of it")
+        ip("link", "set", "lo", "down")  # any more looks change nothing
+        ip("link", "set", "lo", "up")
+        assert "is mended as soon as that link has gone" in " ".join(driver.health.problems())
+        (link,) = json.loads(ip("-json", "link", "show", HOST_END))
+        assert "master" not in link
+        ip("link", "del", BRIDGE)
+        wait_until(lambda: not driver.check(), SECONDS, "everything is as it was")
+        wait_until(lambda: not driver.health.problems(), 5, "health is told")
+    finally:
+        driver._stop_healing()
+    assert all(reached(server))
+    assert "repaired 3 times" not in caplog.text
+    assert "Traceback" not in caplog.text

@@ -179,3 +179,15 @@ def test_udp_flows_end_with_publishing_and_with_the_container(
         operation()
         assert real.flows() == {other}
         run("conntrack", "-F")
+
+
+def test_where_an_operator_sees_reservations(linux: LinuxKernel) -> None:
+    """As docs/operations.md has it."""
+    linux.reserve_ports([place("0.0.0.0:8080"), place("0.0.0.0:5353/udp")])
+    me = f"pid={os.getpid()},"
+    udp = run("ss", "-ulnpH", "sport", "=", "5353")
+    assert me in udp
+    assert not run("ss", "-tlnpH", "sport", "=", "8080")
+    if "--bound-inactive" not in run("ss", "--help"):
+        pytest.skip("this iproute2 is older than 6.8")
+    assert me in run("ss", "-tnpH", "--bound-inactive", "sport", "=", "8080")

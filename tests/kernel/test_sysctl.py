@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -151,3 +152,30 @@ def test_how_many_neighbours_there_may_be_is_the_whole_machines(linux: LinuxKern
         shown = run("nsenter", f"--net=/proc/{os.getppid()}/ns/net", "sysctl", "-n", limit)
         assert shown == f"{seen[version]}\n"
     assert linux.observe_host([]).neighbours == {}, "another namespace has no such parameters"
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "words"),
+    [
+        (errno.EPERM, "net.ipv4.tcp_congestion_control=vegas", "allowed_congestion_control does"),
+        (errno.EPERM, "net.core.somaxconn=1", "permits this value to the host alone"),
+        (errno.ENOENT, "net.ipv4.tcp_congestion_control=none", "knows nothing of that name"),
+        (errno.EINVAL, "net.core.somaxconn=x", "malformed or out of range"),
+        (errno.EBUSY, "net.core.somaxconn=1", "busy: the kernel does not take this value"),
+    ],
+)
+def test_the_kernels_own_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch, number: int, text: str, words: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+
+    with pytest.raises(InvalidRequest, match=f"set {text}: .*{words}"):
+        sysctl.check([parse(text)])
+
+
+def test_a_congestion_control_that_there_is_not_is_named() -> None:
+    with pytest.raises(InvalidRequest, match=r"nothing: .*knows nothing of that name"):
+        sysctl.check([parse("net.ipv4.tcp_congestion_control=nothing")])

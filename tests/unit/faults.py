@@ -96,6 +96,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "read_sandboxes": (),  # only looks, and belongs to no operation
     "observe_host": _ONLY_REFUSED,
     "has_sandbox": _ONLY_REFUSED,
+    "leaves_elsewhere": _ONLY_REFUSED,
+    "read_macs": (),  # only looks, and belongs to no operation
     "change_sysctls": _IN_SANDBOX,
     "change_all_sysctls": (Fault.REFUSED, Fault.MALFORMED),
     "find_index": (),  # only looks

@@ -92,6 +92,7 @@ def test_a_containers_life(client: Client, kernel: FakeKernel) -> None:
     answers = {name: send(client, name, call) for name, call in CALLS.items()}
     assert answers["CreateEndpoint"] == {"Interface": {"MacAddress": "02:42:0a:5b:00:81"}}
     assert answers["Join"]["InterfaceName"]["DstPrefix"] == "eth"
+    assert "DstName" not in answers["Join"]["InterfaceName"]
     assert answers["EndpointOperInfo"] == {"Value": {}}
     assert kernel.links == {}
 

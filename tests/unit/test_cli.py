@@ -12,7 +12,7 @@ from flask import Flask, request
 from driver.model import Drops
 from plugin.app import create_app
 from plugin.cli import COMMANDS, DIFFERS, DRIVER_DOWN, FAILED, MISUSED, main
-from tests.samples import KEEPALIVE, endpoint_id
+from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, sandbox_key
 from tests.unit.command import DUAL, OTHER, WEB, docker_app, runner, table
 
 if TYPE_CHECKING:
@@ -43,6 +43,19 @@ def test_ports_are_listed(run: Run) -> None:
         ["back", "web", "0.0.0.0:8080", "10.1.0.2:80", "tcp"],
         ["back", "web", "127.0.0.1:53", "10.1.0.2:53", "udp"],
     ]
+
+
+def test_ports_that_an_internal_network_does_not_publish_are_told_of(
+    run: Run, with_networks: BridgeDriver
+) -> None:
+    with_networks.create_network(network(3, internal=True))
+    for number, sandbox in ((3, 1), (4, 2)):
+        with_networks.create_endpoint(new_endpoint(number, 3))
+        with_networks.join(new_join(number, 3, sandbox_key(sandbox), has_ports=True))
+    told = run("ports").stderr.splitlines()
+    assert len(told) == 1, "the first one's container has published them on another network"
+    assert told[0].startswith(f"the ports of {endpoint_id(4)[:12]} are not published: network")
+    assert told[0].endswith("is internal")
 
 
 def test_lists_are_had_as_json(run: Run) -> None:

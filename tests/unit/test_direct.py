@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from driver.errors import Conflict
-from driver.model import Attach, takes_name_of
+from driver.model import Attach, host_end_name, takes_name_of
 from tests.samples import (
     endpoint,
     endpoint_id,
@@ -88,3 +88,45 @@ def test_two_ways_to_attach_do_not_share_a_prefix(
 def test_which_names_may_meet(ifname: str | None, prefix: str, *, expected: bool) -> None:
     direct = replace(endpoint(), ifname=ifname)
     assert takes_name_of(direct, network(2), network(1, ifname_prefix=prefix)) is expected
+
+
+def test_a_name_is_told_to_who_moves_the_interface(driver: BridgeDriver) -> None:
+    driver.create_network(network(1))
+    driver.create_endpoint(new_endpoint(1, ifname="front0"))
+    assert driver.join(new_join(1)).ifname == "front0"
+
+
+@pytest.mark.parametrize(("given", "is_told"), [("front0", False), ("eth0", True)])
+def test_an_engine_that_takes_no_name_is_told_of(
+    driver: BridgeDriver,
+    kernel: FakeKernel,
+    caplog: pytest.LogCaptureFixture,
+    given: str,
+    is_told: bool,  # noqa: FBT001
+) -> None:
+    """Once in the log, and whenever somebody checks."""
+    driver.create_network(network(1))
+    driver.create_endpoint(new_endpoint(1, ifname="front0"))
+    kernel.add_sandbox(sandbox_key(1))
+    driver.join(new_join(1))
+    driver.endpoint_info(network_id(1), endpoint_id(1))
+    assert not caplog.records, "the interface has not come yet"
+    host_end = host_end_name(endpoint_id(1))
+    kernel.move(host_end, sandbox_key(1))
+    kernel.links[host_end].peer = given
+    for _ in range(3):
+        driver.endpoint_info(network_id(1), endpoint_id(1))
+    text = "its interface is called eth0 and not front0"
+    assert [text in each.message for each in caplog.records] == [True] * is_told
+    assert [text in each.text for each in driver.advise()] == [True] * is_told
+    assert not driver.check()
+
+
+def test_an_interface_that_is_attached_directly_has_its_name(
+    driver: BridgeDriver, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel.add_sandbox(sandbox_key(1))
+    add(driver, 1, "front0", attach=DIRECT)
+    driver.endpoint_info(network_id(1), endpoint_id(1))
+    assert not caplog.records
+    assert not driver.advise()

@@ -53,6 +53,23 @@ def test_every_setting_is_described() -> None:
     assert set(SETTINGS) == {field.name for field in fields(Settings)}
 
 
+def test_nobody_is_sent_where_reservations_do_not_show() -> None:
+    assert not [each.name for each in DOCUMENTS if "ss -tulpn" in each.read_text()]
+
+
+def test_the_recipe_for_metrics_takes_them_whole() -> None:
+    """A histogram without its buckets is none."""
+    (recipe,) = re.findall(
+        r"# (curl .*/metrics.*)", (REPOSITORY / "docs/operations.md").read_text()
+    )
+    assert recipe.endswith("http://pynet/metrics")
+
+
+@each_document
+def test_nothing_that_there_is_is_called_to_come(document: Path) -> None:
+    assert not re.search(r"not (yet built|built yet)", document.read_text(), re.IGNORECASE)
+
+
 @pytest.mark.parametrize("field", SETTINGS)
 def test_every_described_variable_is_read(field: str) -> None:
     defaults = parse_settings({})

@@ -157,6 +157,7 @@ FOREIGN = kernel_has(lambda kernel: kernel.add_foreign("br0"))
 SANDBOX = kernel_has(lambda kernel: kernel.add_sandbox(sandbox_key(1)))
 HOST_END = host_end_name(endpoint_id(1))
 MOVED = kernel_has(lambda kernel: kernel.move(HOST_END, sandbox_key(1)))
+DIES = kernel_has(lambda kernel: kernel.die(sandbox_key(1)))
 NETWORK = does(creates(1, *SYSCTLS))
 ENDPOINT = does(places(1))
 JOINED = does(joins(1))
@@ -278,7 +279,7 @@ SCENARIOS = (
     Scenario(
         "an endpoint that evicts one",
         places(3, host=2),
-        (NETWORK, ENDPOINT, SANDBOX, JOINED),
+        (does(creates(1)), ENDPOINT, SANDBOX, JOINED, MOVED, DIES),
         may_log=True,
     ),
     Scenario("a join", joins(1), (NETWORK, ENDPOINT, SANDBOX)),
@@ -401,6 +402,12 @@ SCENARIOS = (
     ),
     Scenario(
         "an endpoint that evicts one with ports",
+        places_dual(3, host=2),
+        (*WITH_ENDPOINT, MOVED, PUBLISHED, DIES),
+        may_log=True,
+    ),
+    Scenario(
+        "an endpoint that takes an address of one that lives",
         places_dual(3, host=2),
         (*WITH_ENDPOINT, PUBLISHED),
         may_log=True,

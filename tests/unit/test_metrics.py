@@ -162,6 +162,14 @@ def test_what_the_driver_did_of_its_own_accord(
     assert value(client, "problems") == 1
 
 
+def test_no_name_is_one_that_node_exporter_has_itself(client: Client) -> None:
+    """It may be given the text as a file, and refuses a scrape that has a name twice."""
+    text = client.get("/metrics").get_data(as_text=True)
+    names = {family.name for family in text_string_to_metric_families(text)}
+    assert {name.partition("_")[0] for name in names} == {"pynet"}
+    assert "pynet_process_open_fds" in names
+
+
 def test_the_driver_counts_what_it_evicts(client: Client) -> None:
     assert send(client, "CreateNetwork", NETWORK) == 200
     assert send(client, "CreateEndpoint", ENDPOINT) == 200

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 
 from driver import model
 from driver.errors import Conflict, InvalidRequest
-from driver.model import Endpoint, GatewayMode, MacAddress, Publish
+from driver.model import Endpoint, GatewayMode, MacAddress, Pool, Publish
 from tests.samples import endpoint_id, network, network_id, pool, sandbox_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from driver.model import Pool
 
 SPACE = "LocalDefault"
 MAC = MacAddress("02:42:0a:01:00:02")
@@ -153,8 +151,8 @@ def test_a_network_supersedes_whoever_had_its_addresses(
         (endpoint(2, 1), False),
     ],
 )
-def test_an_endpoint_evicts_whoever_had_its_address(other: Endpoint, *, expected: bool) -> None:
-    assert endpoint(1, 1, "10.1.0.2/24", "fd00::2/64").evicts(other) is expected
+def test_an_endpoint_shares_an_address_of_its_network(other: Endpoint, *, expected: bool) -> None:
+    assert endpoint(1, 1, "10.1.0.2/24", "fd00::2/64").shares_address(other) is expected
 
 
 SEVERAL = (
@@ -239,7 +237,21 @@ def test_a_bridge_has_every_gateway_and_a_mac_that_stays() -> None:
 
 def test_a_bridge_without_a_gateway_has_a_mac_all_the_same() -> None:
     bare = replace(pool("10.3.0.1/24"), gateway=None)
-    assert network(1, pools=(bare,)).bridge.mac == "02:42:0a:03:00:00"
+    mac = network(1, pools=(bare,)).bridge.mac
+    assert mac == network(1, pools=(bare,)).bridge.mac != network(2, pools=(bare,)).bridge.mac
+
+
+@pytest.mark.parametrize("subnet", ["10.1.0.0/30", "10.1.0.0/31", "10.1.0.1/32", "10.1.0.0/29"])
+@pytest.mark.parametrize("position", [None, 0, 1, -1])
+def test_a_bridge_has_no_containers_mac(subnet: str, position: int | None) -> None:
+    """Whichever address is its gateway, and where none is."""
+    for text in (subnet, f"fd00:1::/{int(subnet.rpartition('/')[2]) + 96}"):
+        whole = ip_network(text)
+        gateway = None if position is None else whole[position % whole.num_addresses]
+        interface = None if gateway is None else ip_interface(f"{gateway}/{whole.prefixlen}")
+        bridge = network(1, pools=(Pool(whole, interface),)).bridge
+        others = {model.derive_mac(each) for each in whole if each != gateway}
+        assert bridge.mac not in others
 
 
 def test_names_fit_and_say_whose_they_are() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
 
 import pytest
 
 from driver import options
 from driver.errors import InvalidRequest
 from driver.model import Attach, GatewayMode, NetworkOptions, Publish
-from tests.samples import KEEPALIVE, RP_FILTER, sysctl
+from tests.samples import KEEPALIVE, RP_FILTER, network, sysctl
+
+if TYPE_CHECKING:
+    from driver.bridge import BridgeDriver
 
 ANY = IPv4Address("0.0.0.0")
 
@@ -278,3 +283,30 @@ def test_every_option_is_documented_and_tried() -> None:
         assert each.meaning.endswith(".")
         assert each.default
         assert each.refused
+
+
+@pytest.mark.parametrize(
+    ("label", "direct", "has_effect"),
+    [
+        (options.DEFAULT_BRIDGE, False, False),
+        (options.NO_PROXY_6TO4, False, False),
+        (options.ANNOUNCEMENTS, False, True),
+        (options.ANNOUNCEMENT_INTERVAL, False, True),
+        (options.ANNOUNCEMENTS, True, False),
+        (options.ANNOUNCEMENT_INTERVAL, True, False),
+    ],
+)
+def test_labels_of_dockers_bridge_are_taken_and_told_of(
+    driver: BridgeDriver,
+    caplog: pytest.LogCaptureFixture,
+    label: str,
+    direct: bool,  # noqa: FBT001
+    has_effect: bool,  # noqa: FBT001
+) -> None:
+    given = {label: "1"} | ({options.ATTACH: "direct"} if direct else {})
+    parsed = options.parse_network_options(given, internal=False, has_ipv4=True, has_ipv6=False)
+    for _ in range(2):
+        driver.create_network(replace(network(1), options=parsed))
+    assert [each.message for each in caplog.records] == [
+        f"network 010101010101: option {label} has no effect"
+    ] * (not has_effect)

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from driver.errors import InvalidRequest
 from driver.model import GatewayMode, HostPort, PortBinding, Protocol, Publish
-from driver.ports import is_satisfied, order_requests, plan_candidates
+from driver.ports import find_unserved, is_satisfied, order_requests, plan_candidates
 from tests.samples import binding, endpoint, network, place, pool, ports
 
 if TYPE_CHECKING:
@@ -108,17 +107,12 @@ def test_a_family_that_the_container_has_not_is_left_out(
 
 
 @pytest.mark.parametrize(
-    ("text", "address", "words"),
-    [
-        ("[::1]:8080:80", "10.1.0.2/24", r"publish ::1: the container has no IPv6 address"),
-        ("127.0.0.1:8080:80", "fd00:1::2/64", r"publish 127.0.0.1: the container has no IPv4"),
-    ],
+    ("text", "address"),
+    [("[::1]:8080:80", "10.1.0.2/24"), ("127.0.0.1:8080:80", "fd00:1::2/64")],
 )
-def test_a_family_that_is_asked_for_and_missing_is_refused(
-    text: str, address: str, words: str
-) -> None:
-    with pytest.raises(InvalidRequest, match=words):
-        candidates(text, net(), address)
+def test_a_family_that_is_asked_for_and_missing_is_left_to_another(text: str, address: str) -> None:
+    (request,) = ports(text)
+    assert not list(plan_candidates(request, endpoint(1, 1, address), net(), EPHEMERAL, 0))
 
 
 @pytest.mark.parametrize("start", [0, 32768, 32770, 32771, 32772, 70000])
@@ -230,10 +224,12 @@ def test_what_was_planned_for_a_request_answers_it(
     assert not is_answered([text], [*first, binding("0.0.0.0:99")], **modes)
 
 
-def test_a_request_that_cannot_be_answered_is_refused() -> None:
+def test_a_request_of_a_family_that_is_missing_asks_for_nothing() -> None:
+    """It is for another endpoint of the container to publish."""
     holder = replace(endpoint(1, 1, BOTH[0]), bindings=(binding("0.0.0.0:8080"),))
-    with pytest.raises(InvalidRequest, match="no IPv6 address"):
-        is_satisfied(ports("8080:80", "[::1]:81:81"), holder, net())
+    requests = ports("8080:80", "[::1]:81:81")
+    assert is_satisfied(requests, holder, net())
+    assert find_unserved(requests, holder) == [requests[1]]
 
 
 @given(
@@ -274,10 +270,9 @@ def test_candidates_are_what_was_asked_for(
     last = min(first + span, 65535)
     text = data.draw(st.sampled_from(["{}-{}:80", "[::]:{}-{}:80", "0.0.0.0:{}-{}:80"]))
     (request,) = ports(text.format(first, last))
-    try:
-        planned = list(plan_candidates(request, container(*addresses), net(), EPHEMERAL, 0))
-    except InvalidRequest:
-        assert request.host_ip is not None
+    planned = list(plan_candidates(request, container(*addresses), net(), EPHEMERAL, 0))
+    if find_unserved([request], container(*addresses)):
+        assert not planned
         return
     assert len(planned) == last - first + 1
     for one in planned:

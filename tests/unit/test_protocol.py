@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from driver.bridge import NewPorts
 from driver.errors import InvalidRequest
 from driver.model import Endpoint, JoinInfo, MacAddress, SandboxKey
 from driver.options import ENDPOINT_SYSCTLS
@@ -263,6 +264,14 @@ def test_a_join_is_answered(gateways: tuple[Any, Any], expected: tuple[str, str]
     }
 
 
+def test_a_name_that_was_asked_for_is_answered() -> None:
+    answer = protocol.encode_join(JoinInfo("pnc123", "eth", None, None, "front0"))
+    names = {"SrcName": "pnc123", "DstPrefix": "eth", "DstName": "front0"}
+    assert answer["InterfaceName"] == names
+    inside = protocol.encode_join(JoinInfo(None, "eth", None, None, "front0"))
+    assert "InterfaceName" not in inside
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"NetworkID":7}', b'{"a":' * 9999 + b"1"]
 )
@@ -311,7 +320,14 @@ def with_ports(*entries: object) -> dict[str, Any]:
 )
 def test_a_port_map_is_decoded(call: object, expected: list[str]) -> None:
     decoded = decode(protocol.decode_external_connectivity, call)
-    assert decoded == (network_id(1), endpoint_id(1), ports(*expected))
+    assert decoded == NewPorts(network_id(1), endpoint_id(1), ports(*expected))
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_it_is_decoded_that_another_is_the_way_out_by_ipv6(value: bool) -> None:  # noqa: FBT001
+    options = {"com.docker.network.driver.private.no_proxy_6to4": value}
+    decoded = decode(protocol.decode_external_connectivity, IDS | {"Options": options})
+    assert decoded.only_ipv4 is value
 
 
 @pytest.mark.parametrize(

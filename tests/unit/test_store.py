@@ -28,7 +28,7 @@ from driver.model import (
     Publish,
     Trace,
 )
-from driver.store import FEW_PORTS, FILE_NAME, MIGRATIONS, Store
+from driver.store import COPY_NAME, FEW_PORTS, FILE_NAME, MIGRATIONS, Store
 from tests.samples import (
     KEEPALIVE,
     binding,
@@ -64,6 +64,7 @@ FULL = network(
     bridge_name="br0",
     mtu=9000,
     ifname_prefix="front",
+    without_effect=("com.docker.network.bridge.default_bridge",),
     internal=True,
     masquerade=False,
     icc=False,
@@ -320,6 +321,25 @@ def test_a_file_of_an_older_version_is_brought_up_to_date(
     with store.transaction():
         assert store.networks() == (FULL,)
     store.close()
+
+
+def test_the_copy_is_a_backup_that_can_be_had_at_any_moment(tmp_path: Path) -> None:
+    """As docs/operations.md has it; the file itself is not whole without its log."""
+    running = Store(tmp_path / "state")
+    with running.transaction(durable=True):
+        running.add_network(FULL, ())
+    changed = replace(FULL, options=replace(FULL.options, mtu=1400))
+    with running.transaction(durable=True):
+        running.change_options(changed)
+    (tmp_path / "restored").mkdir()
+    backup = tmp_path / "restored" / FILE_NAME
+    backup.write_bytes((tmp_path / "state" / COPY_NAME).read_bytes())
+    running.close()
+    restored = Store(tmp_path / "restored")
+    restored.verify()
+    with restored.transaction():
+        assert restored.networks() == (changed,)
+    restored.close()
 
 
 def test_ports_taken_are_counted_through_all_that_becomes_of_an_endpoint(store: Store) -> None:
