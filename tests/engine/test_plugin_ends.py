@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PAGE = REPOSITORY / "docs/operations.md"
 PORT, PUBLISHED = 80, 8080
+FORWARD = "hook forward priority filter; policy "
 DISABLE, REMOVE = ("plugin", "disable"), ("plugin", "rm")
 
 
@@ -65,7 +66,8 @@ def before(site: Site) -> Presence:
     site.engine.docker("plugin", "enable", NAME)
     site.network("pynet", "short", 60)
     site.network(NAME, "full", 61)
-    return before
+    # Forwarding of IPv6 was off: it stays on, and so does FORWARD dropping what nobody accepts.
+    return replace(before, rules=before.rules.replace(f"{FORWARD}accept", f"{FORWARD}drop"))
 
 
 def await_presence(engine: Engine, wanted: Presence) -> None:

@@ -157,7 +157,7 @@ def test_nonsense_gets_an_error_and_one_line_in_the_log(server: Server) -> None:
         say(connection, said)
         status, answer = receive(connection)
         assert (status, list(answer)) == (expected, ["Err"]), said
-        lines = server.log().splitlines()[before:]
+        lines = wait_until(lambda: server.log().splitlines()[before:], 5, "its line")  # noqa: B023
         assert [line.split()[2] for line in lines] == ["WARNING"], lines
     assert live(server) < PROMPTLY
 

@@ -60,7 +60,7 @@ def call_at_rest(server: Server) -> None:
     assert server.call("GwAllocCheck", NOTHING)[0] == 200
 
 
-def test_one_call_after_the_other_wakes_one_thread(server: Server) -> None:
+def test_one_call_after_the_other_wakes_one_thread_and_the_logs(server: Server) -> None:
     call_at_rest(server)
     before = sleeps(server)
     for _ in range(CALLS):
@@ -68,7 +68,8 @@ def test_one_call_after_the_other_wakes_one_thread(server: Server) -> None:
     after = sleeps(server)
     assert after.keys() == before.keys()
     woken = {task: after[task] - before[task] for task in after}
-    assert sorted(count > FEW for count in woken.values()) == [False] * (len(woken) - 1) + [True]
+    busy = [task for task, count in woken.items() if count > FEW]
+    assert len(busy) == 2, "the thread that serves, and the one that writes the log"
     assert woken[str(server.worker)] <= FEW  # the first thread, in which the loop is
 
 
@@ -90,7 +91,7 @@ def test_while_that_one_hangs_others_serve_and_then_it_does_again(
     pipe.unlink()
     os.close(writer)
     wait_until(lambda: server.call("DeleteEndpoint", ids(1))[0] == 200, 5, "the lock")
-    test_one_call_after_the_other_wakes_one_thread(server)
+    test_one_call_after_the_other_wakes_one_thread_and_the_logs(server)
 
 
 def test_a_request_that_comes_in_pieces_is_served_and_keeps_nobody_waiting(server: Server) -> None:
@@ -117,4 +118,4 @@ def test_without_a_free_descriptor_who_says_nothing_makes_room(server: Server) -
     finally:
         resource.prlimit(server.worker, resource.RLIMIT_NOFILE, before)
     assert receive(silent)[0] == 503
-    test_one_call_after_the_other_wakes_one_thread(server)
+    test_one_call_after_the_other_wakes_one_thread_and_the_logs(server)
