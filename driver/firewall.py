@@ -36,15 +36,15 @@ TABLES = (TABLE, BRIDGE_TABLE)
 # swarm's small numbers use. They are gone when a packet enters a sandbox (skb_scrub_packet()).
 #
 # Docker sets the iptables FORWARD policy to DROP, and a packet has to pass every base chain of the
-# hook, so an accept in our table is not enough; a rule in Docker's chain lets through what carries
+# hook, so an accept in our table is not enough; a rule in FORWARD lets through what carries
 # the mark. It bypasses Docker's isolation, so ours must be as strict.
 ACCEPTED_MARK = 0x20000000
 # Translated to another container of the same bridge: passes between closed ports.
 TRANSLATED_MARK = 0x40000000
 # From the host's ::1 to a published port: takes the way through the loopback pair.
 LOOPBACK_MARK = 0x08000000
-# From a port with `pynet.guard=network`, on its way from the bridge to where the host looks at its
-# source address. An address family's own hook does not see the port.
+# From a port with `pynet.guard=network`, and not from an address of the endpoint's own: on its way
+# to where the host looks at its source. An address family's own hook does not see the port.
 CHECKED_MARK = 0x10000000
 # The same with `pynet.guard=off`: any source but the host's own, and loopback addresses.
 UNGUARDED_MARK = 0x04000000

@@ -424,7 +424,8 @@ def _switch_ipv6(ifname: str, *, on: bool) -> None:
 def _route_loopback(bridge: Bridge, *, on: bool) -> None:
     """Let 127.0.0.1 be translated to a container, or no more.
 
-    pynet's chain `guard` drops what comes from the bridge to 127.0.0.0/8, which this lets in.
+    pynet's chain `from_port` drops what comes from the bridge to 127.0.0.0/8 or in its name, which
+    this lets in.
     """
     sysctl.write("net.ipv4.conf.IFNAME.route_localnet", "1" if on else "0", bridge.name)
 
