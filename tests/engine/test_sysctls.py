@@ -22,6 +22,7 @@ from tests.engine.steps import (
     stop,
     sysctl_options,
 )
+from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
     from tests.engine.engine import Engine
@@ -204,12 +205,16 @@ def test_the_later_join_wins_at_the_start(engine: Engine) -> None:
 
 
 def contests(engine: Engine, container: str) -> list[str]:
-    """Return which contested parameters the driver has named for a container's endpoints."""
+    """Return which contested parameters the driver names for a container's endpoints."""
     places = settings(engine, container)["Networks"].values()
     said = re.compile(r"endpoint (\w+) sets (.+) of an earlier join: the later one wins")
-    found = said.findall(engine.log("driver"))
     ids = {place["EndpointID"][:12] for place in places}
-    return [contest for endpoint_id, contest in found if endpoint_id in ids]
+
+    def named() -> list[str]:
+        found = said.findall(engine.log("driver"))
+        return [contest for endpoint_id, contest in found if endpoint_id in ids]
+
+    return wait_until(named, 5, "a contested parameter in the log")
 
 
 def test_a_value_that_somebody_changed_since_is_left_alone(engine: Engine) -> None:

@@ -64,6 +64,7 @@ def refused(server: Server, words: str) -> None:
     assert server.call("GwAllocCheck", {"Options": {}})[0] == 200
     assert server.get("/metrics")[0] == 200
     assert server.running
+    wait_until(lambda: "every request is refused" in server.log(), 5, "the refusal in the log")
     assert server.log().count("every request is refused") == 1
 
 
@@ -230,7 +231,7 @@ def test_a_damaged_state_does_not_keep_it_from_starting(folder: Path) -> None:
         problem = wait_until(lambda: unhealthy(server, "was damaged"), 10, "the damage told")
         (aside,) = (folder / "state").glob(f"{FILE_NAME}.damaged-*")
         assert aside.name in str(problem)
-        assert aside.name in server.log()
+        wait_until(lambda: aside.name in server.log(), 5, "the file's new name in the log")
         assert sorted(line.split()[1] for line in ip("-o", "link").splitlines()) == links
         for name, call in (
             ("Leave", ids(1)),
