@@ -301,6 +301,7 @@ class NetworkOptions:
     attach: Attach = Attach.HANDOVER
     publish: Publish = Publish.PYNET
     inherit: tuple[str, ...] = ()
+    priority: int = 0  # of the parameters, over those of a container's other networks
     guard: Guard | None = None  # None for the network's default: see `Network.guard`
     guard_also: GuardAlso = GuardAlso()
     connections: int | None = None  # an endpoint's at a time, None for as many as it likes

@@ -54,6 +54,7 @@ Address = TypeVar("Address", IPv4Address, IPv6Address)
 MIN_MTU = 68  # RFC 791; also ETH_MIN_MTU, which the kernel enforces
 MIN_IPV6_MTU = 1280  # RFC 8200 section 5; below it the kernel takes IPv6 off the interface
 MAX_MTU = 65535  # ETH_MAX_MTU, include/uapi/linux/if_ether.h
+MAX_PRIORITY = 999_999
 MAX_CONNECTIONS = 2**32 - 1  # nft_connlimit's limit is 32 bits wide
 PREFIX_LENGTH = IFNAME_LENGTH - 3  # room for the number that libnetwork appends
 
@@ -72,6 +73,7 @@ HOST_IPV6 = "com.docker.network.host_ipv6"
 ATTACH = "pynet.attach"
 PUBLISH = "pynet.publish"
 INHERIT = "pynet.sysctl.inherit"
+PRIORITY = "pynet.sysctl.priority"
 GUARD = "pynet.guard"
 GUARD_ALSO = "pynet.guard.also"
 CONNECTIONS = "pynet.limit.connections"
@@ -127,6 +129,15 @@ NETWORK_OPTIONS = (
         "namespace does not take",
         field="inherit",
         live="for containers that join from then on",
+    ),
+    Option(
+        PRIORITY,
+        "Which of a container's networks gets its way when they ask for different values of one "
+        "parameter: the one with the greater number, then the one that was made first.",
+        "`0`",
+        f"anything but a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}",
+        field="priority",
+        live="in running containers, at once",
     ),
     Option(
         MTU,
@@ -381,6 +392,7 @@ def parse_network_options(
         attach=_parse_word(generic, ATTACH, Attach.HANDOVER),
         publish=_parse_word(generic, PUBLISH, Publish.PYNET),
         inherit=_parse_inherit(generic.get(INHERIT, "")),
+        priority=_parse_priority(generic.get(PRIORITY, "0")),
         guard=_parse_optional(generic, GUARD, _parse_guard),
         guard_also=_parse_also(generic.get(GUARD_ALSO, "")),
         connections=_parse_optional(generic, CONNECTIONS, _parse_connections),
@@ -650,6 +662,15 @@ def _parse_binding(generic: Mapping[str, str], kind: type[Address]) -> Address |
 def _parse_trusted(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(filter(None, text.split(":"))))
     return tuple(_parse_ifname(TRUSTED, name) for name in names)
+
+
+def _parse_priority(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,6}", text):
+        raise InvalidRequest(
+            f"option {PRIORITY}={text[:80]!r}: expected a whole number from -{MAX_PRIORITY} to "
+            f"{MAX_PRIORITY}"
+        )
+    return int(text)
 
 
 def _parse_inherit(text: str) -> tuple[str, ...]:

@@ -23,12 +23,15 @@ from driver.model import host_end_name, sandbox_end_name, short
 from driver.recent import Recent
 from driver.sysctls import (
     NO_POLICY,
+    find_contests,
     find_kept,
+    find_stronger,
     foresee_traces,
     is_of_interface,
     plan_restores,
     plan_withdrawals,
     plan_writes,
+    strongest,
 )
 from driver.undo import Rollback
 from driver.wishes import Wishes, values_of
@@ -50,12 +53,14 @@ class Followed:
     """What a change of a network's parameters did to those who run on it.
 
     `changed` are the sandboxes in which something was written, `awaited` those that are yet to
-    come; `kept` are the parameters that containers had set themselves.
+    come; `kept` are the parameters that containers had set themselves, `overruled` those of which a
+    stronger wish has another value, with it.
     """
 
     changed: set[SandboxKey] = field(default_factory=set)
     awaited: set[SandboxKey] = field(default_factory=set)
     kept: dict[SandboxKey, list[str]] = field(default_factory=dict)
+    overruled: dict[SandboxKey, list[Wish]] = field(default_factory=dict)
 
 
 class Sandboxes:
@@ -141,10 +146,10 @@ class Sandboxes:
         sandbox = sandbox_of(endpoint)
         with self._store.transaction():
             others = [each for each in self._store.endpoints_in(sandbox) if each.id != endpoint.id]
-            earlier = self._wishes.of_endpoints(others)
-            wishes = self._wishes.of_endpoints([*others, endpoint])
+            ranked = self._wishes.rank([*others, endpoint])
             traces = self._store.traces(sandbox)
-        _log_contests(endpoint, wishes, earlier)
+        wishes = strongest(ranked)
+        _log_contests(endpoint, ranked)
         if not self._kernel.has_sandbox(sandbox):
             return False
         wanted = [each.sysctl for each in wishes.values() if each.endpoint in {endpoint.id, None}]
@@ -311,8 +316,9 @@ class Sandboxes:
         What a container has set itself stays. Runs in the transaction of the change.
         """
         outcome = Followed()
-        differing = set(old.options.sysctls) ^ set(new.options.sysctls)
-        keys = frozenset(sysctl.key for sysctl in differing)
+        before, after = set(old.options.sysctls), set(new.options.sysctls)
+        is_moved = old.options.priority != new.options.priority
+        keys = frozenset(sysctl.key for sysctl in (before | after if is_moved else before ^ after))
         joined: dict[SandboxKey, list[Endpoint]] = {}
         for endpoint in self._store.endpoints() if keys else ():
             if endpoint.attachment is not None:
@@ -329,6 +335,10 @@ class Sandboxes:
                 outcome.awaited.add(sandbox)
         if present:
             self._rewrite(present, keys, outcome, undo)
+        changed = [sysctl for sysctl in new.options.sysctls if sysctl.key in keys]
+        for sandbox, wishes in present.items():
+            if stronger := find_stronger(changed, wishes):
+                outcome.overruled[sandbox] = stronger
         for endpoint in own:
             sandbox = sandbox_of(endpoint)
             if sandbox in present and self._rewrite_interface(endpoint, old, new, undo):
@@ -535,18 +545,19 @@ def sandbox_of(endpoint: Endpoint) -> SandboxKey:
     return endpoint.attachment.sandbox
 
 
-def _log_contests(
-    endpoint: Endpoint, wishes: Mapping[str, Wish], earlier: Mapping[str, Wish]
-) -> None:
-    for key, wish in wishes.items():
-        before = earlier.get(key)
-        if wish.endpoint != endpoint.id or before is None or before.endpoint is None:
-            continue
-        if before.sysctl.value != wish.sysctl.value:
+def _log_contests(endpoint: Endpoint, ranked: Collection[Wish]) -> None:
+    """Say what the endpoint's network takes from another of the container's, or loses to it."""
+    for contest in find_contests(ranked):
+        winner, loser = contest.winner, contest.loser
+        if endpoint.id in {winner.endpoint, loser.endpoint}:
             log.warning(
-                "endpoint %s sets %s=%s over %s of an earlier join: the later one wins",
-                short(endpoint.id),
-                key,
-                wish.sysctl.value,
-                before.sysctl.value,
+                "endpoint %s of network %s sets %s=%s over %s of endpoint %s of network %s: %s",
+                short(winner.endpoint or ""),
+                short(winner.network or ""),
+                winner.sysctl.key,
+                winner.sysctl.value,
+                loser.sysctl.value,
+                short(loser.endpoint or ""),
+                short(loser.network or ""),
+                contest.reason,
             )

@@ -36,7 +36,7 @@ from driver.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from driver.model import IPInterface
@@ -305,6 +305,15 @@ class Store:
         """Return a network's options alone, None if it is not known."""
         row = self._one("SELECT options FROM network WHERE id = ?", network_id)
         return None if row is None else _decode_options(row[0])
+
+    def sort_by_age(self, networks: Sequence[NetworkId]) -> list[NetworkId]:
+        """Return networks, the one that was made last first.
+
+        SQLite gives a new row a greater rowid than all that there are (sqlite.org/autoinc.html).
+        """
+        marks = ", ".join("?" * len(networks))
+        query = f"SELECT id FROM network WHERE id IN ({marks}) ORDER BY rowid DESC"  # noqa: S608 - marks
+        return [row[0] for row in self._all(query, *networks)]
 
     def networks(self) -> tuple[Network, ...]:
         """Return all networks."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from driver.errors import InvalidRequest, NotFound
 from driver.model import Sysctl, host_end_name, short
 from driver.sandbox import sandbox_of
-from driver.sysctls import NO_POLICY, Asker, Source, is_same, rank
+from driver.sysctls import NO_POLICY, Asker, Source, is_same, rank, strongest
 from driver.wishes import Wishes
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Survey:
             endpoints = self._store.endpoints(network_id)
         inherited = self._heritage.read(network.options.inherit)
         asker = Asker(None, (), network.options.sysctls, inherited)
-        wishes = rank(self._policy.defaults, [asker])
+        wishes = strongest(rank(self._policy.defaults, [asker]))
         joined = tuple(each for each in endpoints if each.attachment is not None)
         return self._look(_Subject(wishes, joined), everything=everything, deep=everything)
 

@@ -17,9 +17,9 @@ from driver.errors import InvalidRequest
 from driver.model import Sysctl, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from driver.model import EndpointId
+    from driver.model import EndpointId, NetworkId
 
 PREFIX = "net."
 IFNAME = "IFNAME"
@@ -81,31 +81,83 @@ class Wish:
     sysctl: Sysctl
     source: Source
     endpoint: EndpointId | None = None
+    network: NetworkId | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """What one endpoint of a sandbox asks for, by source; a network's next one has no id yet."""
+    """What one endpoint of a sandbox asks for, by source; a network's next one has no id yet.
+
+    `priority` is the network's `pynet.sysctl.priority`.
+    """
 
     endpoint: EndpointId | None
     own: Collection[Sysctl]
     network: Collection[Sysctl]
     inherited: Collection[Sysctl]
+    network_id: NetworkId | None = None
+    priority: int = 0
+
+    def asks(self, source: Source, sysctls: Iterable[Sysctl]) -> list[Wish]:
+        """Return parameters as what this endpoint asks for."""
+        return [
+            Wish(each, source, self.endpoint, self.network_id, self.priority) for each in sysctls
+        ]
 
 
-def rank(defaults: Iterable[Sysctl], askers: Collection[Asker]) -> dict[str, Wish]:
-    """Return who gets their way in a sandbox, by key; `askers` in the order of their joins.
+def rank(defaults: Iterable[Sysctl], askers: Sequence[Asker]) -> tuple[Wish, ...]:
+    """Return all that a sandbox is asked to have, the weakest first.
 
-    What is asked for by name is stronger than what is inherited, and that than a default, whoever
-    joined last; among equals the later join wins.
+    The first of `askers` is of the network that was made last. A source is stronger than the next
+    whatever the network. Between networks the greater priority wins, then the one that was made
+    first: not the order of joins, which Docker chooses anew at each start (its map of networks has
+    none).
     """
+    weakest_first = sorted(askers, key=lambda asker: asker.priority)
     wishes = [Wish(sysctl, Source.DEFAULT) for sysctl in defaults]
-    for asker in askers:
-        wishes += [Wish(each, Source.INHERIT, asker.endpoint) for each in asker.inherited]
-    for asker in askers:
-        wishes += [Wish(each, Source.NETWORK, asker.endpoint) for each in asker.network]
-        wishes += [Wish(each, Source.ENDPOINT, asker.endpoint) for each in asker.own]
+    for asker in weakest_first:
+        wishes += asker.asks(Source.INHERIT, asker.inherited)
+    for asker in weakest_first:
+        wishes += asker.asks(Source.NETWORK, asker.network)
+    for asker in weakest_first:
+        wishes += asker.asks(Source.ENDPOINT, asker.own)
+    return tuple(wishes)
+
+
+def strongest(wishes: Iterable[Wish]) -> dict[str, Wish]:
+    """Return who gets their way, by key; `wishes` as `rank` returns them."""
     return {wish.sysctl.key: wish for wish in wishes}
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """A parameter for which two networks of a container ask for different values by name."""
+
+    winner: Wish
+    loser: Wish
+
+    @property
+    def reason(self) -> str:
+        """Why the winner is the stronger."""
+        if self.winner.source is not self.loser.source:
+            return "an endpoint's own option is stronger than a network's"
+        if self.winner.priority != self.loser.priority:
+            return f"its priority is {self.winner.priority}, the other's {self.loser.priority}"
+        return "its network was made first, and neither has the greater priority"
+
+
+def find_contests(wishes: Collection[Wish]) -> list[Contest]:
+    """Return where what one network asks for by name loses to another's; `wishes` as of `rank`."""
+    winners = strongest(wishes)
+    return [
+        Contest(winner, wish)
+        for wish in wishes
+        for winner in [winners[wish.sysctl.key]]
+        if wish.source in {Source.NETWORK, Source.ENDPOINT}
+        and wish.endpoint != winner.endpoint
+        and not is_same(wish.sysctl.value, winner.sysctl.value)
+    ]
 
 
 NO_POLICY = SysctlPolicy()
@@ -236,6 +288,12 @@ def plan_writes(
         if (is_ours or is_there) if sysctl.key in traces else (is_ours and not is_there):
             plan[sysctl.key] = sysctl.value
     return plan
+
+
+def find_stronger(wanted: Iterable[Sysctl], wishes: Mapping[str, Wish]) -> list[Wish]:
+    """Return which wishes have another value than is wanted; all that is wanted is wished for."""
+    stronger = [(wishes[sysctl.key], sysctl) for sysctl in wanted if sysctl.key in wishes]
+    return [wish for wish, sysctl in stronger if not is_same(wish.sysctl.value, sysctl.value)]
 
 
 def find_kept(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from driver.sysctls import NO_POLICY, Asker, is_of_interface, merge, rank
+from driver.sysctls import NO_POLICY, Asker, is_of_interface, merge, rank, strongest
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,14 +30,22 @@ class Wishes:
         return self.of_endpoints(self._store.endpoints_in(sandbox))
 
     def of_endpoints(self, endpoints: Collection[Endpoint]) -> dict[str, Wish]:
-        """Return who gets their way in a sandbox with these endpoints, by key; interfaces apart.
+        """Return who gets their way in a sandbox with these endpoints, by key; interfaces apart."""
+        return strongest(self.rank(endpoints))
 
-        In a sandbox without endpoints nobody does, not even the operator.
+    def rank(self, endpoints: Collection[Endpoint]) -> tuple[Wish, ...]:
+        """Return all that a sandbox with these endpoints is asked for, the weakest first.
+
+        Interfaces apart. In a sandbox without endpoints nobody asks, not even the operator.
         """
         if not endpoints:
-            return {}
-        wishes = rank(self._policy.defaults, [self._asker(endpoint) for endpoint in endpoints])
-        return {key: wish for key, wish in wishes.items() if not is_of_interface(key)}
+            return ()
+        if len(endpoints) > 1:
+            by_age = self._store.sort_by_age([endpoint.network_id for endpoint in endpoints])
+            endpoints = sorted(endpoints, key=lambda each: by_age.index(each.network_id))
+        askers = [self._asker(endpoint) for endpoint in endpoints]
+        wishes = rank(self._policy.defaults, askers)
+        return tuple(wish for wish in wishes if not is_of_interface(wish.sysctl.key))
 
     def of_interface(self, endpoint: Endpoint, network: Network | None = None) -> dict[str, Wish]:
         """Return the same for an endpoint's interface, on its network as stored or as given.
@@ -47,7 +55,7 @@ class Wishes:
         asker = self._asker(endpoint)
         if network is not None:
             asker = replace(asker, network=network.options.sysctls)
-        wishes = rank(self._policy.defaults, [asker])
+        wishes = strongest(rank(self._policy.defaults, [asker]))
         return {
             key: wish
             for key, wish in sorted(wishes.items())
@@ -62,6 +70,8 @@ class Wishes:
             own=endpoint.sysctls,
             network=options.sysctls if options else (),
             inherited=attachment.inherited if attachment else (),
+            network_id=endpoint.network_id,
+            priority=options.priority if options else 0,
         )
 
 

@@ -103,4 +103,16 @@ def _report_change(outcome: Followed) -> dict[str, Any]:
         "changed": len(outcome.changed),
         "awaited": len(outcome.awaited),
         "kept": dict(outcome.kept),
+        "overruled": {
+            sandbox: [
+                {
+                    "parameter": wish.sysctl.key,
+                    "value": wish.sysctl.value,
+                    "by": wish.source,
+                    "network": wish.network,
+                }
+                for wish in wishes
+            ]
+            for sandbox, wishes in outcome.overruled.items()
+        },
     }

@@ -120,8 +120,10 @@ has its name only in the container.
 **Precedence**, strongest first: the container's own `--sysctl`; the endpoint's driver option; the
 network's option; what the network inherits from the host (`pynet.sysctl.inherit`); the host's
 default for all networks (`PYNET_DEFAULT_SYSCTLS`); the kernel's default. When two networks of one
-container ask for different values the later join wins, and the log says so.
-`pynet sysctl CONTAINER` shows who got their way.
+container ask for different values, the one with the greater `pynet.sysctl.priority` wins, then the
+one that was made first: not the order in which Docker joins them, which changes from start to
+start. The driver's log says who won over whom and why, `pynet set` names the containers that keep
+another network's value, and `pynet sysctl CONTAINER` shows what there is.
 
 **Defaults of dockerd's own.** `dockerd --default-network-opt=pynet=net.ipv4.tcp_retries2=8` (engine
 24 and later), or `default-network-opts` in `daemon.json`, gives every new network of pynet's that

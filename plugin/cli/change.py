@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from driver.options import PRIORITY
 from plugin.ask import tell_driver
 from plugin.cli.terminal import json_option, print_json, print_line
 from plugin.cli.who import complete_networks, complete_parameters, look_around, socket_path
@@ -47,10 +48,20 @@ def change(
     wanted = {"set": given, "unset": list(unset)}
     answer = tell_driver(socket_path(), f"/networks/{found['id']}/options", wanted)
     kept = {names.get(sandbox, sandbox): keys for sandbox, keys in answer["kept"].items()}
+    known = {each["id"]: inventory.network_name(each) for each in inventory.networks}
+    overruled = {
+        names.get(sandbox, sandbox): [
+            {**wish, "network": known.get(wish["network"], wish["network"])} for wish in wishes
+        ]
+        for sandbox, wishes in answer["overruled"].items()
+    }
     if as_json:
-        print_json({"network": inventory.network_name(found), **answer, "kept": kept})
+        name = inventory.network_name(found)
+        print_json({"network": name, **answer, "kept": kept, "overruled": overruled})
         return
-    _tell(answer, kept, touches_sysctls=any(key.startswith("net.") for key in {*given, *unset}))
+    touched = {*given, *unset}
+    touches_sysctls = any(key.startswith("net.") or key == PRIORITY for key in touched)
+    _tell(answer, kept, overruled, touches_sysctls=touches_sysctls)
 
 
 def _parse(assignments: tuple[str, ...]) -> dict[str, str]:
@@ -66,7 +77,11 @@ def _parse(assignments: tuple[str, ...]) -> dict[str, str]:
 
 
 def _tell(
-    answer: Mapping[str, Any], kept: Mapping[str, list[str]], *, touches_sysctls: bool
+    answer: Mapping[str, Any],
+    kept: Mapping[str, list[str]],
+    overruled: Mapping[str, list[dict[str, Any]]],
+    *,
+    touches_sysctls: bool,
 ) -> None:
     if not touches_sysctls:
         print_line("changed")
@@ -76,6 +91,11 @@ def _tell(
         print_line(f"{_count(answer['awaited'])} just starting will have it")
     for name, keys in sorted(kept.items()):
         print_line(f"{name} keeps its own {', '.join(keys)}")
+    for name, wishes in sorted(overruled.items()):
+        for wish in wishes:
+            whose = "of its endpoint on" if wish["by"] == "endpoint" else "of"
+            has = f"{wish['parameter']}={' '.join(wish['value'].split())}"
+            print_line(f"{name} keeps {has} {whose} {wish['network']}")
     if answer["changed"]:
         print_line("connections that exist keep what they were opened with")
 

@@ -183,6 +183,27 @@ def test_a_change_reaches_what_runs_and_spares_who_set_it_themselves(engine: Eng
     assert seen == {"db": "7200", "own": "42"}
 
 
+def test_a_change_names_the_containers_that_another_network_rules(engine28: Engine) -> None:
+    engine = engine28
+    create_network(engine, "front", "-o", f"{KEEPALIVE}=600")
+    create_network(engine, "back", "-o", f"{KEEPALIVE}=700")
+    run(engine, "web", "back")
+    engine.docker("network", "connect", "front", "web")
+    run(engine, "own", f"name=back,driver-opt={KEEPALIVE}=42")
+    assert pynet(engine, "set", "back", f"{KEEPALIVE}=800").stdout == (
+        "changed, in 0 containers that run\n"
+        f"own keeps {KEEPALIVE}=42 of its endpoint on back\n"
+        f"web keeps {KEEPALIVE}=600 of front\n"
+    )
+    assert kernel_value(engine, "web", KEEPALIVE) == "600"
+    assert pynet(engine, "set", "back", "pynet.sysctl.priority=1").stdout == (
+        "changed, in 1 container that runs\n"
+        f"own keeps {KEEPALIVE}=42 of its endpoint on back\n"
+        "connections that exist keep what they were opened with\n"
+    )
+    assert kernel_value(engine, "web", KEEPALIVE) == "800"
+
+
 def test_the_rest_of_a_network_is_changed_or_refused(engine28: Engine) -> None:
     engine = engine28
     identity = create_network(engine, "back")

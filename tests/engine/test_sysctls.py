@@ -32,6 +32,7 @@ pytestmark = pytest.mark.managed
 INTERVAL = "net.ipv4.tcp_keepalive_intvl"
 BUFFERS = "net.ipv4.tcp_rmem"
 PORT_START = "net.ipv4.ip_unprivileged_port_start"
+STARTS = 3
 KERNEL_DEFAULT = "7200"  # of KEEPALIVE
 ARP_NOTIFY = "net.ipv4.conf.{}.arp_notify"
 
@@ -172,47 +173,55 @@ def test_connect_and_disconnect_while_running(engine: Engine) -> None:
         assert kernel_value(engine, "box", KEEPALIVE) == KERNEL_DEFAULT
 
 
-def test_the_later_join_wins_and_what_is_still_asked_for_stays(engine: Engine) -> None:
+def test_the_network_made_first_wins_and_what_is_still_asked_for_stays(engine: Engine) -> None:
+    networks(engine, front=600, back=700)
+    run(engine, "box", "back")
+    assert kernel_value(engine, "box", KEEPALIVE) == "700"
+    connect(engine, "box", "front")
+    assert kernel_value(engine, "box", KEEPALIVE) == "600"
+    assert contests(engine, "box") == [f"{KEEPALIVE}=600 over 700"]
+    disconnect(engine, "box", "front")
+    assert kernel_value(engine, "box", KEEPALIVE) == "700"
+    disconnect(engine, "box", "back")
+    assert kernel_value(engine, "box", KEEPALIVE) == KERNEL_DEFAULT
+
+
+def test_leaving_the_network_that_lost_changes_nothing(engine: Engine) -> None:
     networks(engine, front=600, back=700)
     run(engine, "box", "front")
     connect(engine, "box", "back")
-    assert kernel_value(engine, "box", KEEPALIVE) == "700"
-    assert contests(engine, "box") == [f"{KEEPALIVE}=700 over 600"]
     disconnect(engine, "box", "back")
     assert kernel_value(engine, "box", KEEPALIVE) == "600"
     disconnect(engine, "box", "front")
     assert kernel_value(engine, "box", KEEPALIVE) == KERNEL_DEFAULT
 
 
-def test_leaving_the_earlier_network_keeps_the_later_ones_value(engine: Engine) -> None:
-    networks(engine, front=600, back=700)
-    run(engine, "box", "front")
-    connect(engine, "box", "back")
-    disconnect(engine, "box", "front")
-    assert kernel_value(engine, "box", KEEPALIVE) == "700"
-    disconnect(engine, "box", "back")
-    assert kernel_value(engine, "box", KEEPALIVE) == KERNEL_DEFAULT
-
-
-def test_the_later_join_wins_at_the_start(engine: Engine) -> None:
-    networks(engine, front=600, back=700)
-    create(engine, "box", "--network", "front")
-    connect(engine, "box", "back")
-    engine.docker("start", "box")
-    value = kernel_value(engine, "box", KEEPALIVE)  # Docker joins in an order of its own
-    other = {"600": "700", "700": "600"}[value]
-    assert contests(engine, "box") == [f"{KEEPALIVE}={value} over {other}"]
+@pytest.mark.parametrize("priority", [(), ("-o", "pynet.sysctl.priority=1")], ids=["", "priority"])
+def test_who_wins_at_the_start_does_not_depend_on_dockers_order(
+    engine: Engine, priority: tuple[str, ...]
+) -> None:
+    networks(engine, front=600)
+    create_network(engine, "back", *keepalive(700), *priority)
+    value, other = ("700", "600") if priority else ("600", "700")
+    for name, first, second in (("one", "front", "back"), ("two", "back", "front")):
+        create(engine, name, "--network", first)
+        connect(engine, name, second)
+        for _ in range(STARTS):
+            engine.docker("start", name)
+            assert kernel_value(engine, name, KEEPALIVE) == value
+            assert contests(engine, name) == [f"{KEEPALIVE}={value} over {other}"]
+            stop(engine, name)
 
 
 def contests(engine: Engine, container: str) -> list[str]:
     """Return which contested parameters the driver names for a container's endpoints."""
     places = settings(engine, container)["Networks"].values()
-    said = re.compile(r"endpoint (\w+) sets (.+) of an earlier join: the later one wins")
+    said = re.compile(r"endpoint (\w+) of network \w+ sets (.+) of endpoint (\w+) of network")
     ids = {place["EndpointID"][:12] for place in places}
 
     def named() -> list[str]:
         found = said.findall(engine.log("driver"))
-        return [contest for endpoint_id, contest in found if endpoint_id in ids]
+        return [contest for winner, contest, loser in found if {winner, loser} <= ids]
 
     return wait_until(named, 5, "a contested parameter in the log")
 

@@ -226,13 +226,28 @@ def test_the_interface_follows(running: BridgeDriver, kernel: FakeKernel) -> Non
 def test_another_network_of_the_container_has_the_say_that_it_had(
     running: BridgeDriver, kernel: FakeKernel
 ) -> None:
+    running.create_network(network(2, f"{KEEPALIVE}=900", priority=1))
+    running.create_endpoint(new_endpoint(2, 2))
+    running.join(new_join(2, 2, sandbox_key(1)))
+    outcome = keepalive(running, "300")
+    assert value(kernel) == "900"
+    (wish,) = outcome.overruled[sandbox_key(1)]
+    assert (wish.sysctl.value, wish.network) == ("900", network_id(2))
+    running.leave(network_id(2), endpoint_id(2))
+    assert value(kernel) == "300"
+
+
+def test_another_priority_changes_who_has_the_say(
+    running: BridgeDriver, kernel: FakeKernel
+) -> None:
     running.create_network(network(2, f"{KEEPALIVE}=900"))
     running.create_endpoint(new_endpoint(2, 2))
     running.join(new_join(2, 2, sandbox_key(1)))
-    keepalive(running, "300")
+    assert value(kernel) == "600"
+    assert change(running, **{options.PRIORITY: "-1"}).overruled
     assert value(kernel) == "900"
-    running.leave(network_id(2), endpoint_id(2))
-    assert value(kernel) == "300"
+    assert not change(running, options.PRIORITY).overruled
+    assert value(kernel) == "600"
 
 
 def test_what_is_inherited_takes_the_place_of_what_is_unset(

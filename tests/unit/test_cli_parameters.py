@@ -276,6 +276,7 @@ def test_a_change_says_whom_it_reached(run: Run, kernel: FakeKernel) -> None:
         "changed": 0,
         "awaited": 0,
         "kept": {"web": [KEEPALIVE]},
+        "overruled": {},
     }
 
 

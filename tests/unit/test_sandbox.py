@@ -73,24 +73,26 @@ def test_an_endpoints_value_is_over_its_networks(
 
 
 @pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "20.10 to 27"])
+@pytest.mark.parametrize("joins", [(1, 2), (2, 1)], ids=["as made", "the other way round"])
 @pytest.mark.parametrize(
-    ("leaves", "expected"), [(1, ("900", "128")), (2, ("600", "4096"))], ids=["earlier", "later"]
+    ("leaves", "expected"), [(1, ("900", "128")), (2, ("600", "4096"))], ids=["first", "second"]
 )
-def test_the_later_join_wins_and_who_stays_gets_its_value(
+def test_the_first_network_wins_whoever_joins_first_and_who_stays_gets_its_value(
     contested: BridgeDriver,
     kernel: FakeKernel,
     store: Store,
+    *,
+    joins: tuple[int, ...],
     leaves: int,
     expected: tuple[str, str],
-    *,
     sandbox_first: bool,
 ) -> None:
     if sandbox_first:
         kernel.add_sandbox(SANDBOX)
-    join(contested, 1, 2)
+    join(contested, *joins)
     if not sandbox_first:
         kernel.arrive(SANDBOX)
-    assert values(kernel) == ("900", "128")
+    assert values(kernel) == ("600", "128")
     leave(contested, leaves)
     assert values(kernel) == expected
     leave(contested, 3 - leaves)
@@ -99,12 +101,52 @@ def test_the_later_join_wins_and_who_stays_gets_its_value(
         assert store.sandboxes() == ()
 
 
-def test_a_contest_is_in_the_log(
+@pytest.mark.parametrize("joins", [(1, 2, 3), (3, 2, 1), (2, 3, 1)])
+@pytest.mark.parametrize(
+    ("priorities", "own", "winner", "reason"),
+    [
+        ((0, 0, 0), None, "600", "its network was made first"),
+        ((0, 1, 0), None, "900", "its priority is 1, the other's 0"),
+        ((-1, 0, 0), None, "900", "its priority is 0, the other's -1"),
+        ((1, 2, 3), None, "1200", "its priority is 3, the other's 1"),
+        ((9, 0, 0), "300", "300", "an endpoint's own option is stronger than a network's"),
+    ],
+)
+def test_who_wins_can_be_foreseen_and_the_log_says_who_lost(
+    driver: BridgeDriver,
+    kernel: FakeKernel,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    joins: tuple[int, ...],
+    priorities: tuple[int, ...],
+    own: str | None,
+    winner: str,
+    reason: str,
+) -> None:
+    kernel.add_sandbox(SANDBOX)
+    for number, priority in enumerate(priorities, 1):
+        wants = (f"{KEEPALIVE}={own}",) if own and number == len(priorities) else ()
+        driver.create_network(
+            network(number, f"{KEEPALIVE}={300 + 300 * number}", priority=priority)
+        )
+        driver.create_endpoint(new_endpoint(number, number, *wants))
+    join(driver, *joins)
+    assert values(kernel)[0] == winner
+    assert f"{KEEPALIVE}={winner} over " in caplog.text
+    assert reason in caplog.text
+
+
+def test_a_contest_is_in_the_log_once_and_by_name(
     contested: BridgeDriver, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
 ) -> None:
     kernel.add_sandbox(SANDBOX)
     join(contested, 1, 2)
-    assert f"{KEEPALIVE}=900" in caplog.text
+    (said,) = [each.message for each in caplog.records if KEEPALIVE in each.message]
+    assert said == (
+        "endpoint e1e1e1e1e1e1 of network 010101010101 sets net.ipv4.tcp_keepalive_time=600 over "
+        "900 of endpoint e2e2e2e2e2e2 of network 020202020202: its network was made first, and "
+        "neither has the greater priority"
+    )
     assert SOMAXCONN not in caplog.text
 
 

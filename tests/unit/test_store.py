@@ -76,6 +76,7 @@ FULL = network(
     host_ipv6=IPv6Address("2001:db8::7"),
     inhibit_ipv4=True,
     inherit=("net.ipv4.tcp_*", "net.core.somaxconn"),
+    priority=-5,
     trusted_host_interfaces=("eth1", "wg0"),
     attach=Attach.DIRECT,
     publish=Publish.DOCKER,
