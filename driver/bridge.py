@@ -42,7 +42,7 @@ from driver.model import (
 )
 from driver.neighbours import Neighbours
 from driver.options import apply_change
-from driver.parts import add_part, delete_bridges
+from driver.parts import add_part, delete_bridges, ensure_bridges
 from driver.ports import find_unserved, is_satisfied
 from driver.publish import Publisher
 from driver.reality import find_bridges_with_ports
@@ -178,8 +178,13 @@ class BridgeDriver:
             joined = [each for each in endpoints if each.is_in_rules]
             self._rules.change_network(old, new, joined, undo)
             if new.bridge != old.bridge:
-                undo.push(self._kernel.ensure_bridge, old.bridge)
-                self._kernel.ensure_bridge(new.bridge)
+                undo.push(ensure_bridges, self._kernel, old)
+                ensure_bridges(self._kernel, new)
+            if new.options.mtu > old.options.mtu:
+                for endpoint in joined:
+                    self._kernel.ensure_port(
+                        veth_of(endpoint, new, hairpin=bool(endpoint.bindings))
+                    )
             return self._sandboxes.follow(old, new, undo)
 
     def delete_network(self, network_id: NetworkId) -> None:

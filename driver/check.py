@@ -69,7 +69,7 @@ def compare_bridges(networks: Iterable[Network], links: Mapping[str, Link]) -> I
         for number, joint in zip(network.parts, network.joints, strict=True):
             part = network.bridge_at(number)
             for end, bridge_name in ((joint.host_end, joint.bridge), (joint.sandbox_end, part)):
-                if end not in links or any(_host_end_faults(links[end], bridge_name)):
+                if end not in links or any(_host_end_faults(links[end], bridge_name, joint.mtu)):
                     yield Difference(Kind.BRIDGE, part, f"is not joined to {joint.bridge}: {end}")
 
 
@@ -117,7 +117,7 @@ def compare_endpoints(
         elif link is not None:
             bridge = bridge_of(endpoint, networks)
             blocked = is_blocked(bridge, links)
-            for fault in _host_end_faults(link, bridge.name):
+            for fault in _host_end_faults(link, bridge.name, bridge.mtu):
                 yield Difference(Kind.HOST_END, name, fault, blocked=blocked)
         else:
             yield Difference(
@@ -178,11 +178,13 @@ def is_dead(
     return has_ended or has_come_back or host_end_name(endpoint.id) not in links
 
 
-def _host_end_faults(link: Link, bridge: str) -> Iterator[str]:
+def _host_end_faults(link: Link, bridge: str, mtu: int) -> Iterator[str]:
     if link.bridge != bridge:
         yield f"is not on bridge {bridge}" + (f" but on {link.bridge}" if link.bridge else "")
     if not link.up:
         yield "is down"
+    if link.mtu < mtu:  # a greater one is of before the network's was changed
+        yield f"has an MTU of {link.mtu} instead of {mtu}"
 
 
 def find_leftovers(

@@ -36,7 +36,7 @@ class Link:
     def is_port(self, veth: Veth) -> bool:
         """Tell whether it is the host end that was asked for, as it was asked for."""
         is_there = self.alias == veth.alias and self.bridge == veth.bridge and self.up
-        return is_there and (self.hairpin or not veth.hairpin)
+        return is_there and self.mtu >= veth.mtu and (self.hairpin or not veth.hairpin)
 
     @property
     def is_ours(self) -> bool:

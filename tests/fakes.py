@@ -232,6 +232,7 @@ class FakeKernel:
         if link is None or veth.bridge not in self.links:
             return False
         link.bridge, link.up = veth.bridge, True
+        link.mtu = max(link.mtu, veth.mtu)
         link.hairpin |= veth.hairpin
         return True
 

@@ -48,7 +48,10 @@ class Kernel(Protocol):
         """Make the pair with its sandbox end in the sandbox, named, addressed and up."""
 
     def ensure_port(self, veth: Veth) -> bool:
-        """Have the host end on its bridge and up; returns False if there is no such link."""
+        """Have the host end on its bridge and up, with the network's MTU at least.
+
+        Returns False if there is no such link.
+        """
 
     def delete_links(self, names: Iterable[str]) -> None:
         """Delete these links of ours; absence is success, a foreign link is left alone."""

@@ -229,7 +229,11 @@ def _configure(route: Rtnetlink, name: str, interface: DirectInterface) -> int:
 
 
 def ensure_port(veth: Veth) -> bool:
-    """Put an existing host end on its bridge and up; return False if there is no such link."""
+    """Put an existing host end on its bridge and up; return False if there is no such link.
+
+    One with a smaller MTU gets the network's: it would drop what the bridge lets in
+    (is_skb_forwardable(), net/core/dev.c). A greater one does no harm.
+    """
     with _route(f"put {veth.host_end} on bridge {veth.bridge}") as route:
         link = route.find_link(veth.host_end)
         bridge = find_index(veth.bridge)
@@ -237,6 +241,8 @@ def ensure_port(veth: Veth) -> bool:
             return False
         if link.master != bridge or not link.is_up:
             route.raise_link(link.index, bridge)
+        if link.mtu < veth.mtu:
+            route.set_mtu(link.index, veth.mtu)
         if veth.hairpin:
             route.set_hairpin(link.index)
         return True

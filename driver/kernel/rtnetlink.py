@@ -202,6 +202,10 @@ class Rtnetlink(Connection):
         """Change a link's MAC address and MTU."""
         self.change(_NEW_LINK, _link(index) + _mac(mac) + encode_number(_MTU, mtu))
 
+    def set_mtu(self, index: int, mtu: int) -> None:
+        """Change a link's MTU."""
+        self.change(_NEW_LINK, _link(index) + encode_number(_MTU, mtu))
+
     def set_group(self, index: int, group: int) -> None:
         """Put a link into a group."""
         self.change(_NEW_LINK, _link(index) + encode_number(_GROUP, group))

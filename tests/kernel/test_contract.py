@@ -178,6 +178,14 @@ def test_a_port_comes_back_to_its_bridge(host: Host) -> None:
         assert host.links()[veth().host_end].bridge == OURS.name
 
 
+@pytest.mark.parametrize(("present", "becomes"), [(1400, 1500), (9000, 9000)])
+def test_a_port_has_the_networks_mtu_at_least(host: Host, present: int, becomes: int) -> None:
+    host.kernel.ensure_bridge(OURS)
+    host.kernel.create_veth(replace(veth(), mtu=present))
+    assert host.kernel.ensure_port(veth())
+    assert host.links()[veth().host_end].mtu == becomes
+
+
 def test_only_links_of_ours_are_deleted(host: Host) -> None:
     host.kernel.ensure_bridge(OURS)
     host.kernel.create_veth(veth(1))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
+from socket import IPPROTO_IP, SOCK_DGRAM
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from driver import model
+from driver import model, options
 from driver.bridge import BridgeDriver, NewJoin
 from driver.errors import KernelError
 from driver.kernel.rtnetlink import BridgePort, Rtnetlink, VethPeer
 from driver.model import Attach, EndpointId, Guard, MacAddress, find_room, host_end_name
+from driver.options import parse_change
 from driver.store import Store
 from tests.engine.soak import repetitions
 from tests.engine.wait import wait_until
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from tests.kernel.host import RealHost
 
 POOLS = (pool("10.1.0.1/24"), pool("fd00:1::1/64"))
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  # linux/in.h; Python's socket has neither
 COUNT = 5
 REFUSED_SECONDS = 1.0
 FIRST, SECOND, THIRD = "pn-010101010101", "pn1010101010101", "pn2010101010101"
@@ -50,9 +54,9 @@ def small_bridges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "BRIDGE_PORTS", 2)
 
 
-def fill(driver: BridgeDriver, real: RealHost, **options: Any) -> list[Endpoint]:
+def fill(driver: BridgeDriver, real: RealHost, **wanted: Any) -> list[Endpoint]:
     """Start five containers on a network, which then has three bridges."""
-    driver.create_network(network(1, f"{KEEPALIVE}=600", pools=POOLS, **options))
+    driver.create_network(network(1, f"{KEEPALIVE}=600", pools=POOLS, **wanted))
     return [
         start(
             driver,
@@ -172,6 +176,43 @@ def test_a_joint_that_is_lost_is_found_and_mended(driver: BridgeDriver, real: Re
     assert {each.subject for each in driver.check()} == {SECOND}
     assert driver.repair_all() == ()
     assert reaches(endpoints[0], endpoints[2])
+
+
+def mtus(real: RealHost) -> set[int]:
+    """Return the MTUs of all that networks have on the host."""
+    return {link.mtu for name, link in real.links().items() if re.match("pn(?!lo)", name)}
+
+
+def test_another_mtu_is_that_of_all_bridges_joints_and_host_ends(
+    driver: BridgeDriver, real: RealHost
+) -> None:
+    endpoints = fill(driver, real)
+    driver.change_network(network(1).id, parse_change({options.MTU: "9000"}, ()))
+    assert mtus(real) == {9000}
+    assert driver.check() == ()
+    first, last = endpoints[0], endpoints[4]  # on the first bridge, and on the third
+    for endpoint in (first, last):
+        ip("link", "set", "eth0", "mtu", "9000", sandbox=sandbox_of(endpoint))
+    with socket_in(last, FAMILIES[4], SOCK_DGRAM) as there:
+        there.bind((str(last.addresses[0].ip), 7))
+        there.settimeout(5)
+        with socket_in(first, FAMILIES[4], SOCK_DGRAM) as here:
+            here.setsockopt(IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+            here.sendto(bytes(8900), there.getsockname())
+        assert len(there.recv(9000)) == 8900
+
+
+@pytest.mark.parametrize("kind", ["pnu1", "pnd2", "pnh", "pn1"])
+def test_an_mtu_that_somebody_lowered_is_found_and_mended(
+    driver: BridgeDriver, real: RealHost, kind: str
+) -> None:
+    fill(driver, real)
+    name = next(name for name in real.links() if name.startswith(kind))
+    run("ip", "link", "set", name, "mtu", "1300")
+    # A bridge whose MTU nobody has changed follows its ports' (br_mtu_auto_adjust()).
+    assert name in {part for each in driver.check() for part in (each.subject, each.text[-15:])}
+    assert driver.repair_all() == ()
+    assert real.links()[name].mtu == 1500
 
 
 def test_who_leaves_makes_room(driver: BridgeDriver, real: RealHost) -> None:
