@@ -167,9 +167,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The host's parameters by what becomes of them in a new container."""
+    """The host's parameters by what becomes of them in a new container.
+
+    `chosen` have another value than the host's because the network asks for it.
+    """
 
     reset: tuple[Finding, ...]
+    chosen: tuple[Finding, ...]
     copied: tuple[Finding, ...]
     host_wide: tuple[Finding, ...]
 
@@ -188,14 +192,15 @@ def audit(
 
     `set_in` tells where a host's value was set, as far as that is known.
     """
-    groups: dict[str, list[Finding]] = {"reset": [], "copied": [], "host_wide": []}
+    groups: dict[str, list[Finding]] = {"reset": [], "chosen": [], "copied": [], "host_wide": []}
     host, pristine, refused = survey["host"], survey["pristine"], survey["refused"]
     left_out = set(match(LEFT_OUT, host))
     for key, value in sorted(host.items()):
         if key in left_out:
             continue
         gets = asked.get(key, pristine.get(key))
-        group = "host_wide" if gets is None else "copied" if is_same(value, gets) else "reset"
+        differs = "chosen" if key in asked else "reset"
+        group = "host_wide" if gets is None else "copied" if is_same(value, gets) else differs
         groups[group].append(
             Finding(key, value, value if gets is None else gets, set_in.get(key), refused.get(key))
         )
@@ -215,9 +220,21 @@ def suggest_inherit(findings: Collection[Finding]) -> str:
 
 
 def suggest_compose(findings: Sequence[Finding]) -> list[str]:
-    """Return the lines of a Compose file to the same end."""
+    """Return the lines of a Compose file to the same end, for use besides the project's own.
+
+    Compose merges the files that it is given (docs.docker.com/reference/compose-file/merge); the
+    same lines at the end of a file that has `networks:` would make it one with the key twice.
+    """
     lines = [
         f'      {each.parameter}: "{" ".join(each.host.split()).replace("$", "$$")}"'
         for each in findings
     ]
-    return ["networks:", "  NAME:", "    driver: pynet", "    driver_opts:", *lines]
+    return [
+        "# docker compose -f compose.yaml -f THIS_FILE up",
+        "# NAME is the network's below `networks:` in compose.yaml, or `default`.",
+        "networks:",
+        "  NAME:",
+        "    driver: pynet",
+        "    driver_opts:",
+        *lines,
+    ]

@@ -116,19 +116,20 @@ def show(name: str, *, everything: bool, as_json: bool) -> None:
 @click.option(
     "--all", "everything", is_flag=True, help="Also what arrives, or is the host's alone."
 )
-@click.option("--compose", is_flag=True, help="Print nothing but the lines of a Compose file.")
+@click.option("--compose", is_flag=True, help="Print a Compose file to use besides one's own.")
 @json_option
 def audit_host(network: str | None, *, everything: bool, compose: bool, as_json: bool) -> None:
     """Find values of the host's that do not arrive in new containers.
 
-    In those of NETWORK, or of a network without options. What makes the host a router, secrets
-    and the loopback interface are left out. Exit code 4 if something does not arrive.
+    In those of NETWORK, or of a network without options. What the network itself sets is no
+    finding. What makes the host a router, secrets and the loopback interface are left out. Exit
+    code 4 if something does not arrive.
 
     \b
     Examples:
       pynet sysctl audit
       pynet sysctl audit back
-      pynet sysctl audit --compose >> compose.yaml
+      pynet sysctl audit --compose > sysctls.yaml
     """
     driver = socket_path()
     asked: dict[str, str] = {}
@@ -266,6 +267,10 @@ def _print_audit(found: Audit, network: str | None, *, everything: bool) -> None
         _print_findings(found.reset, ("HOST", "CONTAINER"))
     else:
         print_line(f"Every value of the host's that a namespace can have arrives in {where}.")
+    if found.chosen:
+        print_line()
+        print_title(f"Set otherwise by {network}, as it asks for")
+        _print_findings(found.chosen, ("HOST", "CONTAINER"))
     for title, findings in (
         ("Copied by the kernel, or the same everywhere; arrive", found.copied),
         ("Not per network namespace; the host's hold for everyone", found.host_wide),

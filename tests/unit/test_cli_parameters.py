@@ -179,12 +179,13 @@ def test_an_audit_sorts_and_suggests(run: Run, tuned: FakeKernel) -> None:
 def test_an_audit_of_a_network_counts_what_it_carries_over(run: Run, tuned: FakeKernel) -> None:
     found = json.loads(run("sysctl", "audit", "back", "--json").stdout)
     assert {each["parameter"]: each["container"] for each in found["reset"]} == {
-        KEEPALIVE: "600",
         SOMAXCONN: "4096",
         RMEM: "4096\t131072\t6291456",
     }
+    assert {each["parameter"]: each["container"] for each in found["chosen"]} == {KEEPALIVE: "600"}
     said = run("sysctl", "audit", "back").stdout.replace("\\\n", " ")
     (command,) = (line for line in said.splitlines() if line.startswith("pynet set"))
+    assert KEEPALIVE not in command
     assert run(*shlex.split(command)[1:]).exit_code == 0
     result = run("sysctl", "audit", "back")
     assert result.exit_code == 0
@@ -192,11 +193,15 @@ def test_an_audit_of_a_network_counts_what_it_carries_over(run: Run, tuned: Fake
         "Every value of the host's that a namespace can have arrives in a new container of back."
     )
     assert result.stdout.startswith(words)
+    assert "Set otherwise by back, as it asks for" in result.stdout
+    assert [KEEPALIVE, "610", "600", "-"] in cells(result.stdout)
 
 
 def test_an_audit_speaks_compose(run: Run, tuned: FakeKernel) -> None:
     result = run("sysctl", "audit", "--compose")
     assert result.stdout.splitlines() == [
+        "# docker compose -f compose.yaml -f THIS_FILE up",
+        "# NAME is the network's below `networks:` in compose.yaml, or `default`.",
         "networks:",
         "  NAME:",
         "    driver: pynet",
