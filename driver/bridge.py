@@ -22,7 +22,6 @@ from driver.lock import Lock
 from driver.model import (
     BRIDGE_PORTS,
     PARTS,
-    Attach,
     BridgeFull,
     DirectInterface,
     Endpoint,
@@ -30,6 +29,7 @@ from driver.model import (
     JoinInfo,
     MacAddress,
     PortInUse,
+    attaches_directly,
     derive_mac,
     find_room,
     guard_of,
@@ -311,13 +311,16 @@ class BridgeDriver:
 
     def join(self, new: NewJoin) -> JoinInfo:
         """Make the veth pair and give the sandbox its kernel parameters."""
-        self._kernel.has_sandbox(new.sandbox)  # if its path hangs, let it hang without the lock
+        has_sandbox = self._kernel.has_sandbox(new.sandbox)  # if that hangs, then without the lock
         with self._lock, Rollback() as undo_writes:
             with self._store.transaction():
                 network = self._network(new.network_id)
                 endpoint = self._endpoint(new.network_id, new.endpoint_id)
                 joined = endpoint.joined(
-                    new.sandbox, self._sandboxes.inherit(network), wants_ports=new.has_ports
+                    new.sandbox,
+                    self._sandboxes.inherit(network),
+                    wants_ports=new.has_ports,
+                    direct=attaches_directly(endpoint, network, has_sandbox=has_sandbox),
                 )
                 if joined == endpoint:
                     return _join_info(joined, network)
@@ -373,22 +376,21 @@ class BridgeDriver:
         """Raise Conflict if libnetwork and the driver may give one name to two interfaces."""
         for other in self._store.endpoints_in(sandbox_of(endpoint)):
             theirs = self._network(other.network_id)
-            if theirs.options.attach is network.options.attach:
+            if other.is_direct is endpoint.is_direct:
                 continue
-            is_direct = network.options.attach is Attach.DIRECT
             direct, ours, named = (
-                (endpoint, network, theirs) if is_direct else (other, theirs, network)
+                (endpoint, network, theirs) if endpoint.is_direct else (other, theirs, network)
             )
             if takes_name_of(direct, named, ours):
                 raise Conflict(
-                    f"join: network {short(ours.id)} has pynet.attach=direct and network "
-                    f"{short(named.id)} has not, and both call interfaces "
+                    f"join: pynet names the interface on network {short(ours.id)}, the engine that "
+                    f"on network {short(named.id)}, and both call interfaces "
                     f"{named.options.ifname_prefix}…; give one of them a "
                     "com.docker.network.container_iface_prefix of its own"
                 )
 
     def _attach(self, endpoint: Endpoint, network: Network, veth: Veth) -> None:
-        if network.options.attach is Attach.HANDOVER:
+        if not endpoint.is_direct:
             self._kernel.create_veth(veth)
             return
         sandbox = sandbox_of(endpoint)
@@ -424,7 +426,7 @@ class BridgeDriver:
                 partial(self._publisher.withdraw, endpoint),
                 *self._detach(endpoint, network),
             ]
-            if network.options.attach is Attach.DIRECT:
+            if endpoint.is_direct:
                 steps.append(partial(self._kernel.release_links, [host_end_name(endpoint_id)]))
             self._remove(steps)
 
@@ -835,9 +837,8 @@ class BridgeDriver:
 
 
 def _join_info(endpoint: Endpoint, network: Network) -> JoinInfo:
-    is_handed_over = network.options.attach is Attach.HANDOVER
     return JoinInfo(
-        sandbox_end=sandbox_end_name(endpoint.id) if is_handed_over else None,
+        sandbox_end=None if endpoint.is_direct else sandbox_end_name(endpoint.id),
         ifname_prefix=network.options.ifname_prefix,
         gateway=network.gateway_for(endpoint.ipv4),
         gateway_ipv6=network.gateway_for(endpoint.ipv6),

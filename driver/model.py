@@ -298,7 +298,7 @@ class NetworkOptions:
     host_ipv6: IPv6Address | None = None
     inhibit_ipv4: bool = False
     trusted_host_interfaces: tuple[str, ...] = ()
-    attach: Attach = Attach.HANDOVER
+    attach: Attach | None = None  # None for what suits each endpoint: see `attaches_directly`
     publish: Publish = Publish.PYNET
     inherit: tuple[str, ...] = ()
     priority: int = 0  # of the parameters, over those of a container's other networks
@@ -605,7 +605,8 @@ class Attachment:
     `configured` also tells that the sandbox has been seen: on engines up to 27 it comes after Join.
     `inherited` is what its network's patterns found on the host at that moment.
     `bridge` is the number of the network's bridge that its host end is on. `wants_ports` tells
-    whether its container publishes any.
+    whether its container publishes any, `direct` whether the driver made the interface in the
+    sandbox by itself.
     """
 
     sandbox: SandboxKey
@@ -613,6 +614,7 @@ class Attachment:
     inherited: tuple[Sysctl, ...] = ()
     bridge: int = 0
     wants_ports: bool = False
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -654,12 +656,18 @@ class Endpoint:
         """Whether the firewall has a place for it; the frames of all others are dropped."""
         return self.attachment is not None or self.options.recovered
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether the driver made its interface in the sandbox by itself."""
+        return self.attachment is not None and self.attachment.direct
+
     def joined(
         self,
         sandbox: SandboxKey,
         inherited: tuple[Sysctl, ...] = (),
         *,
         wants_ports: bool = False,
+        direct: bool = False,
     ) -> Endpoint:
         """Return the endpoint attached to the sandbox; raises Conflict if it is in another.
 
@@ -671,7 +679,7 @@ class Endpoint:
                 f"{self.attachment.sandbox} and has not left"
             )
         attachment = self.attachment or Attachment(
-            sandbox, inherited=inherited, wants_ports=wants_ports
+            sandbox, inherited=inherited, wants_ports=wants_ports, direct=direct
         )
         return replace(self, attachment=attachment)
 
@@ -769,6 +777,25 @@ def find_room(taken: Mapping[int, int]) -> Iterator[int]:
     return (number for number in (0, *PARTS) if taken.get(number, 0) < BRIDGE_PORTS)
 
 
+def attaches_directly(endpoint: Endpoint, network: Network, *, has_sandbox: bool) -> bool:
+    """Tell whether the driver makes the endpoint's interface in the sandbox by itself.
+
+    As the network says. Else where the endpoint asks for a name that the engine would not give: it
+    takes none from a driver before 29.8. Not if the sandbox is yet to come (engines up to 27), if
+    the engine has parameters of its own to write into the interface, or if it may give the name to
+    an interface of another network, by its prefix.
+    """
+    if network.options.attach is not None:
+        return network.options.attach is Attach.DIRECT
+    if endpoint.ifname is None or endpoint.engine_keys or not has_sandbox:
+        return False
+    return not _is_numbered(endpoint.ifname, network.options.ifname_prefix)
+
+
+def _is_numbered(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) and name[len(prefix) :].isdigit()
+
+
 def takes_name_of(direct: Endpoint, theirs: Network, ours: Network) -> bool:
     """Tell whether a directly attached interface may have the name that libnetwork gives another.
 
@@ -778,7 +805,7 @@ def takes_name_of(direct: Endpoint, theirs: Network, ours: Network) -> bool:
     prefix = theirs.options.ifname_prefix
     if direct.ifname is None:
         return ours.options.ifname_prefix == prefix
-    return direct.ifname.startswith(prefix) and direct.ifname[len(prefix) :].isdigit()
+    return _is_numbered(direct.ifname, prefix)
 
 
 def host_end_name(endpoint_id: EndpointId) -> str:

@@ -234,7 +234,7 @@ NETWORK_OPTIONS = (
         ATTACH,
         "`handover`: libnetwork moves the interface into the sandbox. `direct`: pynet makes it "
         "there, faster, and `docker stats` counts nothing; Docker Engine 28 and later.",
-        "`handover`",
+        f"`handover`; `direct` for an endpoint with `{ENDPOINT_IFNAME}`",
         "another word",
         live="no: running containers have been attached the one way or the other",
     ),
@@ -331,9 +331,12 @@ ENDPOINT_OPTIONS = (
     ),
     Option(
         ENDPOINT_IFNAME,
-        "The interface's name in the container: with `pynet.attach=direct`, and on Docker Engine "
-        "29.8 and later. Engines before let no other driver choose it: then the log and `pynet "
-        "check` say what the interface is called instead.",
+        "The interface's name in the container (`interface_name` in a Compose file); Docker Engine "
+        "28 and later. Engines before 29.8 let no driver choose it, so pynet makes such an "
+        "interface in the container by itself, as with `pynet.attach=direct`. Not with "
+        "`pynet.attach=handover`, with `com.docker.network.endpoint.sysctls`, or a name that the "
+        "engine may give to another interface (`eth1`): then the engine names it, and the log and "
+        "`pynet check` say so if the name is another.",
         "the prefix and the next number",
         "more than 15 characters, or characters an interface name cannot have",
     ),
@@ -389,7 +392,7 @@ def parse_network_options(
         host_ipv6=_parse_optional(generic, HOST_IPV6, partial(_parse_address, kind=IPv6Address)),
         inhibit_ipv4=_parse_flag(generic, INHIBIT_IPV4, default=False),
         trusted_host_interfaces=_parse_trusted(generic.get(TRUSTED, "")),
-        attach=_parse_word(generic, ATTACH, Attach.HANDOVER),
+        attach=_parse_optional(generic, ATTACH, partial(_parse_one_of, words=Attach)),
         publish=_parse_word(generic, PUBLISH, Publish.PYNET),
         inherit=_parse_inherit(generic.get(INHERIT, "")),
         priority=_parse_priority(generic.get(PRIORITY, "0")),

@@ -136,6 +136,16 @@ MIGRATIONS = (
     CREATE INDEX endpoint_mac ON endpoint (network_id, mac);
     ALTER TABLE endpoint ADD COLUMN wants_ports INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    ALTER TABLE endpoint ADD COLUMN direct INTEGER NOT NULL DEFAULT 0;
+    UPDATE endpoint SET direct = 1 WHERE sandbox IS NOT NULL AND network_id IN
+        (SELECT id FROM network WHERE json_extract(options, '$.attach') = 'direct');
+    -- That was the default, and nobody has written down who had asked for it.
+    UPDATE network SET options = json_remove(options, '$.attach')
+        WHERE json_extract(options, '$.attach') = 'handover';
+    UPDATE network SET defined = json_remove(defined, '$.attach')
+        WHERE json_extract(defined, '$.attach') = 'handover';
+    """,
 )
 
 _NETWORK = """id, options, shared,
@@ -342,15 +352,15 @@ class Store:
         self._run(
             """INSERT INTO endpoint (id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
                                      options, sandbox, configured, inherited, bridge,
-                                     wants_ports)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                                     wants_ports, direct)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (id) DO UPDATE SET
                    joins = CASE WHEN excluded.sandbox IS NULL THEN NULL
                            WHEN excluded.sandbox IS sandbox THEN joins
                            ELSE (SELECT coalesce(max(joins), 0) + 1 FROM endpoint) END,
                    sandbox = excluded.sandbox, configured = excluded.configured,
                    inherited = excluded.inherited, bridge = excluded.bridge,
-                   wants_ports = excluded.wants_ports""",
+                   wants_ports = excluded.wants_ports, direct = excluded.direct""",
             endpoint.id,
             endpoint.network_id,
             _text(endpoint.ipv4),
@@ -365,6 +375,7 @@ class Store:
             _encode_sysctls(() if endpoint.attachment is None else endpoint.attachment.inherited),
             0 if endpoint.attachment is None else endpoint.attachment.bridge,
             endpoint.attachment is not None and endpoint.attachment.wants_ports,
+            endpoint.is_direct,
         )
 
     def change_addresses(self, endpoint: Endpoint) -> None:
@@ -505,7 +516,7 @@ class Store:
     def _endpoints(self, where: str, *values: object) -> tuple[Endpoint, ...]:
         rows = self._all(
             f"""SELECT id, network_id, ipv4, ipv6, mac, sysctls, engine_keys, ifname,
-                       options, sandbox, configured, inherited, bridge, wants_ports
+                       options, sandbox, configured, inherited, bridge, wants_ports, direct
                 FROM endpoint {where} ORDER BY joins, id""",  # noqa: S608 - `where` is ours
             *values,
         )
@@ -561,7 +572,7 @@ def _read_endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) 
 @lru_cache(maxsize=64)
 def _endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) -> Endpoint:
     endpoint_id, network_id, ipv4, ipv6, mac, sysctls, keys, ifname, options, *attachment = row
-    sandbox, configured, inherited, bridge, wants_ports = attachment
+    sandbox, configured, inherited, bridge, wants_ports, direct = attachment
     return Endpoint(
         id=EndpointId(endpoint_id),
         network_id=NetworkId(network_id),
@@ -581,6 +592,7 @@ def _endpoint(row: tuple[Any, ...], bindings: tuple[tuple[Any, ...], ...]) -> En
             inherited=_decode_sysctls(inherited),
             bridge=bridge,
             wants_ports=bool(wants_ports),
+            direct=bool(direct),
         ),
     )
 

@@ -124,6 +124,31 @@ def test_who_names_an_interface_is_settled_before_two_have_one_name(site: Site) 
     assert set(steps.interfaces(engine, "on-b")) == {"eth0", "lan0", "front0"}
 
 
+def test_a_name_that_an_endpoint_asks_for_is_given(site: Site) -> None:
+    """On an ordinary network, beside others that the engine names."""
+    engine = site.engine
+    site.network("pynet", "a", 60, "-o", f"{KEEPALIVE}=600")
+    site.network("pynet", "b", 61)
+    site.containers(
+        {
+            "web": (f"name=a,driver-opt={IFNAME}=wan", "-p", f"{PUBLISHED}:{PORT}"),
+            "near": ("a",),
+        }
+    )
+    engine.docker("network", "connect", "b", "web")
+    engine.docker("network", "connect", "--driver-opt", f"{IFNAME}=back", "b", "near")
+    assert set(steps.interfaces(engine, "near")) == {"eth0", "back"}
+    site.serve(LAN, "tcp", PORT)
+    for _ in range(2):
+        assert set(steps.interfaces(engine, "web")) == {"wan", "eth0"}
+        assert steps.kernel_value(engine, "web", KEEPALIVE) == "600"
+        site.serve("web", "tcp", PORT)
+        reaches_all(site)
+        engine.docker("restart", "-t", "0", "web")
+    engine.docker("network", "disconnect", "a", "web")
+    assert set(steps.interfaces(engine, "web")) == {"eth0"}
+
+
 @pytest.mark.parametrize(
     "suite", [pytest.param("bookworm", id="20.10"), pytest.param("trixie", id="26.1")]
 )

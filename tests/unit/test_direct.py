@@ -105,8 +105,7 @@ def test_an_engine_that_takes_no_name_is_told_of(
     is_told: bool,  # noqa: FBT001
 ) -> None:
     """Once in the log, and whenever somebody checks."""
-    driver.create_network(network(1))
-    driver.create_endpoint(new_endpoint(1, ifname="front0"))
+    add(driver, 1, "front0", attach=Attach.HANDOVER)
     kernel.add_sandbox(sandbox_key(1))
     driver.join(new_join(1))
     driver.endpoint_info(network_id(1), endpoint_id(1))
@@ -130,3 +129,45 @@ def test_an_interface_that_is_attached_directly_has_its_name(
     driver.endpoint_info(network_id(1), endpoint_id(1))
     assert not caplog.records
     assert not driver.advise()
+
+
+def test_a_name_that_is_asked_for_is_given_without_being_told_how(
+    driver: BridgeDriver, kernel: FakeKernel
+) -> None:
+    kernel.add_sandbox(SANDBOX)
+    add(driver, 1, "wan")
+    add(driver, 2)
+    for _ in range(2):  # a repeated call gets the same answer
+        assert driver.join(new_join()).sandbox_end is None
+    assert driver.join(new_join(2, 2)).sandbox_end is not None
+    assert driver.find_interface(endpoint_id(1)) == "wan"
+    driver.leave(network_id(1), endpoint_id(1))
+    assert not kernel.inside
+
+
+@pytest.mark.parametrize(
+    ("ifname", "options", "keys", "is_there"),
+    [
+        ("eth1", {}, (), True),  # libnetwork may give it to another interface
+        ("lan7", {"ifname_prefix": "lan"}, (), True),
+        ("wan", {}, ("net.ipv4.conf.IFNAME.rp_filter",), True),  # libnetwork writes those
+        ("wan", {}, (), False),  # an engine up to 27
+        ("wan", {"attach": Attach.HANDOVER}, (), True),
+        (None, {}, (), True),
+    ],
+)
+def test_libnetwork_has_the_interface_otherwise(
+    driver: BridgeDriver,
+    kernel: FakeKernel,
+    ifname: str | None,
+    options: dict[str, Any],
+    keys: tuple[str, ...],
+    *,
+    is_there: bool,
+) -> None:
+    if is_there:
+        kernel.add_sandbox(SANDBOX)
+    driver.create_network(network(1, **options))
+    driver.create_endpoint(replace(new_endpoint(1, ifname=ifname), engine_keys=frozenset(keys)))
+    info = driver.join(new_join())
+    assert (info.sandbox_end is not None, info.ifname) == (True, ifname)

@@ -324,6 +324,32 @@ def test_a_file_of_an_older_version_is_brought_up_to_date(
     store.close()
 
 
+def test_who_attached_is_known_of_a_file_that_did_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MIGRATIONS", MIGRATIONS[:6])
+    old = Store(tmp_path)
+    with old.transaction():
+        for number, attach in ((1, "handover"), (2, "direct")):
+            options = f'{{"attach": "{attach}", "sysctls": []}}'
+            row = f"('{network_id(number)}', '{options}', '', 0)"
+            old._run(f"INSERT INTO network (id, options, added, shared) VALUES {row}")
+            row = f"'{endpoint_id(number)}', '{network_id(number)}', '02:42:0a:02:00:02', '[]', ''"
+            old._run(
+                "INSERT INTO endpoint (id, network_id, mac, sysctls, engine_keys, sandbox, "
+                f"configured) VALUES ({row}, '/run/{number}', 1)"
+            )
+    old.close()
+    monkeypatch.undo()
+    store = Store(tmp_path)
+    with store.transaction():
+        found = {each.id: each.is_direct for each in store.endpoints()}
+        assert found == {endpoint_id(1): False, endpoint_id(2): True}
+        chosen = {each.id: each.options.attach for each in store.networks()}
+        assert chosen == {network_id(1): None, network_id(2): Attach.DIRECT}
+    store.close()
+
+
 def test_the_copy_is_a_backup_that_can_be_had_at_any_moment(tmp_path: Path) -> None:
     """As docs/operations.md has it; the file itself is not whole without its log."""
     running = Store(tmp_path / "state")
