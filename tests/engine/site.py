@@ -35,9 +35,14 @@ SHORT = 1.0  # seconds that a question waits which is not to be answered
 LONG = 10.0
 
 
+def major(engine: Engine) -> int:
+    """Return the first number of the engine's version, such as 28."""
+    return int(engine.version.partition(".")[0])
+
+
 def is_modern(engine: Engine) -> bool:
     """Tell whether the engine's own bridge has gateway modes and IPv6 by default (from 27 on)."""
-    return engine.version.startswith("28")
+    return major(engine) >= 27
 
 
 def families(engine: Engine, driver: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.rootfs import SUITES
+from tests.engine.site import major
 from tests.engine.steps import (
     KEEPALIVE,
     create_network,
@@ -263,7 +263,7 @@ def all_parameters(engine: Engine) -> tuple[str, str]:
 def test_dockers_own_default(engine: Engine) -> None:
     """Show a limit: up to 27 runc writes Docker's default after the driver, and it stands."""
     create_network(engine, "back", *sysctl_options({PORT_START: "500"}))
-    is_oldfashioned = SUITES[engine.suite].engine < "28"
+    is_oldfashioned = major(engine) < 28
     assert first_value(engine, "back", PORT_START) == ("0" if is_oldfashioned else "500")
     create_network(engine, "plain")
     run(engine, "box", "plain")
