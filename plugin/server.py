@@ -206,7 +206,7 @@ def _start_driver(
     from driver.kernel.linux import LinuxKernel  # noqa: PLC0415 - heavy, and not needed to answer
 
     try:
-        kernel = LinuxKernel(drops_forwarded=not settings.ip_forward_no_drop)
+        kernel = LinuxKernel(health, drops_forwarded=not settings.ip_forward_no_drop)
         driver = _build(settings, kernel, counts, health)
     except StoreError as error:
         refusal = StoreError(f"{error}; mend that, then restart the driver")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import KernelError, NotFound
+from driver.health import Health
 from driver.kernel import (
     conntrack,
     drops,
@@ -67,16 +68,20 @@ log = logging.getLogger(__name__)
 class LinuxKernel:
     """The kernel whose network namespace this process is in. Documented in `Kernel`."""
 
-    def __init__(self, *, drops_forwarded: bool = True) -> None:
-        """Open what is needed; `drops_forwarded` is for `ensure_forwarding`."""
+    def __init__(self, health: Health | None = None, *, drops_forwarded: bool = True) -> None:
+        """Open what is needed; `health` is told of what fails by itself.
+
+        `drops_forwarded` is for `ensure_forwarding`.
+        """
+        health = health or Health()
         self._drops_forwarded = drops_forwarded
         self._nft = Nft()
         self._elements = Elements()
         self._preview = ruleset.Preview()
-        self._watch = SandboxWatch()
+        self._watch = SandboxWatch(health)
         self._reaper = LinkReaper()
         self._reservations = ports.Reservations()
-        self._monitor = Monitor(self._reaper.is_expected, self._rule_ports)
+        self._monitor = Monitor(self._reaper.is_expected, self._rule_ports, health)
 
     def _rule_ports(self) -> tuple[int | None, ...]:
         """Return the netlink ports by which the kernel knows our changes of rules."""

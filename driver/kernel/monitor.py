@@ -24,9 +24,12 @@ from driver.kernel.netlink import parse_attributes, parse_messages, parse_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from driver.health import Health
+
     Sockets = Mapping[socket.socket, Callable[[bytes], bool]]
 
 ENDPOINT_ALIAS = b"pynet endpoint "
+WATCHING = "monitor"  # the key of that in what health tells
 RETRY_SECONDS = 0.1  # after a failure
 BUFFER_BYTES = 4 * 1024 * 1024  # a flushed ruleset of 5,000 elements is some 1 MB of messages
 
@@ -56,12 +59,17 @@ class Monitor:
     """The two sockets and the thread that waits on them."""
 
     def __init__(
-        self, is_expected: Callable[[str], bool], own_ports: Callable[[], Collection[int | None]]
+        self,
+        is_expected: Callable[[str], bool],
+        own_ports: Callable[[], Collection[int | None]],
+        health: Health,
     ) -> None:
         """`is_expected` tells whether a host end of that name is going because we want it to.
 
-        `own_ports` returns the netlink ports by which we change rules.
+        `own_ports` returns the netlink ports by which we change rules. `health` is told while
+        nothing can be watched.
         """
+        self._health = health
         self._is_expected = is_expected
         self._own_ports = own_ports
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -101,9 +109,15 @@ class Monitor:
                 if current is None:
                     current = self._open()
                     then()
+                    self._health.clear(WATCHING)
                 self._watch(current, then)
-            except Exception:
+            except Exception as error:
                 log.exception("could not watch links and rules; watching anew")
+                self._health.report(
+                    WATCHING,
+                    f"what others do to links and rules is not noticed: watching fails ({error}) "
+                    "and is begun anew; pynet check --repair finds and mends",
+                )
             else:
                 return
             finally:

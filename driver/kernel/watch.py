@@ -20,9 +20,11 @@ from driver.kernel import netns
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from driver.health import Health
     from driver.model import SandboxKey
 
 MOUNTS = "/proc/self/mountinfo"
+LOOKING = "sandboxes"  # the key of that in what health tells
 RETRY_MILLISECONDS = 20  # a container's process is held for a few tens of them
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,9 @@ log = logging.getLogger(__name__)
 class SandboxWatch:
     """The sandboxes that are awaited, and the one thread that waits for all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, health: Health) -> None:
+        """`health` is told while sandboxes cannot be looked for."""
+        self._health = health
         self._lock = threading.Lock()
         self._awaited: dict[SandboxKey, Callable[[], None]] = {}
         self._thread: threading.Thread | None = None
@@ -98,10 +102,17 @@ class SandboxWatch:
         """
         try:
             self._look()
-        except Exception:
+        except Exception as error:
             if patience is None:
                 log.exception("could not look for sandboxes; looking again until that succeeds")
+                self._health.report(
+                    LOOKING,
+                    "containers of Docker Engine up to 27 may start without their networks' "
+                    f"parameters: looking for sandboxes fails ({error}) and is repeated",
+                )
             return False
+        if patience is not None:
+            self._health.clear(LOOKING)
         return True
 
     def _look(self) -> None:

@@ -15,6 +15,7 @@ from driver.check import Kind
 from driver.errors import KernelError
 from driver.firewall import LOOPBACK_PAIR
 from driver.heal import REPAIRS
+from driver.health import Health
 from driver.kernel import monitor as monitoring
 from driver.kernel.monitor import Monitor
 from driver.model import host_end_name
@@ -274,7 +275,7 @@ def test_a_port_by_which_a_bridge_may_lead_out_of_the_host_is_told_of(real: Real
     ip("link", "add", "theirs", "up", "type", "bridge")
     ip("link", "add", "way-out", "up", "type", "vxlan", "id", "9", "dstport", "0")
     told = threading.Event()
-    monitor = Monitor(lambda _: False, tuple)
+    monitor = Monitor(lambda _: False, tuple, Health())
     monitor.start(told.set)
     try:
         ip("link", "set", "way-out", "master", "theirs")
@@ -287,21 +288,31 @@ def test_a_port_by_which_a_bridge_may_lead_out_of_the_host_is_told_of(real: Real
 def test_it_goes_on_being_told_after_an_unexpected_failure(
     monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    told = threading.Event()
+    told, health = threading.Event(), Health()
     failures = [OSError(errno.ENOMEM, "Cannot allocate memory")]
-    original = monitoring._drain
+    originals = monitoring._drain, Monitor._open
+    can_open = threading.Event()
 
     def drain(*arguments: Any) -> bool:
         if failures:
             raise failures.pop()
-        return original(*arguments)
+        return originals[0](*arguments)
+
+    def open_sockets(monitor: Monitor) -> Any:
+        if not can_open.is_set():
+            raise OSError(errno.EMFILE, "Too many open files")
+        return originals[1](monitor)
 
     monkeypatch.setattr(monitoring, "_drain", drain)
-    monitor = Monitor(lambda _: False, tuple)
+    monitor = Monitor(lambda _: False, tuple, health)
     monitor.start(told.set)
+    monkeypatch.setattr(Monitor, "_open", open_sockets)
     try:
         run(*damage.split())
+        wait_until(lambda: "Too many open files" in str(health.problems()), SECONDS, "it is told")
+        can_open.set()
         assert told.wait(SECONDS)  # it cannot tell what it has missed
+        wait_until(lambda: not health.problems(), SECONDS, "that it works again is told")
         told.clear()
         ip("link", "add", "later", "up", "type", "bridge")
         ip("link", "set", "later", "down")

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from driver.errors import KernelError
+from driver.health import Health
 from driver.kernel import netns
 from driver.kernel.watch import SandboxWatch
 from driver.model import SandboxKey
@@ -73,7 +74,7 @@ def test_many_that_are_awaited_are_looked_up_by_one_thread(
 ) -> None:
     start = Mock(wraps=Thread)
     monkeypatch.setattr("driver.kernel.paths.Thread", start)
-    watch = SandboxWatch()
+    watch = SandboxWatch(Health())
     watch._awaited = {SandboxKey(str(tmp_path / str(each))): print for each in range(MANY)}
     watch._look()
     watch.close()
@@ -136,20 +137,26 @@ def test_a_thread_that_cannot_be_started_costs_no_sandbox_its_parameters(
 
 
 def test_a_look_that_fails_is_not_the_last(real: RealHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrived = Event()
-    failures = [MemoryError()]
+    arrived, can_look, health = Event(), Event(), Health()
     original = netns.are_namespaces
 
     def look(paths: Iterable[str]) -> Mapping[str, bool | KernelError]:
-        if failures:
-            raise failures.pop()
+        if not can_look.is_set():
+            raise MemoryError("no room")
         return original(paths)
 
     monkeypatch.setattr(netns, "are_namespaces", look)
     sandbox = real.expect_sandbox(1)
     mount_namespace(sandbox)
-    real.kernel.watch_sandbox(sandbox, arrived.set)
-    assert arrived.wait(SECONDS)
+    watch = SandboxWatch(health)
+    try:
+        watch.add(sandbox, arrived.set)
+        wait_until(lambda: "no room" in str(health.problems()), SECONDS, "it is told")
+        can_look.set()
+        assert arrived.wait(SECONDS)
+        wait_until(lambda: not health.problems(), SECONDS, "that it works again is told")
+    finally:
+        watch.close()
 
 
 def test_a_watch_that_could_not_begin_can_begin_later(
