@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -97,6 +98,21 @@ def test_no_file_knows_where_it_was_staged(installed: Path) -> None:
     staged = str(installed).encode()
     files = (path for path in installed.rglob("*") if path.is_file() and path.suffix != ".pyc")
     assert [path for path in files if staged in path.read_bytes()] == []
+
+
+def test_links_of_the_installed_documents_lead_somewhere(installed: Path) -> None:
+    """Besides those to what only the sources have: the results of the bench."""
+    folder = installed / "opt/pynet/share/doc/pynet"
+    documents = [*folder.glob("*.md"), *folder.glob("docs/*.md")]
+    assert len(documents) > 10
+    gone = {
+        target
+        for document in documents
+        for target in re.findall(r"\]\(([^)#\s]+\.md)", document.read_text())
+        if not target.startswith(("https:", "../bench/"))
+        and not (document.parent / target).exists()
+    }
+    assert gone == set()
 
 
 def test_the_command_is_on_the_path(installed: Path) -> None:
