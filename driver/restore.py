@@ -310,7 +310,10 @@ class Restorer:
 
     def _veth(self, endpoint: Endpoint, intent: Intent) -> Veth:
         network = intent.networks[endpoint.network_id]
-        return veth_of(endpoint, network, hairpin=bool(endpoint.bindings))
+        # As its join made it: its ports may be yet to come, or be another way out's for now.
+        attachment = endpoint.attachment
+        has_ports = bool(endpoint.bindings or (attachment and attachment.wants_ports))
+        return veth_of(endpoint, network, hairpin=has_ports)
 
     def _raise_rules(self, intent: Intent) -> None:
         self._rules.raise_for(intent.networks.values(), intent.endpoints)

@@ -9,12 +9,23 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv6Interface
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
 
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
-from driver.model import Drops, HostPort, PortInUse, Protocol, Trace, Traffic, is_our_alias
+from driver.model import (
+    Drops,
+    HostPort,
+    MacAddress,
+    PortInUse,
+    Protocol,
+    Trace,
+    Traffic,
+    derive_link_local,
+    is_our_alias,
+)
 from driver.reality import HostSettings
 from driver.reality import Link as Observed
 from driver.sysctls import path_components
@@ -253,7 +264,7 @@ class FakeKernel:
                 mtu=each.mtu,
                 up=each.up,
                 bridge=each.bridge,
-                addresses=frozenset(each.addresses),
+                addresses=frozenset((*each.addresses, *_link_local(each))),
             )
             for name, each in self.links.items()
         }
@@ -506,6 +517,12 @@ class FakeKernel:
     def _has_address(self, ip: IPAddress) -> bool:
         own = {each.ip for link in self.links.values() for each in link.addresses}
         return ip.is_unspecified or ip.is_loopback or ip in own
+
+
+def _link_local(link: Link) -> Iterator[IPInterface]:
+    """Yield the address that the kernel gives a bridge with IPv6 besides what it is told."""
+    if link.kind == "bridge" and link.mac and any(each.version == IPV6 for each in link.addresses):
+        yield IPv6Interface((derive_link_local(MacAddress(link.mac)), 64))
 
 
 def _collide(one: HostPort, other: HostPort) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from flask import Flask
+from flask import Flask, request
 from werkzeug.serving import make_server
 
 from driver.model import GatewayMode
@@ -27,7 +27,7 @@ from plugin.cli import main
 from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, pool, ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
     from wsgiref.types import WSGIApplication
 
@@ -72,26 +72,51 @@ def serve(tmp_path: Path) -> Iterator[Callable[[str, WSGIApplication], Path]]:
         server.server_close()
 
 
-def docker_app(networks: Any, containers: Any, starting: Any = None, sysctls: Any = None) -> Flask:
-    """Return as much of Docker's API as the command asks."""
+def docker_app(
+    networks: Any,
+    containers: Any,
+    starting: Any = None,
+    sysctls: Any = None,
+    gone: Collection[str] = (),
+) -> Flask:
+    """Return as much of Docker's API as the command asks.
+
+    A network that is `gone` is listed, and removed by the time that it is asked for.
+    """
     app = Flask("docker")
     own = {"HostConfig": {} if sysctls is None else {"Sysctls": sysctls}}
+
+    def list_containers() -> Any:
+        if isinstance(containers, tuple) or request.args.get("all") in {"1", "true"}:
+            return containers
+        return [each for each in containers if each["State"] == "running"]
+
+    def inspect_network(identity: str) -> Any:
+        if identity in gone or identity not in {each["Id"] for each in networks}:
+            return {"message": f"network {identity} not found"}, 404
+        return {"Containers": starting}
+
     app.add_url_rule("/version", "version", lambda: {"ApiVersion": VERSION})
     app.add_url_rule(f"/v{VERSION}/networks", "networks", lambda: networks)
-    app.add_url_rule(f"/v{VERSION}/containers/json", "containers", lambda: containers)
+    app.add_url_rule(f"/v{VERSION}/containers/json", "containers", list_containers)
     app.add_url_rule(f"/v{VERSION}/containers/<_>/json", "container", lambda _: own)
-    app.add_url_rule(f"/v{VERSION}/networks/<_>", "network", lambda _: {"Containers": starting})
+    app.add_url_rule(f"/v{VERSION}/networks/<identity>", "network", inspect_network)
     return app
 
 
-def container(name: str, identity: str, **endpoints: str) -> dict[str, Any]:
+def container(name: str, identity: str, state: str = "running", **endpoints: str) -> dict[str, Any]:
     """Return a container as Docker lists it, with its endpoint, if it runs, on each network."""
     ids = {"back": DUAL.id, "front": OTHER.id}
     settings = {
         name: {"EndpointID": each, "NetworkID": ids.get(name, "") if each else ""}
         for name, each in endpoints.items()
     }
-    return {"Id": identity, "Names": [f"/{name}"], "NetworkSettings": {"Networks": settings}}
+    return {
+        "Id": identity,
+        "Names": [f"/{name}"],
+        "State": state,
+        "NetworkSettings": {"Networks": settings},
+    }
 
 
 NETWORKS_LISTED = [
@@ -101,7 +126,7 @@ NETWORKS_LISTED = [
 ]
 CONTAINERS_LISTED = [
     container("web", WEB, back=endpoint_id(1), x=""),
-    container("stopped", 64 * "5", front=""),
+    container("stopped", 64 * "5", "exited", front=""),
     container("elsewhere", 64 * "6", x=""),
     container("none", 64 * "7"),
 ]

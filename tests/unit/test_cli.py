@@ -13,7 +13,7 @@ from driver.model import Drops
 from plugin.app import create_app
 from plugin.cli import COMMANDS, DIFFERS, DRIVER_DOWN, FAILED, MISUSED, main
 from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, sandbox_key
-from tests.unit.command import DUAL, OTHER, WEB, docker_app, runner, table
+from tests.unit.command import DUAL, OTHER, WEB, container, docker_app, runner, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -292,6 +292,29 @@ def test_gc_leaves_what_is_just_being_started(
     app = create_app(lambda: with_networks)
     run = runner(serve("pynet.sock", app), serve("docker.sock", docker))
     assert run("gc").stdout == "nothing is left over\n"
+
+
+@pytest.mark.parametrize("state", ["created", "restarting", "exited", "paused"])
+def test_gc_leaves_what_a_container_holds_that_does_not_run(
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path], state: str
+) -> None:
+    """Such as one that Docker starts again and again, or has restored and not started yet."""
+    known = [{"Id": each.id, "Name": "x", "Driver": "pynet"} for each in (DUAL, OTHER)]
+    docker = docker_app(known, [container("web", WEB, state, back=endpoint_id(1))])
+    app = create_app(lambda: with_networks)
+    run = runner(serve("pynet.sock", app), serve("docker.sock", docker))
+    assert run("gc", "--yes").stdout == "nothing is left over\n"
+    assert {each.id for _, ends in with_networks.describe() for each in ends} == {endpoint_id(1)}
+
+
+def test_gc_goes_on_when_a_network_is_removed_meanwhile(
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path]
+) -> None:
+    known = [{"Id": each.id, "Name": "x", "Driver": "pynet"} for each in (DUAL, OTHER)]
+    docker = docker_app(known, [], gone={DUAL.id})
+    app = create_app(lambda: with_networks)
+    run = runner(serve("pynet.sock", app), serve("docker.sock", docker))
+    assert [each["id"] for each in garbage(run)["garbage"]] == [endpoint_id(1)]
 
 
 def test_gc_shows_what_docker_has_forgotten_and_removes_it_when_told(

@@ -7,12 +7,13 @@ import re
 import shutil
 import sqlite3
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from driver import model
 from driver.bridge import BridgeDriver
-from driver.errors import StoreError
+from driver.errors import StateDamaged, StoreError
 from driver.health import Health
 from driver.model import host_end_name
 from driver.recovery import open_state
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+FULL = 2  # of PRAGMA synchronous: what is committed waits for the disk
 BACK = network(1, f"{KEEPALIVE}=600")
 FRONT = network(
     2, internal=True, icc=False, mtu=1400, pools=(pool("10.2.0.1/24"), pool("fd00::1/64"))
@@ -217,6 +219,90 @@ def test_without_the_copy_what_the_kernel_shows_comes_back(
         driver.delete_endpoint(network_id(number), endpoint_id(number))
         driver.delete_network(network_id(number))
     assert kernel.links == {}
+    driver.close()
+
+
+def test_a_network_has_the_pools_that_its_bridge_shows_and_none_of_the_kernels_own(
+    folder: Path, kernel: FakeKernel
+) -> None:
+    """Every bridge with IPv6 has an address of fe80::/64: as pools they would all overlap."""
+    garble(folder / FILE_NAME)
+    (folder / COPY_NAME).unlink()
+    driver, _ = start(folder, kernel)
+    pools = {each.id: {str(pool.subnet) for pool in each.pools} for each, _ in driver.describe()}
+    assert pools == {BACK.id: {"10.1.0.0/24"}, FRONT.id: {"10.2.0.0/24", "fd00::/64"}}
+    driver.create_network(network(3, pools=(pool("10.3.0.1/24"), pool("fd00:3::1/64"))))
+    assert driver.check() == ()
+    driver.close()
+
+
+def test_a_network_with_a_further_bridge_keeps_it(
+    tmp_path: Path, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "BRIDGE_PORTS", 1)
+    driver = BridgeDriver(Store(tmp_path / "first"), kernel)
+    driver.restore()
+    driver.create_network(BACK)
+    for number in (1, 2):
+        kernel.add_sandbox(sandbox_key(number))
+        driver.create_endpoint(new_endpoint(number))
+        driver.join(new_join(number, 1, sandbox_key(number)))
+        kernel.move(host_end_name(endpoint_id(number)), sandbox_key(number))
+    driver.close()
+    before = kernel.state()["links"]
+    kernel.restart()
+    again, _ = start(tmp_path / "second", kernel)
+    ((found, endpoints),) = again.describe()
+    assert (len(found.bridges), len(endpoints)) == (2, 2)
+    assert kernel.state()["links"] == before
+    assert again.check() == ()
+    for number in (1, 2):
+        again.leave(network_id(1), endpoint_id(number))
+        again.delete_endpoint(network_id(1), endpoint_id(number))
+    again.delete_network(network_id(1))
+    assert kernel.links == {}
+    again.close()
+
+
+def test_what_was_put_back_together_outlives_a_power_failure(
+    folder: Path, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garble(folder / FILE_NAME)
+    (folder / COPY_NAME).unlink()
+    levels: list[object] = []
+    add_network = Store.add_network
+
+    def watched(store: Store, *what: Any) -> None:
+        levels.append(store._one("PRAGMA synchronous"))
+        add_network(store, *what)
+
+    monkeypatch.setattr(Store, "add_network", watched)
+    start(folder, kernel)[0].close()
+    assert levels == [(FULL,)] * 2
+    copied = sqlite3.connect(folder / COPY_NAME)
+    assert copied.execute("SELECT count(*) FROM network").fetchone() == (2,)
+    copied.close()
+
+
+def test_a_file_that_breaks_while_the_driver_runs_is_told_of_by_health(
+    folder: Path, kernel: FakeKernel
+) -> None:
+    driver, problems = start(folder, kernel)
+    assert problems == ()
+    with sqlite3.connect(folder / FILE_NAME) as other:  # so that nothing is remembered
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        other.execute("INSERT INTO boot VALUES ('x')")
+        other.execute("DELETE FROM boot WHERE id = 'x'")
+    other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    other.close()
+    content = bytearray((folder / FILE_NAME).read_bytes())
+    content[4096:] = b"x" * (len(content) - 4096)
+    (folder / FILE_NAME).write_bytes(content)
+    with pytest.raises(StateDamaged):
+        driver.describe()
+    (problem,) = driver.health.problems()
+    assert "malformed" in problem
+    assert "restart the driver, which puts the state file back together" in problem
     driver.close()
 
 

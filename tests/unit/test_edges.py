@@ -1,0 +1,260 @@
+"""At the very edge: the longest, the largest, the last one; and that what happens is counted."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from werkzeug.test import Client
+
+from driver.bridge import BridgeDriver
+from driver.errors import Busy, InvalidRequest, KernelError
+from driver.heal import (
+    FIRST_REST_SECONDS,
+    LONGEST_REST_SECONDS,
+    REPAIRS,
+    WINDOW_SECONDS,
+    Backoff,
+)
+from driver.model import Trace, host_end_name
+from driver.sysctls import VALUE_LENGTH, foresee_traces, parse_sysctl
+from plugin.app import create_app
+from plugin.calls import BODILESS
+from plugin.explain import Finding, suggest_compose
+from plugin.incoming import MAX_BODY
+from plugin.listen import Names, answers
+from plugin.metrics import Calls
+from tests.samples import (
+    KEEPALIVE,
+    RP_FILTER,
+    SOMAXCONN,
+    endpoint_id,
+    network,
+    network_id,
+    new_endpoint,
+    new_join,
+    ports,
+    sandbox_key,
+)
+from tests.unit.test_app import CALLS, post, refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from driver.store import Store
+    from tests.fakes import FakeKernel
+
+# Limits.
+
+
+def test_the_longest_value_is_taken_and_no_longer_one() -> None:
+    text = "1" * VALUE_LENGTH
+    assert parse_sysctl(KEEPALIVE, f"  {text}\n").value == text
+    with pytest.raises(InvalidRequest, match="empty or no plain text"):
+        parse_sysctl(KEEPALIVE, f"{text}1")
+
+
+def test_the_largest_body_is_read_and_no_larger_one(driver: BridgeDriver) -> None:
+    client = Client(create_app(lambda: driver))
+    body = json.dumps(CALLS["DeleteEndpoint"]).encode().ljust(MAX_BODY)
+    assert post(client, "NetworkDriver.DeleteEndpoint", body).status_code == 200
+    refused(post(client, "NetworkDriver.DeleteEndpoint", body + b" "), 413)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("600", "600"), ("1 2 3", "1\t2\t3"), ("1  2\t 3", "1\t2\t3"), ("", "")],
+)
+def test_a_trace_is_foreseen_as_the_kernel_will_show_the_value(value: str, shown: str) -> None:
+    (trace,) = foresee_traces({KEEPALIVE: "7200"}, {KEEPALIVE: value})
+    assert trace == Trace(KEEPALIVE, "7200", shown)
+
+
+# Who need not wait for the driver, and what its metrics say of who had to.
+
+
+@pytest.mark.parametrize(
+    "method",
+    [*BODILESS, *(f"NetworkDriver.{each}" for each in CALLS)],
+)
+def test_while_the_driver_starts_only_what_needs_it_is_put_off(method: str) -> None:
+    """An engine creates no network at all if nobody answers GwAllocCheck."""
+
+    def starting() -> BridgeDriver:
+        raise Busy("the driver is starting")
+
+    client = Client(create_app(starting))
+    call = CALLS.get(method.rpartition(".")[2])
+    response = post(client, method, b"" if call is None else json.dumps(call).encode())
+    needs_none = method in BODILESS or method.endswith(("GwAllocCheck", "New", "Delete"))
+    needs_none &= not method.endswith(("DeleteNetwork", "DeleteEndpoint"))
+    assert response.status_code == (200 if needs_none else 503)
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (200, "ok"),
+        (400, "invalid"),
+        (409, "conflict"),
+        (503, "busy"),
+        (500, "failed"),
+        (413, "failed"),
+    ],
+)
+def test_every_outcome_has_its_name(status: int, outcome: str) -> None:
+    calls = Calls()
+    calls.add("Join", status, 0.1)
+    (((method, named), buckets, seconds),) = calls.histograms()
+    assert (method, named, buckets[-1], seconds) == ("Join", outcome, ("+Inf", 1), 0.1)
+
+
+# What the driver counts, by what it does.
+
+
+def test_nothing_is_counted_of_an_ordinary_life(driver: BridgeDriver, kernel: FakeKernel) -> None:
+    driver.restore()
+    driver.create_network(network(1))
+    kernel.add_sandbox(sandbox_key(1))
+    driver.create_endpoint(new_endpoint())
+    driver.join(new_join())
+    driver.leave(network_id(1), endpoint_id(1))
+    driver.delete_endpoint(network_id(1), endpoint_id(1))
+    driver.delete_network(network_id(1))
+    counts = driver.counts
+    by_kind = (counts.repairs, counts.evictions, counts.leftovers)
+    assert not any(number for counted in by_kind for number in counted.values())
+    assert (counts.sysctl_writes, counts.watch_misses) == (0, 0)
+
+
+def test_leftovers_are_counted_one_by_one(store: Store, kernel: FakeKernel) -> None:
+    for number in (7, 8):
+        kernel.add_foreign(f"pnh{number:012x}", "veth", alias=f"pynet endpoint {number} network 9")
+    driver = BridgeDriver(store, kernel)
+    driver.restore()
+    assert driver.counts.leftovers == {"link": 2}
+    driver.restore()
+    assert driver.counts.leftovers == {"link": 2}
+
+
+def test_a_dead_container_that_had_a_port_is_an_eviction(
+    driver: BridgeDriver, kernel: FakeKernel
+) -> None:
+    driver.create_network(network(1))
+    for number in (1, 2):
+        kernel.add_sandbox(sandbox_key(number))
+        driver.create_endpoint(new_endpoint(number))
+        driver.join(new_join(number, 1, sandbox_key(number), has_ports=True))
+        kernel.move(host_end_name(endpoint_id(number)), sandbox_key(number))
+        if number == 1:
+            driver.program_external_connectivity(network_id(1), endpoint_id(1), ports("80:80"))
+            kernel.die(sandbox_key(1))
+    driver.program_external_connectivity(network_id(1), endpoint_id(2), ports("80:80"))
+    assert driver.counts.evictions == {"endpoint": 1}
+
+
+@pytest.mark.parametrize("has_left", [True, False])
+def test_an_interface_that_never_came_up_is_a_miss_unless_it_had_left(
+    driver: BridgeDriver,
+    kernel: FakeKernel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    has_left: bool,
+) -> None:
+    def wait_in_vain(*_: object) -> None:
+        if has_left:
+            driver.leave(network_id(1), endpoint_id(1))
+        raise KernelError("it was not up")
+
+    monkeypatch.setattr(kernel, "await_interface_sysctls", wait_in_vain)
+    driver.create_network(network(1, f"{RP_FILTER}=2"))
+    driver.create_endpoint(new_endpoint())
+    driver.join(new_join())
+    if has_left:
+        kernel.arrive(sandbox_key(1))
+    else:
+        with pytest.raises(KernelError, match="it was not up"):
+            kernel.arrive(sandbox_key(1))
+    assert driver.counts.watch_misses == (0 if has_left else 1)
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
+def test_parameters_are_counted_as_they_are_written(
+    driver: BridgeDriver, kernel: FakeKernel
+) -> None:
+    kernel.add_sandbox(sandbox_key(1), **{SOMAXCONN: "1"})
+    driver.create_network(network(1, f"{KEEPALIVE}=600", f"{SOMAXCONN}=9"))
+    driver.create_endpoint(new_endpoint())
+    driver.join(new_join())
+    assert driver.counts.sysctl_writes == 1, "the other one is the container's own"
+    driver.leave(network_id(1), endpoint_id(1))
+    assert driver.counts.sysctl_writes == 2, "what was there before is written, too"
+
+
+# What is not done twice, and what is not undone.
+
+
+def test_a_port_that_is_held_is_not_asked_for_again(
+    driver: BridgeDriver, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.create_network(network(1))
+    driver.create_endpoint(new_endpoint())
+    kernel.add_sandbox(sandbox_key(1))
+    driver.join(new_join(has_ports=True))
+    driver.program_external_connectivity(network_id(1), endpoint_id(1), ports("80:80", "81:81"))
+    lost = min(kernel.reserved)
+    kernel.reserved.discard(lost)
+    assert driver.repair_all() == ()
+    assert "publish" not in caplog.text
+
+
+def test_a_quiet_minute_is_not_forgiven_as_a_quiet_quarter_of_an_hour_is() -> None:
+    """Else who breaks a thing once a minute would be fought for ever."""
+    for quiet, expected in (
+        (WINDOW_SECONDS + 1, 2 * FIRST_REST_SECONDS),
+        (LONGEST_REST_SECONDS + 1, FIRST_REST_SECONDS),
+    ):
+        backoff = Backoff()
+        for now in (0.0, FIRST_REST_SECONDS):
+            for _ in range(REPAIRS if now == 0 else 1):
+                assert backoff.allows("a bridge", now)
+            assert now or not backoff.allows("a bridge", now)
+        later = FIRST_REST_SECONDS + quiet
+        for _ in range(REPAIRS):
+            assert backoff.allows("a bridge", later)
+        assert not backoff.allows("a bridge", later)
+        assert backoff.resting(later) == {"a bridge": expected}
+
+
+def test_a_socket_that_somebody_has_put_in_its_place_stays(tmp_path: Path) -> None:
+    """A driver that was started anew may listen there before the last one has ended."""
+    path = tmp_path / "pynet.sock"
+    names = Names()
+    names.open(path)
+    (descriptor,) = names.descriptors
+    own = path.stat().st_ino
+    path.rename(tmp_path / "aside")  # so that its inode is not used again
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        other.listen()
+        assert path.stat().st_ino != own
+        names.remove()
+        assert answers(path)
+    socket.socket(fileno=descriptor).close()
+
+
+def test_a_socket_of_its_own_is_removed(tmp_path: Path) -> None:
+    names = Names()
+    names.open(tmp_path / "pynet.sock")
+    for _ in range(2):
+        names.remove()
+        assert not (tmp_path / "pynet.sock").exists()
+    socket.socket(fileno=names.descriptors[0]).close()
+
+
+def test_what_compose_would_replace_is_written_for_it() -> None:
+    (line,) = [each for each in suggest_compose([Finding(KEEPALIVE, "$A 1", "")]) if "net." in each]
+    assert line.strip() == f'{KEEPALIVE}: "$$A 1"'
