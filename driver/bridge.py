@@ -145,7 +145,9 @@ class BridgeDriver:
         self.counts = counts or Counts()
         self.health = health or Health()
         self._lock = Lock()
-        self._sandboxes = Sandboxes(store, kernel, self._lock, policy, self.counts)
+        self._sandboxes = Sandboxes(
+            store, kernel, self._lock, policy, counts=self.counts, health=self.health
+        )
         self.survey = Survey(store, kernel, self._lock, self._sandboxes.heritage, policy)
         self._rules = Rules(kernel)
         self._publisher = Publisher(store, kernel)
@@ -614,6 +616,7 @@ class BridgeDriver:
         with self._lock:  # so that a repair waits for the end of the restoring
             self.keep_whole()
             self.restore()
+            self._look()  # what only others can mend is told from the start
 
     def restore(self) -> None:
         """Bring the kernel to what the state file says; see `Restorer`."""
@@ -742,6 +745,8 @@ class BridgeDriver:
         except Exception:
             self._look()
             raise
+        if self._healer is not None:
+            self._healer.forgotten()
 
     def _look(self) -> None:
         """Have the healer look for what a failed step of the driver's own has left."""

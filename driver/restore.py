@@ -114,7 +114,7 @@ class Restorer:
             links: dict[str, Link] = {}
             is_made = attempt_each(
                 [
-                    self._sandboxes.check_defaults,
+                    self._sandboxes.look_at_defaults,
                     *(self._ensure_bridge(each) for each in intent.networks.values()),
                     partial(self._raise_rules, intent),
                     partial(self._kernel.forget_flows, bindings),
@@ -159,14 +159,11 @@ class Restorer:
             return chosen
 
     def _glimpse(self) -> set[tuple[Kind, str]]:
-        """Return what seems to be damaged, by kind and subject, while requests go on.
-
-        Without what only Docker can mend: an endpoint on its way out looks like that.
-        """
+        """Return what seems to be damaged, by kind and subject, while requests go on."""
         with self._lock:
             intent = self._intent()
         found = self._find_damage(intent)
-        return {(each.kind, each.subject) for each in found if each.kind is not Kind.SEVERED}
+        return {(each.kind, each.subject) for each in found}
 
     def repair_all(self) -> tuple[Difference, ...]:
         """Mend everything that `check` finds; return what differs afterwards."""
