@@ -26,6 +26,8 @@ FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 # No packet of others comes in by them, or none whose source the kernel has not checked already:
 # WireGuard takes from a peer only what its AllowedIPs say.
 HARMLESS_KINDS = frozenset({"dummy", "wireguard"})
+# What an operator writes to have a host without IPv6; a file of sysctl.d has them in a row.
+NO_IPV6 = {name: f"net.ipv6.conf.{name}.disable_ipv6" for name in ("all", "lo")}
 # Every container that sends anything off its link takes an entry on the host, and one of its own
 # for the gateway; the kernel counts those of all namespaces together (neigh_alloc()).
 ENTRIES_EACH = 2
@@ -71,6 +73,28 @@ def advise(
             yield from _advise_on_forwarding(version, settings)
     if any(network.has_family(4) for network in networks):
         yield from _advise_on_sources(settings)
+
+
+def advise_on_ipv6(networks: Iterable[Network], host: Mapping[str, str]) -> Iterator[Advice]:
+    """Yield what a host without IPv6 keeps these networks from; `host` has its parameters.
+
+    A network's own bridge and its containers have IPv6 all the same, as with Docker's bridge.
+    """
+    if not any(network.has_family(6) for network in networks):
+        return
+    if host.get(NO_IPV6["all"]) == "1":
+        yield Advice(
+            NO_IPV6["all"],
+            "is 1, so this host's interfaces have no IPv6: by IPv6 containers reach each other and "
+            "this host, but nobody beyond it, and nobody there reaches their ports; IPv4 works. "
+            f"If it is not meant so, sysctl -w {NO_IPV6['all']}=0",
+        )
+    elif host.get(NO_IPV6["lo"]) == "1":
+        yield Advice(
+            NO_IPV6["lo"],
+            "is 1, so this host has no ::1 by which to reach published ports; its other addresses "
+            f"work. If it is not meant so, sysctl -w {NO_IPV6['lo']}=0",
+        )
 
 
 def describe_wrong_name(endpoint: Endpoint, name: str) -> str:

@@ -13,7 +13,14 @@ from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING
 
-from driver.advice import advise, advise_on_names, describe_wrong_name, find_entrances
+from driver.advice import (
+    NO_IPV6,
+    advise,
+    advise_on_ipv6,
+    advise_on_names,
+    describe_wrong_name,
+    find_entrances,
+)
 from driver.counts import Counts
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
 from driver.heal import Healer
@@ -55,7 +62,7 @@ from driver.sysctls import NO_POLICY
 from driver.undo import Rollback, attempt_all, attempt_each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from ipaddress import IPv4Interface, IPv6Interface
 
@@ -138,7 +145,9 @@ class BridgeDriver:
         self.counts = counts or Counts()
         self.health = health or Health()
         self._lock = Lock()
-        self._sandboxes = Sandboxes(store, kernel, self._lock, policy, self.counts)
+        self._sandboxes = Sandboxes(
+            store, kernel, self._lock, policy, counts=self.counts, health=self.health
+        )
         self.survey = Survey(store, kernel, self._lock, self._sandboxes.heritage, policy)
         self._rules = Rules(kernel)
         self._publisher = Publisher(store, kernel)
@@ -614,6 +623,7 @@ class BridgeDriver:
         with self._lock:  # so that a repair waits for the end of the restoring
             self.keep_whole()
             self.restore()
+            self._look()  # what only others can mend is told from the start
 
     def restore(self) -> None:
         """Bring the kernel to what the state file says; see `Restorer`."""
@@ -636,7 +646,14 @@ class BridgeDriver:
         settings = self._kernel.observe_host(find_entrances(self._kernel.observe_links()))
         names = ((each, self._find_wrong_name(each)) for each in endpoints)
         misnamed = {each: name for each, name in names if name}
-        return (*advise(networks, endpoints, settings), *advise_on_names(misnamed))
+        return (
+            *advise(networks, endpoints, settings),
+            *self._advise_on_ipv6(networks),
+            *advise_on_names(misnamed),
+        )
+
+    def _advise_on_ipv6(self, networks: Collection[Network]) -> Iterator[Advice]:
+        return advise_on_ipv6(networks, self._kernel.read_host(NO_IPV6.values()))
 
     def repair_all(self) -> tuple[Difference, ...]:
         """Mend all that `check` finds; return what differs afterwards."""
@@ -735,6 +752,8 @@ class BridgeDriver:
         except Exception:
             self._look()
             raise
+        if self._healer is not None:
+            self._healer.forgotten()
 
     def _look(self) -> None:
         """Have the healer look for what a failed step of the driver's own has left."""
@@ -771,6 +790,8 @@ class BridgeDriver:
         for option in network.options.without_effect:
             log.warning("network %s: option %s has no effect", short(network.id), option)
         self._rules.add_network(network, undo, is_first=not others)
+        for advice in self._advise_on_ipv6([network]):
+            log.warning("network %s: %s %s", short(network.id), advice.setting, advice.text)
 
     def _evict_superseded(self, network: Network) -> None:
         """Remove networks without endpoints whose addresses Docker has just given away anew."""

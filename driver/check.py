@@ -31,6 +31,10 @@ class Kind(StrEnum):
     MAC = "MAC address"  # that two have: a container's own doing, or somebody's on the bridge
 
 
+# What the driver does not mend by itself: only Docker can, or it is the operator's to decide.
+TOLD = frozenset({Kind.SEVERED})
+
+
 class Existence(Enum):
     """Whether a sandbox is there, as far as this process can tell."""
 

@@ -511,13 +511,19 @@ def render_ruleset(
 
     One transaction, whatever was there before.
     """
+    elements = "".join(render_elements(networks, endpoints))
+    return f"{render_no_ruleset()}{_BASE}{render_uplinks(uplinks)}{elements}"
+
+
+def render_elements(networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
+    """Return what these networks, their endpoints and ports add, a text each."""
     by_id = {network.id: network for network in networks}
     elements = [render_network(network) for network in by_id.values()]
     for endpoint in endpoints:
         if endpoint.is_in_rules:
             elements.append(render_join(endpoint, by_id[endpoint.network_id]))
         elements.append(render_bindings(endpoint.id, endpoint.bindings))
-    return f"{render_no_ruleset()}{_BASE}{render_uplinks(uplinks)}{''.join(elements)}"
+    return tuple(filter(None, elements))
 
 
 def render_uplinks(names: Iterable[str]) -> str:

@@ -3,7 +3,8 @@
 What a failed step of the driver's own has left behind is mended in the same way.
 
 Somebody who breaks the same thing again and again means it, or has a tool that does: after three
-repairs within a minute it is left alone for a while, loudly.
+repairs within a minute it is left alone for a while, loudly. What only others can mend is told,
+once, and looked at now and then until they have.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import deque
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
-from driver.check import Kind
+from driver.check import TOLD, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 REPAIRS, WINDOW_SECONDS = 3, 60.0
 FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 60.0, 960.0
+RECHECK_SECONDS = 30.0  # how often what only others can mend is looked at, while there is any
 LOOKING = "looking for damage"
 
 log = logging.getLogger(__name__)
@@ -98,6 +100,7 @@ class Healer:
         self._damaged = False
         self._closing = False
         self._given_up: set[str] = set()
+        self._told: set[str] = set()  # of those, what others have to mend
         self._thread = threading.Thread(target=self._run, name="healer", daemon=True)
         self._thread.start()
 
@@ -106,6 +109,13 @@ class Healer:
         with self._condition:
             self._damaged = True
             self._condition.notify()
+
+    def forgotten(self) -> None:
+        """Look again soon if something was told that only others can mend: it may be so by now."""
+        with self._condition:
+            if self._told:
+                self._damaged = True
+                self._condition.notify()
 
     def resting(self) -> dict[str, float]:
         """Return what is not repaired for now, because it breaks again and again."""
@@ -138,20 +148,26 @@ class Healer:
         """Wait for damage, or for the end of a rest; False when it is time to go."""
         with self._condition:
             while not (self._damaged or self._closing or self._backoff.end_rests(self._clock())):
-                self._condition.wait(min(self.resting().values(), default=None))
+                recheck = [RECHECK_SECONDS] if self._told else []
+                is_told = self._condition.wait(
+                    min((*self.resting().values(), *recheck), default=None)
+                )
+                if recheck and not is_told:
+                    break
             self._damaged = False
             return not self._closing
 
     def _choose(self, found: tuple[Difference, ...]) -> tuple[Difference, ...]:
         by_thing: dict[str, list[Difference]] = {}
-        blocked = {_thing(each): each for each in found if each.blocked}
+        others = {_thing(each): each for each in found if each.blocked or each.kind in TOLD}
         for difference in found:
-            if difference.kind is not Kind.SEVERED and not difference.blocked:
+            if not (difference.blocked or difference.kind in TOLD):
                 by_thing.setdefault(_thing(difference), []).append(difference)
-        for thing in self._given_up - by_thing.keys() - blocked.keys():
+        for thing in self._given_up - by_thing.keys() - others.keys():
             self._forgive(thing)
-        for thing in blocked.keys() - self._given_up:
-            self._wait_for(thing, blocked[thing])
+        for thing in sorted(others.keys() - self._given_up):
+            self._tell(thing, others[thing])
+        self._told = set(others)
         chosen = (each for thing, each in by_thing.items() if self._allows(thing, each[0]))
         return tuple(chain.from_iterable(chosen))
 
@@ -173,9 +189,11 @@ class Healer:
             self._given_up.add(thing)
         return False
 
-    def _wait_for(self, thing: str, example: Difference) -> None:
-        """Say that a thing is mended when somebody else's link has gone, which the kernel tells."""
-        problem = f"{example}; it is mended as soon as that link has gone"
+    def _tell(self, thing: str, difference: Difference) -> None:
+        """Say once what only others can mend; of somebody else's link the kernel tells the end."""
+        problem = str(difference)
+        if difference.blocked:
+            problem += "; it is mended as soon as that link has gone"
         log.error("%s", problem)
         self._health.report(thing, problem)
         self._given_up.add(thing)

@@ -11,6 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from driver.undo import attempt_all
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
 
 
 def ensure_bridges(kernel: Kernel, network: Network) -> None:
-    """Have all bridges of the network, joined."""
-    kernel.ensure_bridge(network.bridge)
-    for number in network.parts:
-        _ensure_part(kernel, network, number)
+    """Have all bridges of the network, joined; what fails is raised when the rest has been made."""
+    attempt_all(
+        [
+            partial(kernel.ensure_bridge, network.bridge),
+            *(partial(_ensure_part, kernel, network, number) for number in network.parts),
+        ]
+    )
 
 
 def add_part(kernel: Kernel, network: Network, number: int, undo: Rollback) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 from driver import firewall
 from driver.check import (
@@ -26,6 +26,7 @@ from driver.check import (
     is_blocked,
     is_dead,
 )
+from driver.errors import DriverError
 from driver.model import host_end_name, short, veth_of
 from driver.parts import ensure_bridges
 from driver.reality import find_uplinks
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from driver.sandbox import Sandboxes
     from driver.store import Store
 
+P = ParamSpec("P")
 log = logging.getLogger(__name__)
 
 
@@ -112,7 +114,7 @@ class Restorer:
             links: dict[str, Link] = {}
             is_made = attempt_each(
                 [
-                    self._sandboxes.check_defaults,
+                    self._sandboxes.look_at_defaults,
                     *(self._ensure_bridge(each) for each in intent.networks.values()),
                     partial(self._raise_rules, intent),
                     partial(self._kernel.forget_flows, bindings),
@@ -157,14 +159,11 @@ class Restorer:
             return chosen
 
     def _glimpse(self) -> set[tuple[Kind, str]]:
-        """Return what seems to be damaged, by kind and subject, while requests go on.
-
-        Without what only Docker can mend: an endpoint on its way out looks like that.
-        """
+        """Return what seems to be damaged, by kind and subject, while requests go on."""
         with self._lock:
             intent = self._intent()
         found = self._find_damage(intent)
-        return {(each.kind, each.subject) for each in found if each.kind is not Kind.SEVERED}
+        return {(each.kind, each.subject) for each in found}
 
     def repair_all(self) -> tuple[Difference, ...]:
         """Mend everything that `check` finds; return what differs afterwards."""
@@ -203,11 +202,13 @@ class Restorer:
             *compare_bridges(networks, links),
             *compare_endpoints(intent.endpoints, intent.networks, links, sandboxes),
             *find_leftovers(networks, intent.endpoints, links),
-            *self._compare_rules(intent, links),
+            *_looked(Kind.RULES, "nftables", self._compare_tables, intent, links),
+            *_looked(Kind.ACCEPT, "FORWARD", self._compare_accept, intent),
+            *_looked(Kind.LOOPBACK, firewall.LOOPBACK_PAIR.out_end, self._compare_pair, intent),
             *compare_reservations(intent.endpoints, self._kernel.list_reserved()),
         )
 
-    def _compare_rules(self, intent: Intent, links: Mapping[str, Link]) -> Iterator[Difference]:
+    def _compare_tables(self, intent: Intent, links: Mapping[str, Link]) -> Iterator[Difference]:
         networks = intent.networks.values()
         text = ""
         if networks:
@@ -215,6 +216,9 @@ class Restorer:
             text = firewall.render_ruleset(networks, intent.endpoints, uplinks)
         wanted = self._kernel.preview_rules(text, firewall.TABLES)
         yield from compare_rules(wanted, self._kernel.list_rules(firewall.TABLES))
+
+    def _compare_accept(self, intent: Intent) -> Iterator[Difference]:
+        networks = intent.networks
         if networks and not self._kernel.has_forward_accept(firewall.ACCEPTED_MARK):
             yield Difference(
                 Kind.ACCEPT,
@@ -223,6 +227,9 @@ class Restorer:
             )
         if not networks and self._kernel.has_forward_accept(firewall.ACCEPTED_MARK):
             yield Difference(Kind.ACCEPT, "FORWARD", "pynet's rule is left over")
+
+    def _compare_pair(self, intent: Intent) -> Iterator[Difference]:
+        networks = intent.networks.values()
         if any(network.publishes(6) for network in networks) and not self._kernel.has_loopback_pair(
             firewall.LOOPBACK_PAIR
         ):
@@ -237,12 +244,15 @@ class Restorer:
 
     def _find_missing_parameters(self, intent: Intent) -> Iterator[Difference]:
         for sandbox in intent.sandboxes:
-            with self._store.transaction():
-                missing = self._sandboxes.find_missing(sandbox)
-            for sysctl in missing:
-                yield Difference(
-                    Kind.PARAMETER, sandbox, f"{sysctl.key}={sysctl.value} was not written"
-                )
+            yield from _looked(Kind.PARAMETER, sandbox, self._compare_parameters, sandbox)
+
+    def _compare_parameters(self, sandbox: SandboxKey) -> Iterator[Difference]:
+        with self._store.transaction():
+            missing = self._sandboxes.find_missing(sandbox)
+        for sysctl in missing:
+            yield Difference(
+                Kind.PARAMETER, sandbox, f"{sysctl.key}={sysctl.value} was not written"
+            )
 
     def _mend(self, found: Collection[Difference], intent: Intent) -> None:
         """Run the remedies of what was found, one a kind, in the order in which they build."""
@@ -371,6 +381,16 @@ class Restorer:
                     log.info("endpoint %s died with its sandbox", short(endpoint.id))
                     self._store.delete_endpoint(endpoint.id)
                     forgotten.append(endpoint)
+
+
+def _looked(
+    kind: Kind, subject: str, look: Callable[P, Iterator[Difference]], *args: P.args, **kw: P.kwargs
+) -> tuple[Difference, ...]:
+    """Return what a look finds; one that fails is a difference itself, and keeps no other."""
+    try:
+        return tuple(look(*args, **kw))
+    except DriverError as error:
+        return (Difference(kind, subject, f"cannot be looked at: {error}"),)
 
 
 def _log_repairs(found: Iterable[Difference]) -> None:

@@ -9,11 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from driver import firewall
+from driver.errors import DriverError
 from driver.reality import find_uplinks
 from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from driver.kernel import Kernel
     from driver.model import Endpoint, Network
@@ -80,17 +81,45 @@ class Rules:
     def raise_for(self, networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> None:
         """Make the whole firewall as these networks and endpoints need it; none need none.
 
-        A network without containers does not turn on forwarding: see `_ensure_forwarding`.
+        A network without containers does not turn on forwarding: see `_ensure_forwarding`. What
+        fails is raised when all the rest has been made.
         """
         networks, endpoints = tuple(networks), tuple(endpoints)
         if not networks:
             self.lower()
             return
         joined = {each.network_id for each in endpoints if each.attachment is not None}
-        self._ensure_forwarding(each for each in networks if each.id in joined)
-        self._ensure_loopback(networks, Rollback())
-        self._kernel.apply_rules(firewall.render_ruleset(networks, endpoints, self._uplinks()))
-        self._kernel.ensure_forward_accept(firewall.ACCEPTED_MARK)
+        attempt_all(
+            [
+                partial(self._ensure_forwarding, [each for each in networks if each.id in joined]),
+                partial(self._ensure_loopback, networks, Rollback()),
+                partial(self._render, networks, endpoints),
+                partial(self._kernel.ensure_forward_accept, firewall.ACCEPTED_MARK),
+            ]
+        )
+
+    def _render(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """Make the tables in one transaction; if that is refused, all of them that is not."""
+        uplinks = self._uplinks()
+        try:
+            self._kernel.apply_rules(firewall.render_ruleset(networks, endpoints, uplinks))
+        except DriverError:
+            elements = firewall.render_elements(networks, endpoints)
+            if len(elements) == 1:
+                raise
+            self._kernel.apply_rules(firewall.render_ruleset((), (), uplinks))
+            self._apply_each(elements)
+
+    def _apply_each(self, texts: Sequence[str]) -> None:
+        """Apply what is not refused of several texts, halving them; then raise what was."""
+        try:
+            self._kernel.apply_rules("".join(texts))
+        except DriverError:
+            if len(texts) == 1:
+                raise
+            middle = len(texts) // 2
+            halves = texts[:middle], texts[middle:]
+            attempt_all([partial(self._apply_each, half) for half in halves])
 
     def lower(self) -> None:
         """Remove every rule of ours, wherever it is; forwarding stays on, as Docker leaves it."""
@@ -114,9 +143,11 @@ class Rules:
         must not keep it from.
         """
         networks = tuple(networks)
-        for version in (4, 6):
-            if any(network.forwards(version) for network in networks):
-                self._kernel.ensure_forwarding(version)
+        attempt_all(
+            partial(self._kernel.ensure_forwarding, version)
+            for version in (4, 6)
+            if any(network.forwards(version) for network in networks)
+        )
 
     def _ensure_loopback(self, networks: Iterable[Network], undo: Rollback) -> None:
         """Make the way on which the host's ::1 reaches ports, if any of these networks needs it."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from driver.counts import Counts
 from driver.errors import DriverError, InvalidRequest, NotFound
+from driver.health import Health
 from driver.inherit import Heritage
 from driver.model import host_end_name, sandbox_end_name, short
 from driver.recent import Recent
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from driver.store import Store
     from driver.sysctls import SysctlPolicy, Wish
 
+DEFAULTS = "PYNET_DEFAULT_SYSCTLS"
 log = logging.getLogger(__name__)
 
 
@@ -66,19 +68,22 @@ class Followed:
 class Sandboxes:
     """The sandboxes of all endpoints, as far as their kernel parameters go."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of the driver that it works with
         self,
         store: Store,
         kernel: Kernel,
         lock: Lock,
         policy: SysctlPolicy = NO_POLICY,
+        *,
         counts: Counts | None = None,
+        health: Health | None = None,
     ) -> None:
         self._store = store
         self._kernel = kernel
         self._lock = lock
         self._policy = policy
         self._counts = counts or Counts()
+        self._health = health or Health()
         self._untried = policy.defaults
         self._pristine: dict[str, str] = {}
         self._asked: set[str] | None = None
@@ -101,14 +106,27 @@ class Sandboxes:
         return self.heritage.read(network.options.inherit)
 
     def check_defaults(self) -> None:
-        """Try the operator's defaults in the same way, until this kernel has taken them once."""
+        """Try the operator's defaults in the same way, until this kernel has taken them once.
+
+        While it does not, health says so: no network can be made.
+        """
         if not self._untried:
             return
         try:
             self._pristine.update(self._kernel.check_sysctls(self._untried))
         except InvalidRequest as error:
-            raise InvalidRequest(f"default for all networks of this host: {error}") from error
+            problem = f"default for all networks of this host, {DEFAULTS}: {error}"
+            self._health.report(DEFAULTS, f"no network can be made: {problem}")
+            raise InvalidRequest(problem) from error
         self._untried = ()
+        self._health.clear(DEFAULTS)
+
+    def look_at_defaults(self) -> None:
+        """Say at the start if a default is refused: what is there already does without it."""
+        try:
+            self.check_defaults()
+        except InvalidRequest as error:
+            log.error("no network can be made: %s", error)  # noqa: TRY400 - the words say it all
 
     def is_complete(self, endpoint: Endpoint) -> bool:
         """Tell whether a joined endpoint's sandbox exists and its interface needs no parameters."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from driver.kernel import sysctl
-from driver.undo import Rollback
+from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -54,7 +55,7 @@ def is_placed(jumps: Sequence[str], ours: int) -> bool:
 
 
 def ensure_forward_accept(nft: Nft, mark: int) -> None:
-    """Put the rule where it belongs, once, for both families.
+    """Put the rule where it belongs, once, for both families; for one, if the other refuses it.
 
     A host that boots may have no such chain yet: it is made as iptables makes it.
     """
@@ -63,20 +64,23 @@ def ensure_forward_accept(nft: Nft, mark: int) -> None:
             "this host has rules of the older iptables (iptables-legacy -S): if Docker's are among "
             "them, containers do not reach each other, and pynet has to run as a service instead"
         )
+    attempt_all([partial(_ensure_accept, nft, table, mark) for table in _tables()])
+
+
+def _ensure_accept(nft: Nft, table: str, mark: int) -> None:
     with Rollback() as undo:
-        for table in _tables():
-            if not _is_in_place(nft, table, mark):
-                if nft.list_chain(table, FORWARD) is None:
-                    hook = "type filter hook forward priority 0; policy accept;"
-                    nft.run(f"add table {table}\nadd chain {table} {FORWARD} {{ {hook} }}\n")
-                _delete_from(nft, table, FORWARD, mark)
-                rules = _rules(nft, table, FORWARD)
-                place = find_place(_jumps(rules))
-                behind = "" if place is None else f"position {_handle(rules[place - 1])} "
-                rule = f'meta mark & {mark:#x} == {mark:#x} counter accept comment "pynet"'
-                nft.run(f"add rule {table} {FORWARD} {behind}{rule}\n")
-                undo.push(_delete_from, nft, table, FORWARD, mark)
-            _delete_from(nft, table, OPERATORS, mark)  # where pynet once had it
+        if not _is_in_place(nft, table, mark):
+            if nft.list_chain(table, FORWARD) is None:
+                hook = "type filter hook forward priority 0; policy accept;"
+                nft.run(f"add table {table}\nadd chain {table} {FORWARD} {{ {hook} }}\n")
+            _delete_from(nft, table, FORWARD, mark)
+            rules = _rules(nft, table, FORWARD)
+            place = find_place(_jumps(rules))
+            behind = "" if place is None else f"position {_handle(rules[place - 1])} "
+            rule = f'meta mark & {mark:#x} == {mark:#x} counter accept comment "pynet"'
+            nft.run(f"add rule {table} {FORWARD} {behind}{rule}\n")
+            undo.push(_delete_from, nft, table, FORWARD, mark)
+        _delete_from(nft, table, OPERATORS, mark)  # where pynet once had it
 
 
 def has_forward_accept(nft: Nft, mark: int) -> bool:
@@ -86,9 +90,13 @@ def has_forward_accept(nft: Nft, mark: int) -> bool:
 
 def delete_forward_accept(nft: Nft, mark: int) -> None:
     """Delete the rule, however often it is there, from every chain that may hold it."""
-    for table in _tables():
-        for chain in (FORWARD, OPERATORS):
-            _delete_from(nft, table, chain, mark)
+    attempt_all(
+        [
+            partial(_delete_from, nft, table, chain, mark)
+            for table in _tables()
+            for chain in (FORWARD, OPERATORS)
+        ]
+    )
 
 
 def set_forward_policy(nft: Nft, version: int, policy: str) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING
 
 from driver.errors import KernelError
 from driver.kernel import sysctl
 from driver.kernel.forward import FORWARD, OPERATORS, find_place, is_placed
-from driver.undo import Rollback
+from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -40,19 +41,20 @@ def has_command(version: int) -> bool:
 
 
 def ensure_forward_accept(mark: int) -> None:
-    """Put the rule where it belongs, once, for both families."""
+    """Put the rule where it belongs, once, for both families; for one, if the other refuses it."""
+    attempt_all([partial(_ensure_accept, command, mark) for command in _usable()])
+
+
+def _ensure_accept(command: str, mark: int) -> None:
     with Rollback() as undo:
-        for command in _usable():
-            rules = _list_rules(command, FORWARD)
-            if _is_in_place(rules, mark):
-                _delete(command, OPERATORS, mark)  # where pynet once had it
-                continue
+        rules = _list_rules(command, FORWARD)
+        if not _is_in_place(rules, mark):
             _delete(command, FORWARD, mark)
             place = find_place(_jumps(_list_rules(command, FORWARD)))
             where = ("-A", FORWARD) if place is None else ("-I", FORWARD, str(place + 1))
             _run(command, *where, *_rule(mark))
             undo.push(_delete, command, FORWARD, mark)
-            _delete(command, OPERATORS, mark)
+        _delete(command, OPERATORS, mark)  # where pynet once had it
 
 
 def has_forward_accept(mark: int) -> bool:
@@ -62,9 +64,13 @@ def has_forward_accept(mark: int) -> bool:
 
 def delete_forward_accept(mark: int) -> None:
     """Delete the rule, however often it is there, from every chain that may hold it."""
-    for command in _usable():
-        for chain in (FORWARD, OPERATORS):
-            _delete(command, chain, mark)
+    attempt_all(
+        [
+            partial(_delete, command, chain, mark)
+            for command in _usable()
+            for chain in (FORWARD, OPERATORS)
+        ]
+    )
 
 
 def set_forward_policy(version: int, policy: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from driver.errors import Conflict, KernelError
 from driver.kernel import sysctl
-from driver.kernel.links import HALF_MADE
+from driver.kernel.links import HALF_MADE, find_index
 from driver.kernel.netlink import NetlinkError
 from driver.kernel.rtnetlink import LOCAL_TABLE, LinkInfo, Rtnetlink, VethPeer
 from driver.model import DEFAULT_MTU, MacAddress
@@ -40,12 +40,15 @@ def ensure_loopback_pair(pair: LoopbackPair) -> bool:
     """Make the pair, its neighbours, its routes and its rule; False if they are there already.
 
     The alias comes last, so a pair that has it was complete. Others may have taken it down since,
-    or removed the rule (systemd-networkd does, with every rule that it does not know).
+    or removed a route or the rule (systemd-networkd does, with every rule that it does not know).
+    A host without ::1 gets none, for nobody there could take that way.
     """
     attempt = f"create {pair.out_end} and {pair.in_end}"
     with _route(attempt) as route, Rollback() as undo:
+        if not _has_loopback():
+            return False
         link = route.find_link(pair.out_end)
-        if link is not None and _is_complete(link):
+        if link is not None and _is_complete(route, link, pair):
             _ensure_rule(route, pair)
             return False
         if link is not None and not _is_ours(link):
@@ -57,10 +60,12 @@ def ensure_loopback_pair(pair: LoopbackPair) -> bool:
 
 
 def has_loopback_pair(pair: LoopbackPair) -> bool:
-    """Tell whether the pair is there, complete, up and with its rule."""
+    """Tell whether the pair is there, complete, up and with its rule, or the host has no ::1."""
     with _route(f"look at {pair.out_end}") as route:
+        if not _has_loopback():
+            return True
         link = route.find_link(pair.out_end)
-        return link is not None and _is_complete(link) and route.has_rule(pair)
+        return link is not None and _is_complete(route, link, pair) and route.has_rule(pair)
 
 
 def delete_loopback_pair(pair: LoopbackPair) -> None:
@@ -86,12 +91,26 @@ def _delete_pair(route: Rtnetlink, pair: LoopbackPair) -> None:
     _delete_rule(route, pair)
 
 
-def _is_complete(link: LinkInfo) -> bool:
+def _has_loopback() -> bool:
+    """Tell whether the host has ::1: the kernel has IPv6, and the operator lets `lo` have it."""
+    return sysctl.read("net.ipv6.conf.IFNAME.disable_ipv6", sysctl.LOOPBACK) == "0"
+
+
+def _is_complete(route: Rtnetlink, link: LinkInfo, pair: LoopbackPair) -> bool:
     """Tell whether the pair, by the look of one end, is as `_create` leaves it.
 
-    An end that was down has lost its routes, and one whose other end is down has no carrier.
+    An end whose other end is down has no carrier. Routes go with IPv6 on an end, and by others'
+    hands.
     """
-    return link.has_carrier and link.alias == ALIAS
+    if not link.has_carrier or link.alias != ALIAS:
+        return False
+    out_index, in_index = link.index, find_index(pair.in_end)
+    return (
+        route.has_route(out_index, _LOOPBACK, table=LOCAL_TABLE)
+        and route.has_route(out_index, None, table=pair.table)
+        and in_index is not None
+        and route.has_route(in_index, pair.source)
+    )
 
 
 def _is_ours(link: LinkInfo) -> bool:
@@ -105,6 +124,8 @@ def _create(route: Rtnetlink, pair: LoopbackPair) -> None:
     for index in (out_index, in_index):
         route.raise_link(index)
     for end in (pair.out_end, pair.in_end):
+        # The operator may have turned IPv6 off for whatever interface comes later.
+        sysctl.ensure("net.ipv6.conf.IFNAME.disable_ipv6", "0", end)
         sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", end)
     # Both ways the other end is the next hop; nobody answers for it, so it is written down.
     route.add_neighbour(out_index, _NEXT_HOP, _IN_MAC)

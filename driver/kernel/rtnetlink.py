@@ -50,7 +50,7 @@ _RULE_HEAD = struct.Struct("=8BI")  # fib_rule_hdr: family, lengths, tos, table,
 
 _NEW_LINK, _DELETE_LINK, _GET_LINK = 16, 17, 18  # RTM_…LINK
 _NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22  # RTM_…ADDR
-_NEW_ROUTE, _NEW_NEIGHBOUR = 24, 28
+_NEW_ROUTE, _GET_ROUTE, _NEW_NEIGHBOUR = 24, 26, 28
 _NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34
 
 # IFLA_…
@@ -296,6 +296,25 @@ class Rtnetlink(Connection):
         if priority is not None:
             body += encode_number(_PRIORITY, priority)
         self.change(_NEW_ROUTE, body, CREATE | EXCLUSIVE)
+
+    def has_route(
+        self, index: int, destination: IPv6Address | None, *, table: int = MAIN_TABLE
+    ) -> bool:
+        """Tell whether a table has a route out of an interface to one address, or to all for None.
+
+        The kernel lists those of the interface and the table alone.
+        """
+        head = _ROUTE_HEAD.pack(socket.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
+        only = encode_number(_OUT_INDEX, index) + encode_number(_TABLE, table)
+        try:
+            found = self.dump(_GET_ROUTE, head + only)
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:  # a table that never had a route
+                return False
+            raise
+        wanted = None if destination is None else destination.packed
+        routes = (parse_attributes(body, _ROUTE_HEAD.size) for body in found)
+        return any(route.get(_DESTINATION) == wanted for route in routes)
 
     def add_rule(self, pair: LoopbackPair, priority: int) -> None:
         """Have what carries the pair's mark look into its table."""

@@ -20,7 +20,8 @@ def check(*, repair: bool, as_json: bool) -> None:
     While the driver runs it mends most damage by itself, within a second of it.
 
     Warns of settings of the host that are no damage and not the driver's to change: tables of
-    neighbours too small, an open FORWARD chain, interfaces that take any IPv4 source address.
+    neighbours too small, an open FORWARD chain, interfaces that take any IPv4 source address, IPv6
+    that is turned off beside networks that have it.
 
     \b
     Examples:

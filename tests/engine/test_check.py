@@ -162,3 +162,54 @@ def test_a_host_that_is_merely_weaker_is_warned_of_and_whole(site: Site) -> None
         engine.run("sysctl", "-w", f"net.ipv4.conf.all.rp_filter={before}")
         for command in ("iptables", "ip6tables"):
             engine.run(command, "-w", "-P", "FORWARD", "DROP")
+
+
+def health(engine: Engine) -> list[str]:
+    """Return the problems that health tells of, none when it is well."""
+    assert engine.driver is not None
+    status, body = request(engine.driver.socket, "GET", "/health")
+    told: list[str] = json.loads(body)["problems"]
+    assert (status == 503) == bool(told)
+    return told
+
+
+def lines(engine: Engine, text: str) -> list[str]:
+    """Return the lines of the driver's log that hold the text."""
+    return [line for line in engine.log("driver").splitlines() if text in line]
+
+
+def test_an_interface_that_is_gone_is_told_until_its_container_has_one_again(site: Site) -> None:
+    """It is gone for good: only Docker can give the container another."""
+    engine = site.engine
+    before = len(lines(engine, "is gone while its container runs"))
+    site.run("other", "ip", "link", "delete", "eth0")
+    (problem,) = wait_until(lambda: health(engine), SECONDS, "health says so")
+    assert problem.startswith("severed pnh")
+    assert "is gone while its container runs" in problem
+    revive_driver(engine)
+    wait_until(lambda: health(engine) == [problem], 5 * SECONDS, "a driver that starts says so")
+    wait_until(
+        lambda: len(lines(engine, problem)) == before + 2, SECONDS, "once by each of two drivers"
+    )
+    engine.docker("network", "disconnect", "-f", "back", "other")
+    engine.docker("network", "connect", "back", "other")
+    wait_until(lambda: not health(engine), SECONDS, "all is well")
+    works(site)
+
+
+def test_a_default_that_this_kernel_refuses_is_told_in_a_sentence(engine28: Engine) -> None:
+    engine = engine28
+    assert engine.driver is not None
+    engine.driver.terminate()
+    before = len(engine.log("driver"))
+    engine.start_driver(env={"PYNET_DEFAULT_SYSCTLS": "net.ipv4.tcp_keepalive_tim=600"})
+    (problem,) = wait_until(lambda: health(engine), 5 * SECONDS, "health says so")
+    assert problem.startswith(
+        "no network can be made: default for all networks of this host, PYNET_"
+    )
+    assert "did you mean net.ipv4.tcp_keepalive_time?" in problem
+    refused = engine.docker("network", "create", "-d", "pynet", "back", check=False)
+    assert "PYNET_DEFAULT_SYSCTLS: net.ipv4.tcp_keepalive_tim" in refused.stderr
+    wait_until(lambda: "CreateNetwork" in engine.log("driver")[before:], SECONDS, "it is logged")
+    assert problem in engine.log("driver")[before:]
+    assert "Traceback" not in engine.log("driver")[before:]

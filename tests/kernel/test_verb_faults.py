@@ -91,12 +91,13 @@ def look(sandbox: SandboxKey | None) -> dict[str, Any]:
     """Return links, routing rules and parameters of a namespace."""
     enter = () if sandbox is None else ("nsenter", f"--net={sandbox}")
     links = json.loads(ip("-json", "-details", "addr", sandbox=sandbox))
+    routes = ""
+    if sandbox is None and any(link["ifname"] == PAIR.out_end for link in links):
+        routes = ip("-6", "route", "show", "table", str(PAIR.table), sandbox=sandbox)
     return {
         "links": {link["ifname"]: outline(link) for link in links},
         "rules": ip("-6", "rule", sandbox=sandbox),
-        "routes": ip("-6", "route", "show", "table", str(PAIR.table), sandbox=sandbox)
-        if sandbox is None and any(link["ifname"] == PAIR.out_end for link in links)
-        else "",
+        "routes": routes.replace(" linkdown", ""),  # until the kernel has noticed the carrier
         "parameters": run(*enter, "sysctl", "-a", "--pattern", PATTERN),
     }
 
@@ -216,9 +217,14 @@ VERBS = (
         (has_bridge, has_pair, has_other),
         deletes=True,
     ),
-    Verb("accept what is marked", accepts),
+    Verb("accept what is marked", accepts, (accepts_no_more,), mends=True),
     Verb("accept it no more", accepts_no_more, (accepts,), deletes=True),
-    Verb("accept it without iptables", lambda stage: without_iptables(stage, accepts)),
+    Verb(
+        "accept it without iptables",
+        lambda stage: without_iptables(stage, accepts),
+        (lambda stage: without_iptables(stage, accepts_no_more),),
+        mends=True,
+    ),
     Verb(
         "accept it no more without iptables",
         lambda stage: without_iptables(stage, accepts_no_more),

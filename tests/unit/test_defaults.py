@@ -107,7 +107,10 @@ def test_no_network_is_made_while_this_kernel_refuses_a_default(
     store: Store, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver = start(store, kernel, "net.ipv4.tcp_keepalive_tim=300")
-    assert "default for all networks" in caplog.text
+    (line,) = caplog.messages
+    assert line.startswith("no network can be made: default for all networks of this host, PYNET_")
+    assert not any(each.exc_info for each in caplog.records)
+    assert driver.health.problems() == (line,)
     with pytest.raises(InvalidRequest, match=r"default for all networks.*tcp_keepalive_tim\b"):
         driver.create_network(network(1))
     assert store.networks() == ()

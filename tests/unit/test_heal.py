@@ -106,10 +106,36 @@ def test_all_that_is_damaged_is_mended_and_looked_at_once_more() -> None:
     assert patient.counts.repairs == {Kind.BRIDGE: 1, Kind.RULES: 1}
 
 
-def test_what_nobody_can_mend_is_not_tried() -> None:
-    patient = Patient(SEVERED)
-    assert heal(patient) == []
-    assert patient.looks == 1
+def test_what_only_others_can_mend_is_told_and_not_tried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    patient, health = Patient(SEVERED), Health()
+    healer = Healer(patient, Counts(), health, lambda: 0.0)
+    for looks in (1, 2):
+        healer.damaged()
+        wait_until(lambda: patient.looks == looks and not healer._damaged, 5, "it has looked")  # noqa: B023
+    assert health.problems() == (str(SEVERED),)
+    assert caplog.messages == [str(SEVERED)]
+    assert not patient.mended
+    patient.damage = ()
+    healer.forgotten()
+    wait_until(lambda: not health.problems(), 5, "it is gone")
+    healer.forgotten()
+    healer.close()
+    assert patient.looks == 3, "nothing was told any more"
+
+
+def test_what_only_others_can_mend_is_looked_at_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("driver.heal.RECHECK_SECONDS", 0.01)
+    patient, health = Patient(SEVERED), Health()
+    healer = Healer(patient, Counts(), health)
+    healer.damaged()
+    wait_until(health.problems, 5, "it is told")
+    patient.damage = ()
+    wait_until(lambda: not health.problems(), 5, "it is seen that it is gone")
+    healer.close()
 
 
 def test_a_remedy_that_does_not_help_is_tried_a_few_times(

@@ -24,6 +24,8 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from driver.store import Store
 
 HOST_ENDS = {number: host_end_name(endpoint_id(number)) for number in (1, 2, 3)}
@@ -198,6 +200,72 @@ def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
         restart(store, kernel)
         assert len(kernel.links) == 2, call
         assert kernel.tables, call
+
+
+class Refusing(FakeKernel):
+    """A kernel that refuses rules which hold some words, whatever else comes with them."""
+
+    def __init__(self, *words: str) -> None:
+        super().__init__()
+        self._words = words
+
+    def apply_rules(self, text: str) -> None:
+        self._refuse(text)
+        super().apply_rules(text)
+
+    def preview_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
+        self._refuse(text)
+        return super().preview_rules(text, tables)
+
+    def _refuse(self, text: str) -> None:
+        for word in self._words:
+            if word in text:
+                raise KernelError(f"refused: {word}")
+
+
+NETWORK, ENDPOINT = '"pn-020202020202"', '"pnhe2e2e2e2e2e2"'
+
+
+@pytest.mark.parametrize(
+    ("refused", "is_lost"),
+    [
+        (NETWORK, lambda key: NETWORK in key or key.startswith("10.2.")),
+        (f"guards {{ {ENDPOINT}", lambda key: ENDPOINT in key),
+        ("everywhere4 { tcp . 8080 ", lambda key: "tcp . " in key),
+    ],
+    ids=["a network", "an endpoint", "its ports"],
+)
+def test_what_has_rules_that_are_refused_takes_nothing_else_along(
+    store: Store, kernel: FakeKernel, refused: str, is_lost: Callable[[str], bool]
+) -> None:
+    picky = Refusing(refused)
+    for each in (1, 2):
+        picky.add_sandbox(sandbox_key(each))
+    BridgeDriver(store, picky).restore()
+    assert picky.accepted_marks
+    assert picky.forwarding == kernel.forwarding
+    lost = {
+        key
+        for table, each in kernel.tables.items()
+        for _, key in each.elements.keys() - picky.tables[table].elements.keys()
+    }
+    assert lost
+    assert all(map(is_lost, lost)), lost
+
+
+def test_what_cannot_be_looked_at_is_said_and_keeps_nothing_from_being_mended(
+    store: Store, kernel: FakeKernel
+) -> None:
+    driver = restart(store, kernel)
+    kernel._delete("pn-010101010101")
+    blind = Refusing("pn-020202020202")
+    vars(blind).update({**vars(kernel), "_words": blind._words})
+    driver = BridgeDriver(store, blind)
+    found = {each.kind: each for each in driver.check()}
+    assert found.keys() >= {Kind.BRIDGE, Kind.RULES}
+    assert "cannot be looked at: refused" in found[Kind.RULES].text
+    driver.repair_all()
+    assert "pn-010101010101" in blind.links
 
 
 @pytest.mark.parametrize("error", [KernelError("injected"), OSError("injected")], ids=repr)
