@@ -6,6 +6,7 @@ nowhere would show nothing.
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
@@ -296,12 +297,25 @@ TAGS = {
 }
 
 
+def keep_known(engine: Engine, port: Port) -> None:
+    """Have the host know a container by its own MAC, whatever the container says of it later.
+
+    Else its answers go elsewhere if what is said comes a second after it was last heard of
+    (`locktime` in arp_process(), net/ipv4/arp.c).
+    """
+    for address in port.addresses.values():
+        (route,) = json.loads(engine.run("ip", "-json", "route", "get", address).stdout)
+        entry = (address, "lladdr", port.mac, "dev", route["dev"], "nud", "permanent")
+        engine.run("ip", "neighbour", "replace", *entry)
+
+
 def not_as_promised(attack: Attack, value: str, sender: Sender, *, judged: bool) -> Iterator[str]:
     """Make all attempts under a guard; yield what arrived and should not, and the reverse."""
     # What an attempt before has made the victim believe must not keep it from answering the host.
     attack.site.run(sender.victim.actor.name, "ip", "neighbour", "flush", "all")
     attack.settle(sender.evil, sender.victim, attack.port(LAN))
     attempts = list(sender.attempts(bridged_is_judged=judged))
+    keep_known(attack.engine, sender.evil)
     sender.evil.frames(*(attempt.frame for attempt in attempts))
     heard = attack.settle(sender.evil, listeners=[sender.victim, attack.port(LAN)])
     for attempt in attempts:
