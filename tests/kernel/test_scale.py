@@ -65,11 +65,12 @@ def is_done_within(seconds: float, action: Callable[[], object]) -> float:
 
 
 def join(driver: BridgeDriver, number: int, net: int, sandbox: SandboxKey) -> float:
-    """Join an endpoint of its own to a network; return the seconds that the join takes."""
+    """Join an endpoint of its own to a network; return the seconds of the processor's time."""
     new = one_of_many(number, net)
     driver.create_endpoint(new)
-    wanted = NewJoin(new.network_id, new.id, sandbox, has_ports=False)
-    return clock(lambda: driver.join(wanted))
+    before = time.process_time()
+    driver.join(NewJoin(new.network_id, new.id, sandbox, has_ports=False))
+    return time.process_time() - before
 
 
 def test_twenty_parameters_cost_a_join_little(driver: BridgeDriver, real: RealHost) -> None:
