@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from plugin.incoming import Incoming
 
 MOST_HEADS = 128  # ten calls, by the length of their bodies; a head has 64 KiB at most
+PIECE = 65536  # bytes
 CLIENT = ""  # who is at the other end of a unix socket has no name
 SERVER = "localhost"
 
@@ -62,7 +63,9 @@ class Heads:
         return cast("WSGIEnvironment", environ)
 
     def _parse(self, data: bytes) -> Request:
-        parser: Any = http.get_parser(self._settings, [data], CLIENT)
+        # gunicorn copies, at each chunk of a body, all the rest of the piece that it is in.
+        pieces = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+        parser: Any = http.get_parser(self._settings, pieces, CLIENT)
         return cast("Request", next(parser))
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from driver.errors import KernelError
 from driver.kernel.netlink import (
     ACK,
+    ANSWER_SECONDS,
     BUFFER,
     CREATE,
     ERROR,
@@ -47,7 +48,6 @@ _LINE = re.compile(
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _INTERVALS = ("home", "subnets", "masquerade", "source")  # sets whose keys have an end, too
 
-_SECONDS = 5  # every request is answered within a few
 _FEW = 64  # elements; of more, libnftables reads the text faster than this
 
 _NETFILTER_HEAD = struct.Struct(">BBH")  # nfgenmsg: family, version, resource
@@ -115,7 +115,7 @@ class Elements:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER
         )
-        self._socket.settimeout(_SECONDS)
+        self._socket.settimeout(ANSWER_SECONDS)
         self._socket.bind((0, 0))
         self.port: int = self._socket.getsockname()[0]
 

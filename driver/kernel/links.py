@@ -48,6 +48,7 @@ _IFREQ = struct.Struct("=16sH22x")  # struct ifreq: the name, then the flags
 # "pnet", tells what we had begun to make. It goes when the alias comes.
 HALF_MADE = 0x706E6574
 _DOOMED = 0x706E6478  # what is about to be deleted, all of it at once
+_ROUTE_LOOPBACK = "net.ipv4.conf.IFNAME.route_localnet"
 _IPV6_MTU = 1280  # an interface with less has no IPv6, RFC 8200
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,19 @@ def _attempting(attempt: str) -> Iterator[None]:
         raise KernelError(f"{attempt}: {error.strerror}") from error
     except OSError as error:  # no descriptor is left, or no buffer
         raise KernelError(f"{attempt}: {error.strerror or error}") from error
+
+
+@contextmanager
+def unless_gone() -> Iterator[None]:
+    """Let the kernel refuse what concerns a link, or an address of one, that is not there.
+
+    A veth goes with its sandbox, at any moment, and what is to be deleted need then not be.
+    """
+    try:
+        yield
+    except NetlinkError as error:
+        if error.errno not in {errno.ENODEV, errno.EADDRNOTAVAIL}:
+            raise
 
 
 def ensure_bridge(bridge: Bridge) -> tuple[IPInterface, ...]:
@@ -97,10 +111,10 @@ def delete_bridge(bridge: Bridge, added: Sequence[IPInterface]) -> None:
             _delete(route, link.index)
             return
         if bridge.routes_loopback and link.kind == "bridge" and not _is_ours(link):
-            _route_loopback(bridge, on=False)
+            sysctl.ensure(_ROUTE_LOOPBACK, "0", bridge.name)
         present = route.addresses(link.index).get(link.index, frozenset())
         for address in (address for address in added if address in present):
-            with _changing("del", address):
+            with _changing("del", address), unless_gone():
                 route.delete_address(link.index, address)
 
 
@@ -234,7 +248,7 @@ def ensure_port(veth: Veth) -> bool:
     One with a smaller MTU gets the network's: it would drop what the bridge lets in
     (is_skb_forwardable(), net/core/dev.c). A greater one does no harm.
     """
-    with _route(f"put {veth.host_end} on bridge {veth.bridge}") as route:
+    with _route(f"put {veth.host_end} on bridge {veth.bridge}") as route, unless_gone():
         link = route.find_link(veth.host_end)
         bridge = find_index(veth.bridge)
         if link is None or bridge is None:
@@ -246,6 +260,7 @@ def ensure_port(veth: Veth) -> bool:
         if veth.hairpin:
             route.set_hairpin(link.index)
         return True
+    return False
 
 
 def delete_links(which: Iterable[str | int]) -> None:
@@ -264,7 +279,8 @@ def delete_links(which: Iterable[str | int]) -> None:
             return
         doomed = [link for link in links if _doom(route, link.index)]
         if doomed:
-            route.delete_group(_DOOMED)
+            with unless_gone():
+                route.delete_group(_DOOMED)
 
 
 def _is_present(which: str | int) -> bool:
@@ -433,11 +449,11 @@ def _route_loopback(bridge: Bridge, *, on: bool) -> None:
     pynet's chain `from_port` drops what comes from the bridge to 127.0.0.0/8 or in its name, which
     this lets in.
     """
-    sysctl.write("net.ipv4.conf.IFNAME.route_localnet", "1" if on else "0", bridge.name)
+    sysctl.write(_ROUTE_LOOPBACK, "1" if on else "0", bridge.name)
 
 
 def _routes_loopback(bridge: Bridge) -> bool:
-    return sysctl.read("net.ipv4.conf.IFNAME.route_localnet", bridge.name) == "1"
+    return sysctl.read(_ROUTE_LOOPBACK, bridge.name) == "1"
 
 
 def _has_ipv6(addresses: Iterable[IPInterface]) -> bool:
@@ -491,11 +507,8 @@ def _index(name: str) -> int:
 
 
 def _delete(route: Rtnetlink, index: int) -> None:
-    try:
+    with unless_gone():
         route.delete_link(index)
-    except NetlinkError as error:
-        if error.errno != errno.ENODEV:  # gone in between, with its sandbox
-            raise
 
 
 def _add_address(route: Rtnetlink, index: int, address: IPInterface) -> None:

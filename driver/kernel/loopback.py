@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from driver.errors import Conflict, KernelError
 from driver.kernel import sysctl
-from driver.kernel.links import HALF_MADE, find_index
+from driver.kernel.links import HALF_MADE, find_index, unless_gone
 from driver.kernel.netlink import NetlinkError
 from driver.kernel.rtnetlink import LOCAL_TABLE, LinkInfo, Rtnetlink, VethPeer
 from driver.model import DEFAULT_MTU, MacAddress
@@ -87,7 +87,8 @@ def _route(attempt: str) -> Iterator[Rtnetlink]:
 def _delete_pair(route: Rtnetlink, pair: LoopbackPair) -> None:
     link = route.find_link(pair.out_end)
     if link is not None and _is_ours(link):
-        route.delete_link(link.index)
+        with unless_gone():
+            route.delete_link(link.index)
     _delete_rule(route, pair)
 
 

@@ -20,6 +20,7 @@ REQUEST, ACK, DUMP, EXCLUSIVE, CREATE = 0x1, 0x4, 0x300, 0x200, 0x400  # NLM_F_â
 ERROR = 2  # NLMSG_ERROR
 NESTED = 0x8000  # NLA_F_NESTED
 BUFFER = 1 << 16
+ANSWER_SECONDS = 5.0  # how long to wait for an answer: the kernel has it before `send` returns
 
 _SOL_NETLINK, _CAP_ACK, _GET_STRICT_CHK = 270, 10, 12
 _DONE = 3  # NLMSG_DONE
@@ -76,6 +77,7 @@ class Connection:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
         )
+        self._socket.settimeout(ANSWER_SECONDS)
         self._sequence = 0
         try:
             self._socket.bind((0, 0))

@@ -252,9 +252,17 @@ class Rtnetlink(Connection):
         self.change(_DELETE_ADDRESS, _address(index, address, new=False))
 
     def addresses(self, *indexes: int) -> dict[int, frozenset[IPInterface]]:
-        """Return the addresses of some interfaces, by index; of one it takes a short listing."""
+        """Return the addresses of some interfaces, by index; of one it takes a short listing.
+
+        An interface that is gone has none.
+        """
         index = indexes[0] if len(indexes) == 1 else 0
-        answers = self.dump(_GET_ADDRESS, _ADDRESS_HEAD.pack(0, 0, 0, 0, index))
+        try:
+            answers = self.dump(_GET_ADDRESS, _ADDRESS_HEAD.pack(0, 0, 0, 0, index))
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return {}
         found: dict[int, set[IPInterface]] = {}
         wanted = frozenset(indexes)
         for answer in answers:

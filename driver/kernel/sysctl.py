@@ -106,6 +106,9 @@ def ensure(key: str, value: str, ifname: str) -> None:
     try:
         if read(key, ifname, descriptor) != value:
             write(key, value, ifname, descriptor)
+    except KernelError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):  # gone while its file was open
+            raise
     finally:
         os.close(descriptor)
 

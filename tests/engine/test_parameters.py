@@ -159,7 +159,7 @@ def test_a_change_reaches_what_runs_and_spares_who_set_it_themselves(engine: Eng
     assert engine.driver
     began = time.monotonic()  # of the request itself: Python and docker take their time to start
     post_json(engine.driver.socket, f"/networks/{identity}/options", {"set": {KEEPALIVE: "500"}})
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5  # a tenth of one, on a machine that has nothing else to do
     assert kernel_value(engine, "web", KEEPALIVE) == "500"
     done = pynet(engine, "set", "back", f"{KEEPALIVE}=300", f"{RETRIES}=8", f"{NOTIFY}=0")
     assert kernel_value(engine, "web", KEEPALIVE) == "300"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 HEAD = b"POST /NetworkDriver.%s HTTP/1.1\r\nHost: \r\nContent-Length: %d\r\n\r\n"
 TIMEOUT = 30  # seconds; no answer may take that long
+TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds, in which the kernel tells of the processor's
 
 
 class Server:
@@ -79,6 +80,11 @@ class Server:
         """Return the processes that its first process has started."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return list(map(int, children.split()))
+
+    def cpu_seconds(self) -> float:
+        """Return what the process that serves has had of the processor, see proc_pid_stat(5)."""
+        told = Path(f"/proc/{self.worker}/stat").read_text().rpartition(")")[2].split()
+        return (int(told[11]) + int(told[12])) * TICK
 
     def log(self) -> str:
         """Return all that it has written."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def opener(monkeypatch: pytest.MonkeyPatch) -> PathOpener:
     """Lend an opener that soon takes a file system not to answer."""
-    monkeypatch.setattr(paths, "SECONDS", 0.2)
+    monkeypatch.setattr(paths, "SECONDS", 0.5)
     return PathOpener()
 
 
@@ -88,12 +88,12 @@ def test_many_may_take_longer_together_than_one_may(
     original = paths._open
 
     def open_slowly(path: str) -> Answer:
-        threading.Event().wait(paths.SECONDS / 4)
+        threading.Event().wait(paths.SECONDS / 10)
         return original(path)
 
     monkeypatch.setattr(paths, "_open", open_slowly)
-    answers = opener.open_all(str(tmp_path / str(number)) for number in range(10))
-    assert list(map(type, answers.values())) == [FileNotFoundError] * 10
+    answers = opener.open_all(str(tmp_path / str(number)) for number in range(20))
+    assert list(map(type, answers.values())) == [FileNotFoundError] * 20
 
 
 def test_what_comes_too_late_is_closed_and_the_path_looked_up_again(
@@ -105,8 +105,8 @@ def test_what_comes_too_late_is_closed_and_the_path_looked_up_again(
         with pytest.raises(KernelError):
             opener.open(str(stuck))
         stuck.touch()
-    wait_until(lambda: not opener._stuck, 5, "the path is free again")
-    wait_until(lambda: descriptors() == before, 5, "the late descriptor is closed")
+    wait_until(lambda: not opener._stuck, 20, "the path is free again")
+    wait_until(lambda: descriptors() == before, 20, "the late descriptor is closed")
     os.close(opener.open(str(stuck)))
 
 

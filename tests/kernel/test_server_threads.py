@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from plugin.worker import IDLE_SECONDS
 from tests.engine.wait import wait_until
 from tests.kernel.server import HEAD, Server, endpoint, ids, join, network, receive
 
@@ -17,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CALLS = 100
-FEW = CALLS // 4  # the loop looks about by itself, four times a second
+FEW = CALLS // 4
 NOTHING: dict[str, dict[str, str]] = {"Options": {}}
-SECONDS = 5.0  # within which every request is answered
+SECONDS = 10.0  # within which every request is answered, twice what is promised
 
 
 @pytest.fixture
@@ -56,21 +58,22 @@ def are_asleep(server: Server) -> bool:
 
 def call_at_rest(server: Server) -> None:
     """Make a call when no thread of the server is at work."""
-    wait_until(lambda: are_asleep(server), 5, "a server at rest")
+    wait_until(lambda: are_asleep(server), 30, "a server at rest")
     assert server.call("GwAllocCheck", NOTHING)[0] == 200
 
 
 def test_one_call_after_the_other_wakes_one_thread_and_the_logs(server: Server) -> None:
     call_at_rest(server)
-    before = sleeps(server)
+    before, began = sleeps(server), time.monotonic()
     for _ in range(CALLS):
         call_at_rest(server)
-    after = sleeps(server)
+    after, looks = sleeps(server), (time.monotonic() - began) / IDLE_SECONDS
     assert after.keys() == before.keys()
     woken = {task: after[task] - before[task] for task in after}
+    # The first thread, in which the loop is, looks about by itself.
+    assert woken.pop(str(server.worker)) <= FEW + looks
     busy = [task for task, count in woken.items() if count > FEW]
     assert len(busy) == 2, "the thread that serves, and the one that writes the log"
-    assert woken[str(server.worker)] <= FEW  # the first thread, in which the loop is
 
 
 def test_while_that_one_hangs_others_serve_and_then_it_does_again(
@@ -81,7 +84,7 @@ def test_while_that_one_hangs_others_serve_and_then_it_does_again(
     call_at_rest(server)
     with ThreadPoolExecutor(1) as callers:
         stuck = callers.submit(server.timed, "Join", join(1, "/run/none"))
-        wait_until(lambda: "a verb hangs" in server.log(), 2, "a join that hangs")
+        wait_until(lambda: "a verb hangs" in server.log(), SECONDS, "a join that hangs")
         for _ in range(CALLS):
             assert server.call("GwAllocCheck", NOTHING)[0] == 200
         took, status, _ = stuck.result()
@@ -90,7 +93,7 @@ def test_while_that_one_hangs_others_serve_and_then_it_does_again(
     writer = os.open(pipe, os.O_WRONLY)
     pipe.unlink()
     os.close(writer)
-    wait_until(lambda: server.call("DeleteEndpoint", ids(1))[0] == 200, 5, "the lock")
+    wait_until(lambda: server.call("DeleteEndpoint", ids(1))[0] == 200, SECONDS, "the lock")
     test_one_call_after_the_other_wakes_one_thread_and_the_logs(server)
 
 
@@ -108,7 +111,7 @@ def test_a_request_that_comes_in_pieces_is_served_and_keeps_nobody_waiting(serve
 def test_without_a_free_descriptor_who_says_nothing_makes_room(server: Server) -> None:
     silent = server.connect()
     call_at_rest(server)
-    wait_until(lambda: are_asleep(server), 5, "the end of that call")
+    wait_until(lambda: are_asleep(server), 30, "the end of that call")
     before = resource.prlimit(server.worker, resource.RLIMIT_NOFILE)
     taken = {int(each.name) for each in Path(f"/proc/{server.worker}/fd").iterdir()}
     next_one = min(set(range(len(taken) + 1)) - taken)

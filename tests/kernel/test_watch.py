@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.kernel.host import RealHost
 
-SECONDS = 5
+SECONDS = 20
 MANY = 50
 
 

@@ -47,7 +47,7 @@ def test_nobody_waits_while_the_holder_of_a_port_is_looked_for(store: Store) -> 
     driver = BridgeDriver(store, kernel)
 
     def describe() -> str:
-        with driver.serving(Request("GET /networks", time.monotonic() + 0.2)):
+        with driver.serving(Request("GET /networks", time.monotonic() + 10)):
             return str(len(driver.describe()))
 
     kernel.taken[place("0.0.0.0:8080")] = NGINX

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from driver.bridge import BridgeDriver
-from driver.errors import KernelError
+from driver.errors import Busy, KernelError
 from driver.model import host_end_name
+from plugin import server
 from tests.fakes import Calls, FakeKernel, counted_kernel
 from tests.samples import (
     endpoint_id,
@@ -115,6 +119,31 @@ def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
     assert "busy" in caplog.text
     assert len(set(BRIDGES) & kernel.links.keys()) == 1
     assert not kernel.tables
+
+
+def test_the_end_waits_for_a_lock_that_is_held_for_ever_no_longer_than_it_is_given(
+    driver: BridgeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever told it to end kills it, and what it has set going with it."""
+    monkeypatch.setattr(server, "STAND_DOWN_SECONDS", 0.1)
+    starting: Future[BridgeDriver] = Future()
+    starting.set_result(driver)
+    worker = cast("Any", SimpleNamespace(app=SimpleNamespace(starting=starting)))
+    ended: list[Exception] = []
+
+    def end() -> None:
+        try:
+            server._end(cast("Any", None), worker)
+        except Busy as error:
+            ended.append(error)
+
+    with driver._lock:  # by somebody who never gives it back
+        ending = threading.Thread(target=end, daemon=True)
+        ending.start()
+        ending.join(20)
+        assert len(ended) == 1
+        assert not ending.is_alive()
+    ending.join()
 
 
 def test_a_driver_without_networks_has_nothing_to_do(
