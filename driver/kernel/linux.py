@@ -14,6 +14,7 @@ from driver.errors import KernelError, NotFound
 from driver.kernel import (
     conntrack,
     drops,
+    filters,
     forward,
     iptables,
     links,
@@ -29,7 +30,7 @@ from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
 from driver.model import SandboxKey
-from driver.reality import HostSettings
+from driver.reality import HostSettings, Passage
 from driver.recent import Recent
 from driver.sysctls import is_of_interface
 from driver.undo import Rollback
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         DirectInterface,
         Drops,
         HostPort,
+        IPAddress,
         IPInterface,
         LoopbackPair,
         PortBinding,
@@ -58,6 +60,7 @@ FORWARDING = {
     4: ("net.ipv4.ip_forward",),
     6: ("net.ipv6.conf.default.forwarding", "net.ipv6.conf.all.forwarding"),
 }
+BRIDGE_FORWARDING = "net.ipv4.conf.IFNAME.forwarding"  # of IPv6, that of all is in force
 SOURCE_CHECK = "net.ipv4.conf.IFNAME.rp_filter"
 INTERFACE_TIMEOUT = 30.0  # seconds from the sandbox's birth to its interface being up
 
@@ -283,6 +286,26 @@ class LinuxKernel:
                 for name, value in checks.items()
                 if value is not None
             },
+        )
+
+    def observe_passage(self, ends: Mapping[IPAddress, str]) -> Passage:
+        """See `Kernel`."""
+        closed = {
+            key for keys in FORWARDING.values() for key in keys[-1:] if sysctl.read(key) == "0"
+        }
+        if FORWARDING[4][-1] not in closed:
+            bridges = {bridge for ip, bridge in ends.items() if ip.version == 4}  # noqa: PLR2004
+            closed |= {
+                BRIDGE_FORWARDING.replace("IFNAME", name)
+                for name in bridges
+                if sysctl.read(BRIDGE_FORWARDING, name) == "0"
+            }
+        indexes = {name: links.find_index(name) for name in frozenset(ends.values())}
+        return Passage(
+            closed=frozenset(closed),
+            filters=filters.read_filters(),
+            ways=links.find_ways(ends),
+            indexes={name: index for name, index in indexes.items() if index is not None},
         )
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:

@@ -205,6 +205,17 @@ def parse_attributes(body: bytes, offset: int = 0) -> dict[int, bytes]:
     return found
 
 
+def parse_nested(body: bytes) -> Iterator[bytes]:
+    """Yield the attributes of a list, one after the other, whatever their types."""
+    offset = 0
+    while offset + _ATTRIBUTE.size <= len(body):
+        length, _ = _ATTRIBUTE.unpack_from(body, offset)
+        if length < _ATTRIBUTE.size:
+            return
+        yield body[offset + _ATTRIBUTE.size : offset + length]
+        offset += aligned(length)
+
+
 def parse_number(value: bytes | None) -> int:
     """Return a number of 32 bits in the machine's order, 0 for an attribute that is not there."""
     return 0 if value is None else int(_NUMBER.unpack_from(value)[0])
