@@ -12,7 +12,6 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from driver.errors import KernelError
 from driver.filters import (
     BaseChain,
     Compare,
@@ -25,19 +24,13 @@ from driver.filters import (
     Mask,
     Verdict,
 )
-from driver.kernel.netlink import (
-    NETFILTER,
-    Connection,
-    encode_text,
-    parse_attributes,
-    parse_nested,
-    parse_text,
-)
+from driver.kernel.netlink import encode_text, parse_attributes, parse_nested, parse_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from driver.filters import Rule, Step
+    from driver.kernel.netlink import Connection
 
 MOST_CHAINS, MOST_RULES = 64, 4096  # read of one table; what is beyond is a doubt
 _OURS, _IPTABLES = "pynet", "filter"  # FORWARD of the latter has a rule of ours
@@ -52,7 +45,7 @@ _ANY = 0  # NFPROTO_UNSPEC
 _TABLE, _CHAIN_NAME, _HOOK, _POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7  # NFTA_CHAIN_…
 _HOOK_NUMBER, _PRIORITY = 1, 2  # NFTA_HOOK_…
 _DROP_POLICY = 0  # NF_DROP
-_RULE_CHAIN, _EXPRESSIONS = 2, 4  # NFTA_RULE_…
+_RULE_CHAIN, _RULE_HANDLE, _EXPRESSIONS = 2, 3, 4  # NFTA_RULE_…
 _NAME, _DATA = 1, 2  # NFTA_EXPR_…
 _VALUE, _VERDICT = 1, 2  # NFTA_DATA_…
 _CODE, _TARGET = 1, 2  # NFTA_VERDICT_…
@@ -79,24 +72,23 @@ _HARMLESS = frozenset({"counter", "log", "notrack", "last"})  # go on whatever t
 _LOADING = frozenset({"payload", "exthdr", "rt", "fib", "numgen", "osf"})  # NFTA_…_DREG is 1
 
 
-def read_filters() -> tuple[BaseChain, ...]:
+def read_filters(netfilter: Connection) -> tuple[BaseChain, ...]:
     """Return the base chains of others that filter packets for this host or through it, and drop.
 
-    But for FORWARD of iptables, in which pynet has a rule. Raises KernelError.
+    But for FORWARD of iptables, in which pynet has a rule. Raises NetlinkError.
     """
-    try:
-        with Connection(NETFILTER) as netfilter:
-            return tuple(_Reader(netfilter).base_chains())
-    except OSError as error:
-        raise KernelError(f"list the chains of nftables: {error.strerror or error}") from error
+    return tuple(Reader(netfilter).base_chains())
 
 
-class _Reader:
+class Reader:
+    """Reads others' chains and rules by a connection."""
+
     def __init__(self, netfilter: Connection) -> None:
         self._netfilter = netfilter
         self._rules = 0
 
     def base_chains(self) -> Iterable[BaseChain]:
+        """Yield the base chains that `read_filters` returns."""
         for body in self._netfilter.dump(_GET_CHAIN, _HEAD.pack(_ANY, 0, 0)):
             found = parse_attributes(body, _HEAD.size)
             family, table = _FAMILIES.get(body[0]), parse_text(found.get(_TABLE, b""))
@@ -134,13 +126,21 @@ class _Reader:
         return chains
 
     def _read_rules(self, family: int, table: str, chain: str) -> tuple[Rule, ...]:
+        rules = tuple(self.read_rules(family, table, chain).values())
+        self._rules += len(rules)
+        return rules
+
+    def read_rules(self, family: int, table: str, chain: str) -> dict[int, Rule]:
+        """Return the rules of a chain in their order, by their handles."""
         only = encode_text(_TABLE, table) + encode_text(_RULE_CHAIN, chain)
         bodies = self._netfilter.dump(_GET_RULE, _HEAD.pack(family, 0, 0) + only)
-        self._rules += len(bodies)
-        return tuple(
-            self._parse_rule(family, table, parse_attributes(body, _HEAD.size)[_EXPRESSIONS])
-            for body in bodies
-        )
+        found = (parse_attributes(body, _HEAD.size) for body in bodies)
+        return {
+            int.from_bytes(each[_RULE_HANDLE], "big"): self._parse_rule(
+                family, table, each.get(_EXPRESSIONS, b"")
+            )
+            for each in found
+        }
 
     def _parse_rule(self, family: int, table: str, expressions: bytes) -> Rule:
         known: set[int] = set()  # the registers that hold a fact, or bits of one

@@ -23,6 +23,7 @@ from driver.kernel import (
     ports,
     ruleset,
     sysctl,
+    tables,
     traffic,
 )
 from driver.kernel.elements import Elements, parse_changes
@@ -75,6 +76,8 @@ class LinuxKernel:
         self._drops_forwarded = drops_forwarded
         self._nft = Nft()
         self._elements = Elements()
+        self._looking = tables.Looking()
+        self._netfilter = forward.Netfilter(self._looking, self._elements)
         self._preview = ruleset.Preview()
         self._watch = SandboxWatch()
         self._reaper = LinkReaper()
@@ -83,7 +86,7 @@ class LinuxKernel:
 
     def _rule_ports(self) -> tuple[int | None, ...]:
         """Return the netlink ports by which the kernel knows our changes of rules."""
-        return self._nft.port(), self._elements.port
+        return (self._elements.port,)
 
     def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
         """See `Kernel`."""
@@ -126,17 +129,21 @@ class LinuxKernel:
         """See `Kernel`."""
         changes = parse_changes(text)
         if changes is None:
-            self._nft.run(text)
+            self._elements.make(self._preview.compile(text))
         else:
             self._elements.change(changes)
 
-    def list_rules(self, tables: Sequence[str]) -> frozenset[str]:
+    def list_rules(self, names: Sequence[str]) -> frozenset[str]:
         """See `Kernel`."""
-        return ruleset.list_rules(self._nft, tables)
+        with self._looking.open() as netfilter:
+            outline = tables.outline(netfilter)
+        if not self._preview.knows(outline):
+            return outline
+        return ruleset.list_elements(self._nft, names) | outline
 
-    def preview_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
+    def preview_rules(self, text: str, names: Sequence[str]) -> frozenset[str]:
         """See `Kernel`."""
-        return self._preview.list_rules(text, tables)
+        return self._preview.list_rules(text, names)
 
     def read_traffic(self) -> Mapping[str, Traffic]:
         """See `Kernel`."""
@@ -144,28 +151,29 @@ class LinuxKernel:
 
     def read_drops(self) -> Drops:
         """See `Kernel`."""
-        return drops.read_drops(self._nft)
+        with self._looking.open() as netfilter:
+            return drops.read_drops(netfilter)
 
     def ensure_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""
         if iptables.is_installed():
             iptables.ensure_forward_accept(mark)
         else:
-            forward.ensure_forward_accept(self._nft, mark)
+            forward.ensure_forward_accept(self._netfilter, mark)
 
     def has_forward_accept(self, mark: int) -> bool:
         """See `Kernel`."""
         if iptables.is_installed():
             return iptables.has_forward_accept(mark)
-        return forward.has_forward_accept(self._nft, mark)
+        return forward.has_forward_accept(self._netfilter, mark)
 
     def delete_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""
         if iptables.is_installed():
             iptables.delete_forward_accept(mark)
         else:
-            forward.delete_forward_accept(self._nft, mark)
-        forward.delete_bare_tables(self._nft)
+            forward.delete_forward_accept(self._netfilter, mark)
+        forward.delete_bare_tables(self._netfilter)
 
     def ensure_forwarding(self, version: int) -> None:
         """See `Kernel`."""
@@ -184,14 +192,14 @@ class LinuxKernel:
     def _forward_policy(self, version: int) -> str | None:
         if iptables.has_command(version):
             return iptables.forward_policy(version)
-        return forward.forward_policy(self._nft, version)
+        return forward.forward_policy(self._netfilter, version)
 
     def _set_forward_policy(self, version: int, policy: str | None) -> None:
         """Set FORWARD's policy where Docker would; where there is no chain it is to accept."""
         if iptables.has_command(version):
             iptables.set_forward_policy(version, policy or "ACCEPT")
         else:
-            forward.set_forward_policy(self._nft, version, policy or "ACCEPT")
+            forward.set_forward_policy(self._netfilter, version, policy or "ACCEPT")
 
     def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
         """See `Kernel`."""
@@ -301,9 +309,11 @@ class LinuxKernel:
                 if sysctl.read(BRIDGE_FORWARDING, name) == "0"
             }
         indexes = {name: links.find_index(name) for name in frozenset(ends.values())}
+        with self._looking.open() as netfilter:
+            found = filters.read_filters(netfilter)
         return Passage(
             closed=frozenset(closed),
-            filters=filters.read_filters(),
+            filters=found,
             ways=links.find_ways(ends),
             indexes={name: index for name, index in indexes.items() if index is not None},
         )
@@ -440,6 +450,7 @@ class LinuxKernel:
         self._preview.close()
         self._nft.close()
         self._elements.close()
+        self._looking.close()
         self._reservations.close()
 
 

@@ -13,6 +13,7 @@ from driver.filters import Interface, Lookup, describe_packet
 from driver.firewall import ACCEPTED_MARK, FORWARD_PRIORITY
 from driver.kernel.filters import read_filters
 from driver.kernel.links import find_index
+from driver.kernel.netlink import NETFILTER, Connection
 from tests.engine.wait import wait_until
 from tests.kernel.container import start
 from tests.kernel.host import ip, run
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from driver.bridge import BridgeDriver
+    from driver.filters import BaseChain
     from driver.model import Endpoint
     from tests.kernel.host import RealHost
 
@@ -85,6 +87,11 @@ def watched(driver: BridgeDriver, server: Endpoint) -> Iterator[Endpoint]:
     driver._stop_healing()
 
 
+def filters() -> tuple[BaseChain, ...]:
+    with Connection(NETFILTER) as netfilter:
+        return read_filters(netfilter)
+
+
 def nft(text: str) -> None:
     done = subprocess.run(
         ["nft", "-f", "-"], input=text, text=True, capture_output=True, check=False
@@ -115,7 +122,7 @@ def test_what_becomes_of_a_packet_in_a_chain_of_others(
 ) -> None:
     ip("link", "add", BRIDGE, "type", "bridge")
     table(rules or "counter")
-    (chain,) = read_filters()
+    (chain,) = filters()
     bridge = Interface(BRIDGE, find_index(BRIDGE) or 0)
     packets = (
         describe_packet(4, source=bridge, mark=ACCEPTED_MARK),
@@ -231,7 +238,7 @@ def test_a_table_of_others_is_read_as_far_as_packets_go_and_no_further(
     many += f"chain forward {{ {HOOK} ip saddr @bad drop; {ACCEPT}; }}\n}}\n"
     nft(many)
     assert driver.check() == ()
-    (chain,) = read_filters()
+    (chain,) = filters()
     steps = (step for rule in chain.chains["forward"] or () for step in rule)
     lookups = [step for step in steps if isinstance(step, Lookup)]
     assert [step.members for step in lookups] == [None]
