@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from driver.filters import Hook, Interface, describe_packet
 from driver.firewall import LOOPBACK_PAIR
 from driver.model import short
 from driver.reality import find_uplinks
@@ -18,8 +19,9 @@ from driver.reality import find_uplinks
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from driver.filters import Packet
     from driver.model import Endpoint, Network
-    from driver.reality import HostSettings, Link
+    from driver.reality import HostSettings, Link, Passage
 
 COMMANDS = {4: "iptables", 6: "ip6tables"}
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
@@ -95,6 +97,48 @@ def advise_on_ipv6(networks: Iterable[Network], host: Mapping[str, str]) -> Iter
             "is 1, so this host has no ::1 by which to reach published ports; its other addresses "
             f"work. If it is not meant so, sysctl -w {NO_IPV6['lo']}=0",
         )
+
+
+def advise_on_filters(networks: Iterable[Network], passage: Passage) -> Iterator[Advice]:
+    """Yield which chains of others stop what goes between containers and the host itself.
+
+    Many hosts mean that, so it is no difference.
+    """
+    known = {each.bridge_name: each for each in networks if each.bridge_name in passage.indexes}
+    for chain in passage.filters:
+        if chain.hook is Hook.FORWARD:
+            continue
+        is_input = chain.hook is Hook.INPUT
+        stopped = [
+            name
+            for name, network in known.items()
+            if any(
+                network.has_family(version)
+                and chain.sees(version)
+                and chain.surely_drops(_between(version, name, passage, is_input=is_input))
+                for version in (4, 6)
+            )
+        ]
+        if stopped:
+            side, what = ("iifname", "to this host") if is_input else ("oifname", "from this host")
+            yield Advice(
+                str(chain),
+                f"drops by its policy what goes {what} by {', '.join(stopped)}: "
+                + (
+                    "containers reach no service of this host"
+                    if is_input
+                    else "this host does not reach containers, nor their published ports"
+                )
+                + f'. If it is not meant so, nft insert rule {chain} {side} "{stopped[0]}" accept',
+            )
+
+
+def _between(version: int, name: str, passage: Passage, *, is_input: bool) -> Packet:
+    """Return a packet between the host and containers on a bridge."""
+    bridge = Interface(name, passage.indexes[name])
+    if is_input:
+        return describe_packet(version, source=bridge)
+    return describe_packet(version, target=bridge)
 
 
 def describe_wrong_name(endpoint: Endpoint, name: str) -> str:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 from driver.advice import (
     NO_IPV6,
     advise,
+    advise_on_filters,
     advise_on_ipv6,
     advise_on_names,
     describe_wrong_name,
     find_entrances,
 )
+from driver.check import find_ends
 from driver.counts import Counts
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
 from driver.heal import Healer
@@ -644,10 +646,14 @@ class BridgeDriver:
         with self._lock, self._store.transaction():
             networks, endpoints = self._store.networks(), self._store.endpoints()
         settings = self._kernel.observe_host(find_entrances(self._kernel.observe_links()))
+        by_id = {network.id: network for network in networks}
+        joined = [each for each in endpoints if each.attachment is not None]
+        passage = self._kernel.observe_passage(find_ends(by_id, joined, ()))
         names = ((each, self._find_wrong_name(each)) for each in endpoints)
         misnamed = {each: name for each, name in names if name}
         return (
             *advise(networks, endpoints, settings),
+            *advise_on_filters(networks, passage),
             *self._advise_on_ipv6(networks),
             *advise_on_names(misnamed),
         )

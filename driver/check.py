@@ -6,13 +6,20 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING
 
+from driver.filters import Hook, Interface, describe_packet
+from driver.firewall import ACCEPTED_MARK, FORWARD_PRIORITY
 from driver.model import host_end_name, sandbox_end_name, short
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from driver.model import Bridge, Endpoint, HostPort, Network, NetworkId, SandboxKey
-    from driver.reality import Link
+    from driver.filters import BaseChain
+    from driver.model import Bridge, Endpoint, HostPort, IPAddress, Network, NetworkId, SandboxKey
+    from driver.reality import Link, Passage
+
+FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+ELEMENT = ", element "  # what a line of our tables has that is an element of a set or map
+BRIDGE_FORWARDING = "net.ipv4.conf.IFNAME.forwarding"  # of IPv6, that of all is in force
 
 
 class Kind(StrEnum):
@@ -28,11 +35,14 @@ class Kind(StrEnum):
     LOOPBACK = "loopback pair"
     RESERVATION = "reservation"
     PARAMETER = "parameter"
+    FORWARDING = "forwarding"  # a parameter of the host that is the operator's
+    ROUTE = "route"  # to a network's containers, past its bridge or nowhere
+    FILTER = "filter"  # a chain of somebody else that drops what ours lets pass
     MAC = "MAC address"  # that two have: a container's own doing, or somebody's on the bridge
 
 
 # What the driver does not mend by itself: only Docker can, or it is the operator's to decide.
-TOLD = frozenset({Kind.SEVERED})
+TOLD = frozenset({Kind.SEVERED, Kind.FORWARDING, Kind.ROUTE, Kind.FILTER})
 
 
 class Existence(Enum):
@@ -204,8 +214,110 @@ def find_leftovers(
             yield Difference(Kind.LEFTOVER, name, "belongs to no network or endpoint")
 
 
+def find_ends(
+    networks: Mapping[NetworkId, Network], endpoints: Iterable[Endpoint], damaged: Collection[str]
+) -> dict[IPAddress, str]:
+    """Return an address of a container for each network and family, with the network's bridge.
+
+    But for networks on somebody's bridge, whose routes are that one's, and on damaged bridges,
+    whose routes come back with them.
+    """
+    ends: dict[tuple[str, int], IPAddress] = {}
+    for endpoint in endpoints:
+        network = networks[endpoint.network_id]
+        if network.shared or network.bridge_name in damaged:
+            continue
+        for address in endpoint.addresses:
+            if network.subnets(address.version):
+                ends.setdefault((network.bridge_name, address.version), address.ip)
+    return {ip: bridge for (bridge, _), ip in ends.items()}
+
+
+def compare_passage(
+    networks: Mapping[NetworkId, Network], endpoints: Iterable[Endpoint], passage: Passage
+) -> Iterator[Difference]:
+    """Yield what keeps containers' packets from passing this host, beside our own rules."""
+    joined = {each.network_id: each for each in endpoints if each.attachment is not None}
+    running = tuple(networks[each] for each in joined)
+    for version, key in FORWARDING.items():
+        if key in passage.closed and any(network.forwards(version) for network in running):
+            text = f"is 0, so nothing of IPv{version} passes this host; sysctl -w {key}=1"
+            yield Difference(Kind.FORWARDING, key, text)
+    for network in running:
+        key = BRIDGE_FORWARDING.replace("IFNAME", network.bridge_name)
+        if key in passage.closed and network.forwards(4):
+            text = f"is 0, so nothing that its containers send passes this host; sysctl -w {key}=1"
+            yield Difference(Kind.FORWARDING, key, text)
+    by_bridge = {network.bridge_name: network for network in running}
+    for ip, way in passage.ways.items():
+        yield from _compare_way(ip, way, by_bridge, joined)
+    for chain in passage.filters:
+        if chain.hook is Hook.FORWARD:
+            yield from _compare_filter(chain, running, passage)
+
+
+def _compare_way(
+    ip: IPAddress,
+    way: str | None,
+    networks: Mapping[str, Network],
+    joined: Mapping[NetworkId, Endpoint],
+) -> Iterator[Difference]:
+    for bridge, network in networks.items():
+        subnets = [each for each in network.subnets(ip.version) if ip in each]
+        if network.shared or not subnets or way == bridge or network.id not in joined:
+            continue
+        where = f"leads to {way}" if way else "is missing"
+        six = "-6 " if ip.version == 6 else ""  # noqa: PLR2004
+        yield Difference(
+            Kind.ROUTE,
+            str(subnets[0]),
+            f"{where} instead of to {bridge}, by the routes and rules of this host; "
+            f"ip {six}route replace {subnets[0]} dev {bridge}",
+        )
+
+
+def _compare_filter(
+    chain: BaseChain, networks: Iterable[Network], passage: Passage
+) -> Iterator[Difference]:
+    """Yield that a chain drops what comes from containers, or goes to them, of these networks."""
+    sees_mark = chain.priority > FORWARD_PRIORITY
+    mark = ACCEPTED_MARK if sees_mark else 0
+    stopped: dict[str, list[str]] = {}
+    for network in networks:
+        index = passage.indexes.get(network.bridge_name)
+        if index is None:
+            continue
+        bridge = Interface(network.bridge_name, index)
+        for version in (4, 6):
+            if not (network.forwards(version) and chain.sees(version)):
+                continue
+            for direction, ends in (("from", {"source": bridge}), ("to", {"target": bridge})):
+                if chain.surely_drops(describe_packet(version, mark=mark, **ends)):
+                    stopped.setdefault(bridge.name, []).append(direction)
+    if not stopped:
+        return
+    name, directions = next(iter(stopped.items()))
+    what = " and ".join(dict.fromkeys(directions))
+    others = f" and of {len(stopped) - 1} networks more" if len(stopped) > 1 else ""
+    rule = f"meta mark and {ACCEPTED_MARK:#x} != 0" if sees_mark else f'iifname "{name}"'
+    also = "" if sees_mark else f'; nft insert rule {chain} oifname "{name}" accept'
+    yield Difference(
+        Kind.FILTER,
+        str(chain),
+        f"drops by its policy what goes {what} containers on {name}{others}, whatever pynet's own "
+        f"rules accept; nft insert rule {chain} {rule} accept{also}",
+    )
+
+
 def compare_rules(wanted: frozenset[str], found: frozenset[str]) -> Iterator[Difference]:
-    """Yield every line of our tables that is missing, and every one that should not be there."""
+    """Yield every line of our tables that is missing, and every one that should not be there.
+
+    Elements only if all else is as it should be: else they may not have been read.
+    """
+    if any(ELEMENT not in line for line in wanted ^ found):
+        wanted, found = (
+            frozenset(line for line in lines if ELEMENT not in line) for lines in (wanted, found)
+        )
     for text, lines in (("is missing", wanted - found), ("is not ours", found - wanted)):
         for line in sorted(lines):
             yield Difference(Kind.RULES, line[:200], text)

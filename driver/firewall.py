@@ -39,6 +39,7 @@ TABLES = (TABLE, BRIDGE_TABLE)
 # hook, so an accept in our table is not enough; a rule in FORWARD lets through what carries
 # the mark. It bypasses Docker's isolation, so ours must be as strict.
 ACCEPTED_MARK = 0x20000000
+FORWARD_PRIORITY = -10  # of the chain that sets it, which is nft's "filter - 10"
 # Translated to another container of the same bridge: passes between closed ports.
 TRANSLATED_MARK = 0x40000000
 # From the host's ::1 to a published port: takes the way through the loopback pair.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from driver.model import is_our_alias, is_plain_ifname
@@ -10,7 +10,8 @@ from driver.model import is_our_alias, is_plain_ifname
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from driver.model import IPInterface, Veth
+    from driver.filters import BaseChain
+    from driver.model import IPAddress, IPInterface, Veth
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,21 @@ class HostSettings:
     forwards: frozenset[int]
     forward_policies: Mapping[int, str]
     source_checks: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What decides whether packets of pynet's networks pass this host, beside pynet's own rules.
+
+    `closed` are the parameters of forwarding that are 0, `filters` others' chains that drop by
+    policy, `ways` by which interface the host sends to an address, None if by none, and `indexes`
+    the numbers of interfaces.
+    """
+
+    closed: frozenset[str] = frozenset()
+    filters: tuple[BaseChain, ...] = ()
+    ways: Mapping[IPAddress, str | None] = field(default_factory=dict)
+    indexes: Mapping[str, int] = field(default_factory=dict)
 
 
 def find_uplinks(links: Mapping[str, Link]) -> frozenset[str]:

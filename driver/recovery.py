@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from driver.errors import StateDamaged
-from driver.firewall import TABLES
+from driver.firewall import TABLES, render_ruleset
 from driver.model import (
     PARTS,
     Endpoint,
@@ -124,6 +124,7 @@ def _recover(store: Store, kernel: Kernel) -> tuple[str, ...]:
     Without that the links would be taken for leftovers and deleted, under running containers.
     """
     links = kernel.observe_links()
+    kernel.preview_rules(render_ruleset((), (), ()), TABLES)  # by which ours are known
     rules = kernel.list_rules(TABLES)
     with store.transaction(durable=True):
         _forget_last_boot(store, kernel.boot_id())

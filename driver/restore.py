@@ -20,8 +20,10 @@ from driver.check import (
     compare_bridges,
     compare_endpoints,
     compare_macs,
+    compare_passage,
     compare_reservations,
     compare_rules,
+    find_ends,
     find_leftovers,
     is_blocked,
     is_dead,
@@ -198,15 +200,26 @@ class Restorer:
         links = self._kernel.observe_links()
         sandboxes = self._look_at(intent.sandboxes)
         networks = intent.networks.values()
+        bridges = tuple(compare_bridges(networks, links))
         return (
-            *compare_bridges(networks, links),
+            *bridges,
             *compare_endpoints(intent.endpoints, intent.networks, links, sandboxes),
             *find_leftovers(networks, intent.endpoints, links),
             *_looked(Kind.RULES, "nftables", self._compare_tables, intent, links),
             *_looked(Kind.ACCEPT, "FORWARD", self._compare_accept, intent),
             *_looked(Kind.LOOPBACK, firewall.LOOPBACK_PAIR.out_end, self._compare_pair, intent),
             *compare_reservations(intent.endpoints, self._kernel.list_reserved()),
+            *_looked(Kind.FILTER, "nftables", self._compare_passage, intent, bridges),
         )
+
+    def _compare_passage(
+        self, intent: Intent, bridges: Iterable[Difference]
+    ) -> Iterator[Difference]:
+        if intent.joined:
+            damaged = frozenset(each.subject for each in bridges)
+            ends = find_ends(intent.networks, intent.joined, damaged)
+            passage = self._kernel.observe_passage(ends)
+            yield from compare_passage(intent.networks, intent.joined, passage)
 
     def _compare_tables(self, intent: Intent, links: Mapping[str, Link]) -> Iterator[Difference]:
         networks = intent.networks.values()
@@ -301,7 +314,9 @@ class Restorer:
                     for each in intent.sandboxes
                     if each in subjects
                 )
-            case Kind.SEVERED | Kind.MAC:
+            case Kind.FORWARDING:
+                yield lambda: self._raise_rules(self._intent())
+            case Kind.SEVERED | Kind.ROUTE | Kind.FILTER | Kind.MAC:
                 pass
 
     def _ensure_bridge(self, network: Network) -> Callable[[], object]:

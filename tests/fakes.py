@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv6Interface
 from itertools import count
@@ -26,7 +26,7 @@ from driver.model import (
     derive_link_local,
     is_our_alias,
 )
-from driver.reality import HostSettings
+from driver.reality import HostSettings, Passage
 from driver.reality import Link as Observed
 from driver.sysctls import path_components
 from tests.fake_nft import Table, apply
@@ -99,6 +99,7 @@ class FakeKernel:
         self.watches: dict[SandboxKey, Callable[[], None]] = {}
         self.macs: dict[str, str] = {}
         self.default_routes: dict[SandboxKey, str] = {}
+        self.passage = Passage()
         self.boot = "first boot"
         self.dropped = Drops({}, {})
         self.on_damage: Callable[[], None] = lambda: None
@@ -395,6 +396,9 @@ class FakeKernel:
                 if name in self.links
             },
         )
+
+    def observe_passage(self, ends: Mapping[IPAddress, str]) -> Passage:
+        return replace(self.passage, ways={**ends, **self.passage.ways})
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         return sandbox in self.sandboxes

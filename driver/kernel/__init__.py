@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         DirectInterface,
         Drops,
         HostPort,
+        IPAddress,
         IPInterface,
         LoopbackPair,
         PortBinding,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
         Traffic,
         Veth,
     )
-    from driver.reality import HostSettings, Link
+    from driver.reality import HostSettings, Link, Passage
 
 
 class Kernel(Protocol):
@@ -147,6 +148,13 @@ class Kernel(Protocol):
 
     def observe_host(self, interfaces: Iterable[str]) -> HostSettings:
         """Return settings of the host that bear on all networks, and on these interfaces of its."""
+
+    def observe_passage(self, ends: Mapping[IPAddress, str]) -> Passage:
+        """Return what decides whether packets pass this host, beside our own rules.
+
+        `ends` are containers' addresses with the bridges that they are behind. Of others' rules
+        only those of chains that drop by policy are read.
+        """
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         """Tell whether the path is a network namespace by now."""

@@ -1,38 +1,71 @@
-"""Keep pynet's rule in the chain FORWARD where there is no iptables command, by nft; nothing else.
+"""Keep pynet's rule in the chain FORWARD where there is no iptables command; nothing else.
 
 Where it belongs is said here for both ways (`driver.kernel.iptables`). For the managed plugin,
 whose image holds no programs. The tables `ip filter` and `ip6 filter` are those that Docker and the
-iptables command of nftables work on; iptables shows the rule as its own. Rules of the older
-iptables, which nftables does not see, are out of reach.
+iptables command of nftables work on; iptables shows the rule as its own. They are others', so
+libnftables is not asked to read them. Rules of the older iptables, which nftables does not see, are
+out of reach.
+
+include/uapi/linux/netfilter/nf_tables.h has the numbers.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
-import re
+import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from driver.filters import Fate, Mask, Verdict
 from driver.kernel import sysctl
+from driver.kernel.filters import Reader
+from driver.kernel.netlink import (
+    NESTED,
+    NetlinkError,
+    encode_attribute,
+    encode_text,
+    parse_attributes,
+    parse_text,
+)
+from driver.kernel.tables import CHAIN, DELETE_TABLE, HEAD, RULE, TABLE, Making
 from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from driver.kernel.nft import Nft
+    from driver.filters import Rule
+    from driver.kernel.elements import Elements
+    from driver.kernel.tables import Looking
 
 OLD_TABLES = Path("/proc/net/ip_tables_names")  # of the older iptables, in this network namespace
 FORWARD, OPERATORS = "FORWARD", "DOCKER-USER"
 DOCKERS = "DOCKER"  # what Docker's own chains begin with; it puts its jumps at the head
+COMMENT = "pynet"
 log = logging.getLogger(__name__)
 
-_TABLE = {4: "ip filter", 6: "ip6 filter"}
-_HANDLE = re.compile(r"# handle (\d+)$")
-_JUMP = re.compile(r"(?:counter packets \d+ bytes \d+ )?jump (\S+) # handle \d+")
-_POLICY = re.compile(r"hook forward .*policy (\w+);")
+_NAME = "filter"
+_FAMILIES = {4: 2, 6: 10}  # NFPROTO_…
+_POLICIES = ("DROP", "ACCEPT")  # by NF_DROP and NF_ACCEPT
+_DELETE_RULE = (10 << 8) | 8  # NFNL_SUBSYS_NFTABLES, NFT_MSG_DELRULE
+_TABLE, _TABLE_USE = 1, 3  # NFTA_…_TABLE, NFTA_TABLE_USE
+# NFTA_CHAIN_…, NFTA_HOOK_…, NF_INET_FORWARD
+_CHAIN_NAME, _HOOK, _POLICY, _CHAIN_USE, _TYPE = 3, 4, 5, 6, 7
+_HOOK_NUMBER, _PRIORITY, _FORWARD_HOOK = 1, 2, 2
+_RULE_CHAIN, _HANDLE, _EXPRESSIONS, _POSITION, _USER_DATA = 2, 3, 4, 6, 7  # NFTA_RULE_…
+_ITEM, _EXPRESSION, _DATA, _VALUE = 1, 1, 2, 1  # NFTA_LIST_ELEM, NFTA_EXPR_…, NFTA_DATA_VALUE
+_VERDICT, _CODE = 2, 1  # NFTA_DATA_VERDICT, NFTA_VERDICT_CODE
+_REGISTER, _MARK = 1, 3  # NFT_REG_1, NFT_META_MARK
+
+
+@dataclass(frozen=True, slots=True)
+class Netfilter:
+    """What looks at tables, and what changes them."""
+
+    looking: Looking
+    elements: Elements
 
 
 def find_place(jumps: Sequence[str]) -> int | None:
@@ -54,7 +87,7 @@ def is_placed(jumps: Sequence[str], ours: int) -> bool:
     return place <= ours and all(each.startswith(DOCKERS) for each in jumps[place:ours])
 
 
-def ensure_forward_accept(nft: Nft, mark: int) -> None:
+def ensure_forward_accept(netfilter: Netfilter, mark: int) -> None:
     """Put the rule where it belongs, once, for both families; for one, if the other refuses it.
 
     A host that boots may have no such chain yet: it is made as iptables makes it.
@@ -64,77 +97,79 @@ def ensure_forward_accept(nft: Nft, mark: int) -> None:
             "this host has rules of the older iptables (iptables-legacy -S): if Docker's are among "
             "them, containers do not reach each other, and pynet has to run as a service instead"
         )
-    attempt_all([partial(_ensure_accept, nft, table, mark) for table in _tables()])
+    attempt_all([partial(_ensure_accept, netfilter, family, mark) for family in _families()])
 
 
-def _ensure_accept(nft: Nft, table: str, mark: int) -> None:
+def _ensure_accept(netfilter: Netfilter, family: int, mark: int) -> None:
     with Rollback() as undo:
-        if not _is_in_place(nft, table, mark):
-            if nft.list_chain(table, FORWARD) is None:
-                hook = "type filter hook forward priority 0; policy accept;"
-                nft.run(f"add table {table}\nadd chain {table} {FORWARD} {{ {hook} }}\n")
-            _delete_from(nft, table, FORWARD, mark)
-            rules = _rules(nft, table, FORWARD)
-            place = find_place(_jumps(rules))
-            behind = "" if place is None else f"position {_handle(rules[place - 1])} "
-            rule = f'meta mark & {mark:#x} == {mark:#x} counter accept comment "pynet"'
-            nft.run(f"add rule {table} {FORWARD} {behind}{rule}\n")
-            undo.push(_delete_from, nft, table, FORWARD, mark)
-        _delete_from(nft, table, OPERATORS, mark)  # where pynet once had it
+        if not _is_in_place(netfilter, family, mark):
+            if _find_chain(netfilter, family) is None:
+                netfilter.elements.make([*_make_chain(family, "ACCEPT")])
+            _delete_from(netfilter, family, FORWARD, mark)
+            rules = _rules(netfilter, family, FORWARD)
+            place = find_place(_jumps(rules.values()))
+            behind = None if place is None else tuple(rules)[place - 1]
+            netfilter.elements.make([_make_rule(family, mark, behind)])
+            undo.push(_delete_from, netfilter, family, FORWARD, mark)
+        _delete_from(netfilter, family, OPERATORS, mark)  # where pynet once had it
 
 
-def has_forward_accept(nft: Nft, mark: int) -> bool:
+def has_forward_accept(netfilter: Netfilter, mark: int) -> bool:
     """Tell whether the rule is where it belongs, for both families."""
-    return all(_is_in_place(nft, table, mark) for table in _tables())
+    return all(_is_in_place(netfilter, family, mark) for family in _families())
 
 
-def delete_forward_accept(nft: Nft, mark: int) -> None:
+def delete_forward_accept(netfilter: Netfilter, mark: int) -> None:
     """Delete the rule, however often it is there, from every chain that may hold it."""
     attempt_all(
         [
-            partial(_delete_from, nft, table, chain, mark)
-            for table in _tables()
+            partial(_delete_from, netfilter, family, chain, mark)
+            for family in _families()
             for chain in (FORWARD, OPERATORS)
         ]
     )
 
 
-def set_forward_policy(nft: Nft, version: int, policy: str) -> None:
+def set_forward_policy(netfilter: Netfilter, version: int, policy: str) -> None:
     """Set the policy of FORWARD for an address family, ACCEPT or DROP.
 
     The chain is made if there is none, as the iptables command makes it.
     """
-    table = _TABLE[version]
-    hook = f"type filter hook forward priority 0; policy {policy.lower()};"
-    nft.run(f"add table {table}\nadd chain {table} {FORWARD} {{ {hook} }}\n")
+    netfilter.elements.make([*_make_chain(_FAMILIES[version], policy)])
 
 
-def _delete_from(nft: Nft, table: str, chain: str, mark: int) -> None:
-    for rule in _rules(nft, table, chain):
-        if _is_ours(rule, mark):
-            nft.run(f"delete rule {table} {chain} handle {_handle(rule)}\n")
+def forward_policy(netfilter: Netfilter, version: int) -> str | None:
+    """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if nobody can tell.
+
+    Without the chain nothing is dropped here, but the older iptables may have one.
+    """
+    chain = _find_chain(netfilter, _FAMILIES[version])
+    return None if chain is None or _POLICY not in chain else _POLICIES[_number(chain[_POLICY])]
 
 
-def delete_bare_tables(nft: Nft) -> None:
+def delete_bare_tables(netfilter: Netfilter) -> None:
     """Delete Docker's tables if they hold what the rule needed to stand in, and nothing else.
 
     An empty FORWARD chain that accepts is as good as none, to the kernel and to the iptables
     command, which makes it when it needs it. It is left by either way of adding the rule.
     """
-    for table in _tables():
-        if _is_bare(nft.show_table(table)):
-            nft.run(f"delete table {table}\n")
+    for family in _families():
+        if _is_bare(netfilter, family):
+            body = HEAD.pack(family, 0, 0) + encode_text(_TABLE, _NAME)
+            netfilter.elements.make([Making(DELETE_TABLE, 0, body, f"delete table {_NAME}")])
 
 
-def _is_bare(shown: bytes | None) -> bool:
+def _is_bare(netfilter: Netfilter, family: int) -> bool:
     """Tell whether a table holds one chain, FORWARD, without a rule and with the policy accept."""
-    if shown is None:
+    chain = _find_chain(netfilter, family)
+    if chain is None or _number(chain.get(_CHAIN_USE)) or _number(chain.get(_POLICY)) == 0:
         return False
-    _, *entries = msgspec.json.decode(shown)["nftables"]  # the first says which nft this is
-    if [kind for entry in entries for kind in entry] != ["table", "chain"]:
-        return False
-    chain = entries[1]["chain"]
-    return bool(chain["name"] == FORWARD and chain.get("policy") == "accept")
+    with netfilter.looking.open() as connection:
+        for body in connection.dump(TABLE.get, HEAD.pack(family, 0, 0)):
+            table = parse_attributes(body, HEAD.size)
+            if body[0] == family and parse_text(table[_TABLE]) == _NAME:
+                return _number(table.get(_TABLE_USE)) == 1
+    return False
 
 
 def _has_old_filter() -> bool:
@@ -142,43 +177,116 @@ def _has_old_filter() -> bool:
     return OLD_TABLES.is_file() and "filter" in OLD_TABLES.read_text().split()
 
 
-def _tables() -> Iterator[str]:
-    yield _TABLE[4]
+def _families() -> Iterator[int]:
+    yield _FAMILIES[4]
     if sysctl.has_ipv6():
-        yield _TABLE[6]
+        yield _FAMILIES[6]
 
 
-def _is_in_place(nft: Nft, table: str, mark: int) -> bool:
-    rules = _rules(nft, table, FORWARD)
+def _find_chain(netfilter: Netfilter, family: int) -> dict[int, bytes] | None:
+    """Return what the kernel says of FORWARD, None if there is none."""
+    with netfilter.looking.open() as connection:
+        for body in connection.dump(CHAIN.get, HEAD.pack(family, 0, 0)):
+            found = parse_attributes(body, HEAD.size)
+            is_there = parse_text(found[_TABLE]), parse_text(found[_CHAIN_NAME])
+            if body[0] == family and is_there == (_NAME, FORWARD):
+                return found
+    return None
+
+
+def _is_in_place(netfilter: Netfilter, family: int, mark: int) -> bool:
+    rules = tuple(_rules(netfilter, family, FORWARD).values())
     ours = [number for number, rule in enumerate(rules) if _is_ours(rule, mark)]
     return len(ours) == 1 and is_placed(_jumps(rules), ours[0])
 
 
-def _rules(nft: Nft, table: str, chain: str) -> list[str]:
-    """Return the rules of a chain as nft shows them, none if there is no such chain."""
-    lines = (line.strip() for line in (nft.list_chain(table, chain) or "").splitlines())
-    return [line for line in lines if _HANDLE.search(line) and not line.startswith("chain ")]
+def _rules(netfilter: Netfilter, family: int, chain: str) -> dict[int, Rule]:
+    """Return the rules of a chain by their handles, none if there is no such chain."""
+    with netfilter.looking.open() as connection:
+        try:
+            return Reader(connection).read_rules(family, _NAME, chain)
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return {}
+            raise
 
 
-def _is_ours(rule: str, mark: int) -> bool:
+def _delete_from(netfilter: Netfilter, family: int, chain: str, mark: int) -> None:
+    for handle, rule in _rules(netfilter, family, chain).items():
+        if _is_ours(rule, mark):
+            body = _in_chain(family, chain) + encode_attribute(_HANDLE, handle.to_bytes(8, "big"))
+            netfilter.elements.make([Making(_DELETE_RULE, 0, body, f"delete rule of {chain}")])
+
+
+def _is_ours(rule: Rule, mark: int) -> bool:
     """Tell whether a rule is the one that accepts the mark."""
-    return f"{mark:#x}" in rule and " accept" in rule
+    bits = mark.to_bytes(4, sys.byteorder)
+    looks = any(isinstance(step, Mask) and step.mask == bits for step in rule)
+    return looks and rule[-1] == Verdict(Fate.ACCEPT)
 
 
-def _handle(rule: str) -> str:
-    found = _HANDLE.search(rule)
-    return found[1] if found else ""
-
-
-def _jumps(rules: Iterable[str]) -> list[str]:
+def _jumps(rules: Iterable[Rule]) -> list[str]:
     """Return where each rule sends every packet, empty for one that looks at the packet first."""
-    return [found[1] if (found := _JUMP.fullmatch(rule)) else "" for rule in rules]
+    return [
+        rule[0].chain if len(rule) == 1 and isinstance(rule[0], Verdict) else "" for rule in rules
+    ]
 
 
-def forward_policy(nft: Nft, version: int) -> str | None:
-    """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if nobody can tell.
+def _make_chain(family: int, policy: str) -> Iterator[Making]:
+    """Yield the messages that make FORWARD with a policy, or give it that."""
+    table = HEAD.pack(family, 0, 0) + encode_text(_TABLE, _NAME)
+    yield Making(TABLE.new, TABLE.flags, table, f"add table {_NAME}")
+    hook = encode_attribute(_HOOK_NUMBER, _big(_FORWARD_HOOK))
+    hook += encode_attribute(_PRIORITY, bytes(4))
+    body = table + encode_text(_CHAIN_NAME, FORWARD) + encode_attribute(_HOOK | NESTED, hook)
+    body += encode_attribute(_POLICY, _big(_POLICIES.index(policy)))
+    body += encode_text(_TYPE, "filter")
+    yield Making(CHAIN.new, CHAIN.flags, body, f"add chain {_NAME} {FORWARD}")
 
-    Without the chain nothing is dropped here, but the older iptables may have one.
+
+def _make_rule(family: int, mark: int, behind: int | None) -> Making:
+    """Return the message that adds the rule, behind the one with a handle or behind all.
+
+    In nft's words, meta mark & MARK == MARK counter accept.
     """
-    policy = _POLICY.search(nft.list_chain(_TABLE[version], FORWARD) or "")
-    return policy[1].upper() if policy else None
+    bits, none = (_value(each.to_bytes(4, sys.byteorder)) for each in (mark, 0))
+    register, zero = _big(_REGISTER), _big(0)
+    accept = encode_attribute(_VERDICT | NESTED, encode_attribute(_CODE, _big(1)))
+    expressions = (
+        _expression("meta", {1: register, 2: _big(_MARK)}),  # NFTA_META_DREG, _KEY
+        _expression(  # NFTA_BITWISE_SREG, _DREG, _LEN, _MASK, _XOR
+            "bitwise", {1: register, 2: register, 3: _big(4), NESTED | 4: bits, NESTED | 5: none}
+        ),
+        _expression("cmp", {1: register, 2: zero, NESTED | 3: bits}),  # NFTA_CMP_SREG, _OP, _DATA
+        _expression("counter", {}),
+        _expression("immediate", {1: zero, NESTED | 2: accept}),  # NFTA_IMMEDIATE_DREG, _DATA
+    )
+    listed = b"".join(encode_attribute(_ITEM | NESTED, each) for each in expressions)
+    body = _in_chain(family, FORWARD) + encode_attribute(_EXPRESSIONS | NESTED, listed)
+    if behind is not None:
+        body += encode_attribute(_POSITION, behind.to_bytes(8, "big"))
+    said = COMMENT.encode() + b"\0"
+    body += encode_attribute(_USER_DATA, bytes([0, len(said)]) + said)
+    return Making(RULE.new, RULE.flags, body, f"add rule to {_NAME} {FORWARD}")
+
+
+def _expression(name: str, attributes: Mapping[int, bytes]) -> bytes:
+    data = b"".join(encode_attribute(kind, value) for kind, value in attributes.items())
+    return encode_text(_EXPRESSION, name) + encode_attribute(_DATA | NESTED, data)
+
+
+def _value(value: bytes) -> bytes:
+    return encode_attribute(_VALUE, value)
+
+
+def _in_chain(family: int, chain: str) -> bytes:
+    where = encode_text(_TABLE, _NAME) + encode_text(_RULE_CHAIN, chain)
+    return HEAD.pack(family, 0, 0) + where
+
+
+def _big(number: int) -> bytes:
+    return number.to_bytes(4, "big")
+
+
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value or b"", "big")

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from driver.errors import KernelError
 from driver.kernel import sysctl
 from driver.kernel.forward import FORWARD, OPERATORS, find_place, is_placed
-from driver.undo import Rollback, attempt_all
+from driver.undo import Rollback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 COMMANDS = ("iptables", "ip6tables")
 _COMMAND = dict(zip((4, 6), COMMANDS, strict=True))
@@ -42,7 +42,7 @@ def has_command(version: int) -> bool:
 
 def ensure_forward_accept(mark: int) -> None:
     """Put the rule where it belongs, once, for both families; for one, if the other refuses it."""
-    attempt_all([partial(_ensure_accept, command, mark) for command in _usable()])
+    _attempt_each([partial(_ensure_accept, command, mark) for command in _usable()])
 
 
 def _ensure_accept(command: str, mark: int) -> None:
@@ -64,13 +64,34 @@ def has_forward_accept(mark: int) -> bool:
 
 def delete_forward_accept(mark: int) -> None:
     """Delete the rule, however often it is there, from every chain that may hold it."""
-    attempt_all(
+    _attempt_each(
         [
             partial(_delete, command, chain, mark)
             for command in _usable()
             for chain in (FORWARD, OPERATORS)
         ]
     )
+
+
+class _LockedError(KernelError):
+    """Somebody else has the lock that all these commands share."""
+
+
+def _attempt_each(steps: Sequence[Callable[[], object]]) -> None:
+    """Run every step, whatever becomes of the others, then raise the first failure.
+
+    Not if somebody else has the lock: each would wait for it, under the driver's.
+    """
+    failures: list[KernelError] = []
+    for step in steps:
+        try:
+            step()
+        except _LockedError:
+            raise
+        except KernelError as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
 
 
 def set_forward_policy(version: int, policy: str) -> None:
@@ -138,7 +159,8 @@ def _run(command: str, *arguments: str) -> None:
 def _failure(
     command: str, arguments: tuple[str, ...], result: subprocess.CompletedProcess[str]
 ) -> KernelError:
-    return KernelError(f"run {command} {' '.join(arguments)}: {result.stderr.strip()}")
+    kind = _LockedError if "xtables lock" in result.stderr else KernelError
+    return kind(f"run {command} {' '.join(arguments)}: {result.stderr.strip()}")
 
 
 def _execute(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -37,7 +37,7 @@ from driver.undo import Rollback
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from driver.model import Bridge, DirectInterface, IPInterface, Veth
+    from driver.model import Bridge, DirectInterface, IPAddress, IPInterface, Veth
 
 _SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
 _SIOCGIFHWADDR = 0x8927
@@ -373,6 +373,13 @@ def default_route_interfaces() -> frozenset[str]:
     lines = Path("/proc/thread-self/net/route").read_text().splitlines()[1:]
     routes = (line.split() for line in lines)  # Iface Destination Gateway Flags … Mask …
     return frozenset(each[0] for each in routes if each[1] == each[7] == "00000000")
+
+
+def find_ways(addresses: Iterable[IPAddress]) -> dict[IPAddress, str | None]:
+    """Return by which interface the host sends to each address, None for where it cannot."""
+    with _route("look up routes") as route:
+        indexes = {address: route.find_way(address) for address in addresses}
+    return {address: name_of(index) if index else None for address, index in indexes.items()}
 
 
 def await_up(index: int, timeout: float) -> str | None:

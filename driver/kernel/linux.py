@@ -15,6 +15,7 @@ from driver.health import Health
 from driver.kernel import (
     conntrack,
     drops,
+    filters,
     forward,
     iptables,
     links,
@@ -23,6 +24,7 @@ from driver.kernel import (
     ports,
     ruleset,
     sysctl,
+    tables,
     traffic,
 )
 from driver.kernel.elements import Elements, parse_changes
@@ -30,7 +32,7 @@ from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
 from driver.model import SandboxKey
-from driver.reality import HostSettings
+from driver.reality import HostSettings, Passage
 from driver.recent import Recent
 from driver.sysctls import is_of_interface
 from driver.undo import Rollback
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         DirectInterface,
         Drops,
         HostPort,
+        IPAddress,
         IPInterface,
         LoopbackPair,
         PortBinding,
@@ -59,6 +62,7 @@ FORWARDING = {
     4: ("net.ipv4.ip_forward",),
     6: ("net.ipv6.conf.default.forwarding", "net.ipv6.conf.all.forwarding"),
 }
+BRIDGE_FORWARDING = "net.ipv4.conf.IFNAME.forwarding"  # of IPv6, that of all is in force
 SOURCE_CHECK = "net.ipv4.conf.IFNAME.rp_filter"
 INTERFACE_TIMEOUT = 30.0  # seconds from the sandbox's birth to its interface being up
 
@@ -77,6 +81,8 @@ class LinuxKernel:
         self._drops_forwarded = drops_forwarded
         self._nft = Nft()
         self._elements = Elements()
+        self._looking = tables.Looking()
+        self._netfilter = forward.Netfilter(self._looking, self._elements)
         self._preview = ruleset.Preview()
         self._watch = SandboxWatch(health)
         self._reaper = LinkReaper()
@@ -85,7 +91,7 @@ class LinuxKernel:
 
     def _rule_ports(self) -> tuple[int | None, ...]:
         """Return the netlink ports by which the kernel knows our changes of rules."""
-        return self._nft.port(), self._elements.port
+        return (self._elements.port,)
 
     def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
         """See `Kernel`."""
@@ -128,17 +134,21 @@ class LinuxKernel:
         """See `Kernel`."""
         changes = parse_changes(text)
         if changes is None:
-            self._nft.run(text)
+            self._elements.make(self._preview.compile(text))
         else:
             self._elements.change(changes)
 
-    def list_rules(self, tables: Sequence[str]) -> frozenset[str]:
+    def list_rules(self, names: Sequence[str]) -> frozenset[str]:
         """See `Kernel`."""
-        return ruleset.list_rules(self._nft, tables)
+        with self._looking.open() as netfilter:
+            outline = tables.outline(netfilter)
+        if not self._preview.knows(outline):
+            return outline
+        return ruleset.list_elements(self._nft, names) | outline
 
-    def preview_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
+    def preview_rules(self, text: str, names: Sequence[str]) -> frozenset[str]:
         """See `Kernel`."""
-        return self._preview.list_rules(text, tables)
+        return self._preview.list_rules(text, names)
 
     def read_traffic(self) -> Mapping[str, Traffic]:
         """See `Kernel`."""
@@ -146,28 +156,29 @@ class LinuxKernel:
 
     def read_drops(self) -> Drops:
         """See `Kernel`."""
-        return drops.read_drops(self._nft)
+        with self._looking.open() as netfilter:
+            return drops.read_drops(netfilter)
 
     def ensure_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""
         if iptables.is_installed():
             iptables.ensure_forward_accept(mark)
         else:
-            forward.ensure_forward_accept(self._nft, mark)
+            forward.ensure_forward_accept(self._netfilter, mark)
 
     def has_forward_accept(self, mark: int) -> bool:
         """See `Kernel`."""
         if iptables.is_installed():
             return iptables.has_forward_accept(mark)
-        return forward.has_forward_accept(self._nft, mark)
+        return forward.has_forward_accept(self._netfilter, mark)
 
     def delete_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""
         if iptables.is_installed():
             iptables.delete_forward_accept(mark)
         else:
-            forward.delete_forward_accept(self._nft, mark)
-        forward.delete_bare_tables(self._nft)
+            forward.delete_forward_accept(self._netfilter, mark)
+        forward.delete_bare_tables(self._netfilter)
 
     def ensure_forwarding(self, version: int) -> None:
         """See `Kernel`."""
@@ -186,14 +197,14 @@ class LinuxKernel:
     def _forward_policy(self, version: int) -> str | None:
         if iptables.has_command(version):
             return iptables.forward_policy(version)
-        return forward.forward_policy(self._nft, version)
+        return forward.forward_policy(self._netfilter, version)
 
     def _set_forward_policy(self, version: int, policy: str | None) -> None:
         """Set FORWARD's policy where Docker would; where there is no chain it is to accept."""
         if iptables.has_command(version):
             iptables.set_forward_policy(version, policy or "ACCEPT")
         else:
-            forward.set_forward_policy(self._nft, version, policy or "ACCEPT")
+            forward.set_forward_policy(self._netfilter, version, policy or "ACCEPT")
 
     def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
         """See `Kernel`."""
@@ -288,6 +299,28 @@ class LinuxKernel:
                 for name, value in checks.items()
                 if value is not None
             },
+        )
+
+    def observe_passage(self, ends: Mapping[IPAddress, str]) -> Passage:
+        """See `Kernel`."""
+        closed = {
+            key for keys in FORWARDING.values() for key in keys[-1:] if sysctl.read(key) == "0"
+        }
+        if FORWARDING[4][-1] not in closed:
+            bridges = {bridge for ip, bridge in ends.items() if ip.version == 4}  # noqa: PLR2004
+            closed |= {
+                BRIDGE_FORWARDING.replace("IFNAME", name)
+                for name in bridges
+                if sysctl.read(BRIDGE_FORWARDING, name) == "0"
+            }
+        indexes = {name: links.find_index(name) for name in frozenset(ends.values())}
+        with self._looking.open() as netfilter:
+            found = filters.read_filters(netfilter)
+        return Passage(
+            closed=frozenset(closed),
+            filters=found,
+            ways=links.find_ways(ends),
+            indexes={name: index for name, index in indexes.items() if index is not None},
         )
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
@@ -422,6 +455,7 @@ class LinuxKernel:
         self._preview.close()
         self._nft.close()
         self._elements.close()
+        self._looking.close()
         self._reservations.close()
 
 

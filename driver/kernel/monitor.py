@@ -16,10 +16,11 @@ import os
 import select
 import socket
 import struct
+import sys
 import threading
 from typing import TYPE_CHECKING
 
-from driver.kernel.netlink import parse_attributes, parse_messages, parse_text
+from driver.kernel.netlink import parse_attributes, parse_messages, parse_number, parse_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -34,11 +35,15 @@ RETRY_SECONDS = 0.1  # after a failure
 BUFFER_BYTES = 4 * 1024 * 1024  # a flushed ruleset of 5,000 elements is some 1 MB of messages
 
 # include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_DELADDR, _RTM_DELRULE = 16, 17, 21, 33
-_GROUPS = (1, 5, 9, 19)  # RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_RULE
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_DELADDR, _RTM_DELROUTE, _RTM_DELRULE = 16, 17, 21, 25, 33
+_RTM_NEWNETCONF = 80
+# RTNLGRP_LINK, …_IPV4_IFADDR, …_IPV4_ROUTE, …_IPV6_IFADDR, …_IPV6_ROUTE, …_IPV6_RULE, …_NETCONF
+_GROUPS = (1, 5, 7, 9, 11, 19, 24, 25)
 _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_IFALIAS = 3, 10, 18, 20
 _IFLA_INFO_KIND = 1
 _IFA_ADDRESS = 1
+_RTA_OIF, _UNICAST, _LOCAL, _ROUTE_HEAD, _ROUTE_TYPE = 4, 1, 2, 12, 7  # RTN_…, struct rtmsg
+_NETCONFA_IFINDEX, _NETCONFA_FORWARDING, _ALL_INTERFACES = 1, 2, -1  # linux/netconf.h
 _IFF_UP = 1
 _AF_BRIDGE = 7  # a bridge's word about one of its ports
 # include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h, netfilter.h
@@ -46,7 +51,9 @@ _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_DELTABLE, _DELCHAIN, _NEWRULE, _DELRULE, _NEWGEN = 2, 5, 6, 8, 15  # NFT_MSG_*
+# NFT_MSG_*
+_DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE, _NEWGEN = 2, 3, 5, 6, 8, 15
+_CHAIN_HOOK = 4  # NFTA_CHAIN_HOOK
 _INET, _IPV4, _BRIDGE, _IPV6 = 1, 2, 7, 10  # NFPROTO_*
 _CHAIN_ATTRIBUTE = {_DELCHAIN: 3, _NEWRULE: 2, _DELRULE: 2}  # NFTA_CHAIN_NAME, NFTA_RULE_CHAIN
 
@@ -166,10 +173,15 @@ def is_link_damage(
     A bridge, of whomever (a network may use somebody's): gone, down, without an address, or with
     another port that is no veth, by which it may lead out of the host from now on. A host end:
     gone, down or off its bridge. Any other link but a veth that goes: it may have had the name of a
-    bridge. A rule for IPv6 routes: the loopback pair has one.
+    bridge. A rule for IPv6 routes: the loopback pair has one. A route by one of our bridges or by
+    that pair that goes. Forwarding that is turned on or off, of all interfaces or of a bridge.
     """
     if kind == _RTM_DELRULE:
         return True
+    if kind == _RTM_DELROUTE:
+        return _is_lost_route(payload)
+    if kind == _RTM_NEWNETCONF:
+        return _is_forwarding(payload)
     if kind == _RTM_DELADDR:
         return _is_worth_keeping(parse_attributes(payload, 8).get(_IFA_ADDRESS, b""))
     if kind == _RTM_DELLINK:
@@ -195,20 +207,51 @@ def _is_broken(payload: bytes, is_expected: Callable[[str], bool], *, is_gone: b
     return is_off and (kind == "bridge" or name.startswith(("pnlo", "pnu", "pnd", "pn-")))
 
 
+def _is_lost_route(payload: bytes) -> bool:
+    """Tell whether a route that goes may have been by an interface of ours, containers' aside."""
+    if payload[_ROUTE_TYPE] not in {_UNICAST, _LOCAL}:
+        return False
+    index = parse_number(parse_attributes(payload, _ROUTE_HEAD).get(_RTA_OIF))
+    return _is_no_port(index)
+
+
+def _is_forwarding(payload: bytes) -> bool:
+    attributes = parse_attributes(payload, 4)  # struct netconfmsg: the family
+    forwarding = attributes.get(_NETCONFA_FORWARDING)
+    index = attributes.get(_NETCONFA_IFINDEX)
+    if forwarding is None or index is None:
+        return False
+    number = int.from_bytes(index, sys.byteorder, signed=True)
+    return number == _ALL_INTERFACES or (number > 0 and not any(forwarding) and _is_no_port(number))
+
+
+def _is_no_port(index: int) -> bool:
+    """Tell whether an interface is one that containers' lives do not make and unmake."""
+    try:
+        name = socket.if_indextoname(index)
+    except OSError:
+        return False  # it has gone, which is told by itself
+    return not name.startswith(("pnh", "pnc", "veth", "lo"))
+
+
 def is_rule_damage(kind: int, payload: bytes) -> bool:
-    """Tell whether a message of nftables, caused by others, is about our tables or our rule."""
+    """Tell whether a message of nftables, caused by others, is about our tables or our rule.
+
+    Or about a base chain of theirs, whose policy may stop what ours lets pass; of a chain that goes
+    the kernel does not tell whether it was one, so only tables that go are looked at.
+    """
     subsystem, verb = kind >> 8, kind & 0xFF
     if subsystem != _SUBSYSTEM or verb == _NEWGEN:
         return False
     family = payload[0]
     attributes = parse_attributes(payload, 4)
     table = parse_text(attributes.get(1, b""))  # NFTA_*_TABLE is 1 for whatever is in a table
-    if family in {_INET, _BRIDGE}:
-        return table == "pynet"
+    if family in {_INET, _BRIDGE} and table == "pynet":
+        return True
+    if verb == _DELTABLE or (verb == _NEWCHAIN and _CHAIN_HOOK in attributes):
+        return family in {_INET, _IPV4, _IPV6}
     if family not in {_IPV4, _IPV6} or table != "filter":
         return False
-    if verb == _DELTABLE:
-        return True
     chain = parse_text(attributes.get(_CHAIN_ATTRIBUTE.get(verb, 0), b""))
     return chain == "FORWARD"
 

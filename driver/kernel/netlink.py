@@ -25,7 +25,7 @@ ANSWER_SECONDS = 5.0  # how long to wait for an answer: the kernel has it before
 _SOL_NETLINK, _CAP_ACK, _GET_STRICT_CHK = 270, 10, 12
 _DONE = 3  # NLMSG_DONE
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
-_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without the bits for nesting and byte order
+TYPE_MASK = 0x3FFF  # NLATYPE_MASK: without the bits for nesting and byte order
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _NUMBER = struct.Struct("=I")
@@ -202,9 +202,25 @@ def parse_attributes(body: bytes, offset: int = 0) -> dict[int, bytes]:
         length, kind = unpack(body, offset)
         if length < size:
             break
-        found[kind & _TYPE_MASK] = body[offset + size : offset + length]
+        found[kind & TYPE_MASK] = body[offset + size : offset + length]
         offset += (length + 3) & ~3
     return found
+
+
+def parse_typed(body: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield the attributes behind a head, one after the other, with the bits of their types."""
+    while offset + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, offset)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind, body[offset + _ATTRIBUTE.size : offset + length]
+        offset += aligned(length)
+
+
+def parse_nested(body: bytes) -> Iterator[bytes]:
+    """Yield the attributes of a list, one after the other, whatever their types."""
+    for _, value in parse_typed(body):
+        yield value
 
 
 def parse_number(value: bytes | None) -> int:

@@ -32,7 +32,7 @@ from driver.kernel.netlink import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from driver.model import IPInterface, LoopbackPair, MacAddress
+    from driver.model import IPAddress, IPInterface, LoopbackPair, MacAddress
 
 LINK_CHANGES = 1  # RTMGRP_LINK
 IFF_UP, IFF_NOARP, IFF_LOWER_UP = 1, 1 << 7, 1 << 16
@@ -77,6 +77,8 @@ _DESTINATION, _OUT_INDEX, _GATEWAY, _PRIORITY, _TABLE = 1, 4, 5, 6, 15
 _RULE_PRIORITY, _RULE_MARK, _RULE_TABLE, _RULE_MASK = 6, 10, 15, 16
 _PERMANENT = 0x80  # NUD_PERMANENT
 _TABLE_UNSPEC, _STATIC, _UNIVERSE = 0, 4, 0  # RT_TABLE_, RTPROT_, RT_SCOPE_
+# Without a route, or with one that says so (prohibit, blackhole, unreachable).
+_NO_WAY = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL})
 _UNICAST, _LOCAL_ROUTE, _TO_TABLE = 1, 2, 1  # RTN_UNICAST, RTN_LOCAL, FR_ACT_TO_TBL
 
 
@@ -323,6 +325,22 @@ class Rtnetlink(Connection):
         wanted = None if destination is None else destination.packed
         routes = (parse_attributes(body, _ROUTE_HEAD.size) for body in found)
         return any(route.get(_DESTINATION) == wanted for route in routes)
+
+    def find_way(self, address: IPAddress) -> int | None:
+        """Return the index of the interface by which the host sends to an address, None for none.
+
+        By the rules and tables in force, as a packet of the host's own would be sent.
+        """
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004
+        head = _ROUTE_HEAD.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+        try:
+            answer = self.ask(_GET_ROUTE, head + encode_attribute(_DESTINATION, address.packed))
+        except NetlinkError as error:
+            if error.errno in _NO_WAY:
+                return None
+            raise
+        found = parse_attributes(answer, _ROUTE_HEAD.size)
+        return parse_number(found.get(_OUT_INDEX)) or None
 
     def add_rule(self, pair: LoopbackPair, priority: int) -> None:
         """Have what carries the pair's mark look into its table."""

@@ -1,12 +1,14 @@
-"""Read nftables tables as lines that can be compared; changes nothing.
+"""See what nft text comes to in a namespace without anything; changes nothing of the host's.
 
 Two rulesets are compared in the kernel's own words: one is what is there, the other what an
 empty namespace shows after the text was given to it. So nobody here needs to know how nft
-writes what it was told, in whatever version.
+writes what it was told, in whatever version. What is not an element is compared as the kernel has
+it; elements are read by libnftables, if all else is as pynet writes it.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +16,17 @@ import msgspec
 
 from driver.kernel import netns
 from driver.kernel.nft import Nft
+from driver.kernel.tables import Looking, copy, outline, unmake
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from driver.kernel.netlink import Connection
+    from driver.kernel.tables import Making
 
-def list_rules(nft: Nft, tables: Iterable[str]) -> frozenset[str]:
-    """Return what the tables hold; no table is no lines."""
+
+def list_elements(nft: Nft, tables: Iterable[str]) -> frozenset[str]:
+    """Return the elements of the tables' sets and maps; no table is no lines."""
     return frozenset(line for table in tables for line in _lines(nft.show_table(table)))
 
 
@@ -31,48 +37,54 @@ class Preview:
     """
 
     def __init__(self) -> None:
-        self._nft = netns.run_in_new(Nft)
+        self._nft, self._looking = netns.run_in_new(lambda: (Nft(), Looking()))
         self._lock = Lock()
+        self._outlines: frozenset[str] = frozenset()
 
     def list_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
         """Return what the tables would hold if nothing but this text had been given to them."""
-        with self._lock:
+        with self._showing(text) as shown:
+            return list_elements(self._nft, tables) | outline(shown)
+
+    def compile(self, text: str) -> tuple[Making, ...]:
+        """Return the messages by which our tables become what this text makes of them."""
+        with self._showing(text) as shown:
+            return (*unmake(), *copy(shown))
+
+    def knows(self, lines: frozenset[str]) -> bool:
+        """Tell whether tables are no others, but for their elements, than what was shown here.
+
+        Then nobody else has written them, and libnftables can read them without harm.
+        """
+        return lines <= self._outlines
+
+    @contextmanager
+    def _showing(self, text: str) -> Iterator[Connection]:
+        """Have the tables that a text makes in the block, and no others; lend what shows them."""
+        with self._lock, self._looking.open() as shown:
             self._nft.run(text)
             try:
-                return list_rules(self._nft, tables)
+                self._outlines |= outline(shown)
+                yield shown
             finally:
                 self._nft.run("flush ruleset\n")
 
     def close(self) -> None:
         """Free the context, and the namespace with it."""
         self._nft.close()
+        self._looking.close()
 
 
 def _lines(shown: bytes | None) -> Iterator[str]:
-    """Yield a line for everything in a table, of what nft shows as JSON (libnftables-json(5))."""
+    """Yield a line for every element of a table that nft shows as JSON (libnftables-json(5))."""
     if shown is None:
         return
-    rules: dict[str, int] = {}
     for entry in msgspec.json.decode(shown)["nftables"]:
         ((kind, thing),) = entry.items()
-        if kind == "metainfo":
-            continue
-        thing.pop("handle", None)
-        if kind == "counter":
-            thing.pop("packets")
-            thing.pop("bytes")
-        where = f"{thing['family']} {thing.get('table', thing.get('name'))}"
-        if kind == "rule":
-            chain = thing["chain"]
-            rules[chain] = rules.get(chain, 0) + 1
-            yield f"{where} chain {chain}, rule {rules[chain]}: {_text(thing['expr'])}"
-            continue
-        elements = thing.pop("elem", ())
-        if "timeout" in thing.get("flags", ()):
-            elements = ()  # what passing packets have left
-        name = f"{where} {kind} {thing['name']}"
-        yield f"{name}: {_text(thing)}"
-        for element in elements:
+        if kind not in {"set", "map"} or "timeout" in thing.get("flags", ()):
+            continue  # what has a timeout is what passing packets have left
+        name = f"{thing['family']} {thing['table']} {kind} {thing['name']}"
+        for element in thing.get("elem", ()):
             yield f"{name}, element {_text(element)}"
 
 

@@ -16,7 +16,8 @@ from plugin.cli.who import socket_path
 def check(*, repair: bool, as_json: bool) -> None:
     """Compare what the driver's networks and endpoints need with what the kernel has.
 
-    Looks at bridges, addresses, host ends, firewall rules, reserved ports and kernel parameters.
+    Looks at bridges, addresses, host ends, firewall rules, reserved ports and kernel parameters,
+    and at what else keeps packets from passing: forwarding, routes, others' firewall tables.
     While the driver runs it mends most damage by itself, within a second of it.
 
     Warns of settings of the host that are no damage and not the driver's to change: tables of

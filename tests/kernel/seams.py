@@ -1,7 +1,7 @@
 """Step in before every single thing that `driver.kernel` asks of the kernel, and every commit.
 
-The seams are where the driver's own code ends: netlink's messages, libnftables, /proc/sys, the
-iptables command, bind(2). A step is named by its seam and what is asked of it.
+The seams are where the driver's own code ends: netlink's messages, nftables' transactions,
+/proc/sys, the iptables command, bind(2). A step is named by its seam and what is asked of it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from driver.kernel import conntrack, iptables, ports, sysctl
 from driver.kernel.elements import Elements
 from driver.kernel.netlink import Connection
 from driver.kernel.netns import AFTERWARDS
-from driver.kernel.nft import Nft
 from driver.kernel.rtnetlink import Rtnetlink
-from driver.kernel.ruleset import Preview
 from driver.store import Store
 
 if TYPE_CHECKING:
@@ -52,28 +50,18 @@ _LOOKS_ELSEWHERE: tuple[tuple[Any, str, str], ...] = (
 def stepping_in(before: Before, *, reads: bool = False) -> Iterator[None]:
     """Have `before` called before every step that changes something; before the looks as well.
 
-    What is tried in a namespace of its own, to compare rules, changes nothing. What a thread does
-    when its caller has got the answer is no step of what the caller did.
+    What a thread does when its caller has got the answer is no step of what the caller did.
     """
-    looking = threading.local()
     before = _while_waited_for(before)
-
-    def before_rules(step: str) -> None:
-        if not getattr(looking, "now", False):
-            before(step)
-
     with ExitStack() as stack:
-        preview = _marked(Preview.list_rules, looking)
-        stack.enter_context(patch.object(Preview, "list_rules", preview))
         for target, name, seam in (
             (sysctl, "write", SYSCTL),
             (ports, "_bind", BIND),
-            (Elements, "change", NFT),
+            (Elements, "make", NFT),
             (conntrack, "_delete", CONNTRACK),
         ):
             wrapped = _wrapped(getattr(target, name), seam, before)
             stack.enter_context(patch.object(target, name, wrapped))
-        stack.enter_context(patch.object(Nft, "run", _wrapped(Nft.run, NFT, before_rules)))
         for name in _MESSAGES if reads else _MESSAGES - _QUESTIONS:
             wrapped = _wrapped(getattr(Rtnetlink, name), f"{ROUTE} {name}", before)
             stack.enter_context(patch.object(Rtnetlink, name, wrapped))
@@ -100,20 +88,6 @@ def _wrapped(function: Callable[..., Any], seam: str, before: Before) -> Callabl
         return function(*args, **kwargs)
 
     return step
-
-
-def _marked(function: Callable[..., Any], mark: threading.local) -> Callable[..., Any]:
-    """Return the function with the mark set on its thread for as long as it runs."""
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        mark.now = True
-        try:
-            return function(*args, **kwargs)
-        finally:
-            mark.now = False
-
-    return call
 
 
 def _iptables(before: Before, *, reads: bool) -> Callable[..., Any]:

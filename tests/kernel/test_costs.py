@@ -16,7 +16,6 @@ from driver.bridge import NewJoin
 from driver.kernel.elements import Elements
 from driver.kernel.netlink import Change, Connection
 from driver.kernel.netns import AFTERWARDS
-from driver.kernel.nft import Nft
 from driver.model import Attach, EndpointId, host_end_name
 from tests.engine.wait import wait_until
 from tests.kernel.host import mount_namespace
@@ -94,8 +93,7 @@ def meter(monkeypatch: pytest.MonkeyPatch, driver: BridgeDriver) -> Meter:
         return send(connection, *changes)
 
     monkeypatch.setattr(Connection, "_send", send_counted)
-    count(Elements, "change", "rules")
-    count(Nft, "run", "rules")
+    count(Elements, "make", "rules")
     count(threading.Thread, "start", "threads")
     driver._store._db.set_trace_callback(lambda _: lent.count("statements"))
     # Hooks cannot be taken out again; the test's process ends with it.

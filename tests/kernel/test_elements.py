@@ -13,7 +13,7 @@ from driver.kernel.elements import Elements, parse_changes
 from driver.kernel.nft import Nft
 from driver.model import EndpointOptions, Guard, connections_of
 from tests.kernel.host import run
-from tests.samples import binding, endpoint_id
+from tests.samples import binding, endpoint_id, network, pool
 from tests.typical import ENDPOINTS, NETWORKS
 
 if TYPE_CHECKING:
@@ -108,18 +108,40 @@ def test_without_the_table_nothing_is_changed(elements: Elements) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        firewall.render_network(NETWORKS[0]),
-        firewall.render_uplinks(["br0"]),
         firewall.render_no_ruleset(),
         "add element inet pynet open4 {\n",
         "nonsense\n",
         ONE + "nonsense\n",
         ONE.replace("10.1.0.2", "10.1.0.0/24"),
-        "".join(ONE.replace("8080", str(port)) for port in range(8000, 8100)),
     ],
 )
-def test_what_is_not_known_or_many_is_left_to_nft(text: str) -> None:
+def test_what_is_not_known_is_left_to_nft(text: str) -> None:
     assert parse_changes(text) is None
+
+
+def test_networks_and_limits_are_what_nft_puts_there(nft: Nft, elements: Elements) -> None:
+    """Intervals, which have an end, also of the last address, and counts of connections."""
+    last = network(9, pools=(pool("255.255.255.1/24"), pool("ffff:ffff::1/32")))
+    for net in (*NETWORKS, last):
+        nft.run(firewall.render_ruleset([], [], []))
+        empty = shown()
+        joined = [each for each in ENDPOINTS if each.network_id == net.id]
+        comes = firewall.render_network(net) + firewall.render_uplinks(["br0", "br1"])
+        comes += "".join(firewall.render_join(each, net) for each in joined)
+        goes = "".join(firewall.render_leave(each, net) for each in joined)
+        goes += firewall.render_no_network(net) + firewall.render_uplinks([])
+        nft.run(comes)
+        expected = shown()
+        change(elements, goes)
+        assert shown() == empty
+        change(elements, comes)
+        assert shown() == expected
+
+
+def test_many_are_changed_at_once(nft: Nft, elements: Elements) -> None:
+    many = "".join(ONE.replace("8080", str(port)) for port in range(1, 10001))
+    change(elements, many)
+    assert shown().count("endpoint e1e1e1e1e1e1") == 10001
 
 
 def test_nothing_to_change_is_no_change(elements: Elements) -> None:

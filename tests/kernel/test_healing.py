@@ -71,6 +71,18 @@ DAMAGES = {
     "a host end down": (Kind.HOST_END, f"ip link set {HOST_END} down"),
     "the loopback pair deleted": (Kind.LOOPBACK, f"ip link delete {LOOPBACK_PAIR.out_end}"),
     "the loopback pair down": (Kind.LOOPBACK, f"ip link set {LOOPBACK_PAIR.out_end} down"),
+    "its way out deleted": (
+        Kind.LOOPBACK,
+        f"ip -6 route flush table {LOOPBACK_PAIR.table}",
+    ),
+    "its ::1 deleted": (
+        Kind.LOOPBACK,
+        f"ip -6 route delete local ::1 dev {LOOPBACK_PAIR.out_end} table local",
+    ),
+    "its way back deleted": (
+        Kind.LOOPBACK,
+        f"ip -6 route delete {LOOPBACK_PAIR.source} dev {LOOPBACK_PAIR.in_end}",
+    ),
     "its rule deleted": (Kind.LOOPBACK, f"ip -6 rule delete table {LOOPBACK_PAIR.table}"),
 }
 UNNOTICED = {

@@ -95,6 +95,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "read_host": _ONLY_REFUSED,
     "read_sandboxes": (),  # only looks, and belongs to no operation
     "observe_host": _ONLY_REFUSED,
+    "observe_passage": (),  # only looks, and belongs to no operation
     "has_sandbox": _ONLY_REFUSED,
     "leaves_elsewhere": _ONLY_REFUSED,
     "read_macs": (),  # only looks, and belongs to no operation
