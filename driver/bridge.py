@@ -787,7 +787,7 @@ class BridgeDriver:
         for other in others:
             if reason := network.clash(other):
                 raise Conflict(f"create network {short(network.id)}: {reason}")
-        if not network.bridge.must_be_ours:
+        if network.options.bridge_name is not None:
             link = self._kernel.observe_links().get(network.bridge_name)
             network = replace(network, shared=link is not None and not link.is_ours)
         added = self._kernel.ensure_bridge(network.bridge)

@@ -332,6 +332,11 @@ class Bridge:
     routes_loopback: bool = False
 
     @property
+    def required_alias(self) -> str | None:
+        """What the link of its name has to carry, None if it may be somebody else's."""
+        return self.alias if self.must_be_ours else None
+
+    @property
     def link_local(self) -> IPv6Interface | None:
         """Its link-local address; None for a bridge without IPv6, on which that is off."""
         if all(address.version == 4 for address in self.addresses):  # noqa: PLR2004
@@ -366,6 +371,7 @@ class Veth:
     """The pair that joins an endpoint to its bridge: host end there, sandbox end for it.
 
     `hairpin` lets a frame go back where it came from: a container's own published port.
+    `bridge_alias` is what the bridge has to carry, None if it may be somebody else's.
     """
 
     host_end: str
@@ -375,6 +381,7 @@ class Veth:
     mac: MacAddress
     mtu: int
     hairpin: bool = False
+    bridge_alias: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,7 +448,7 @@ class Network:
             mac=mac,
             mtu=self.options.mtu,
             addresses=tuple(filter(self._is_on_bridge, self.gateways)),
-            must_be_ours=self.options.bridge_name is None,
+            must_be_ours=not self.shared,
             routes_loopback=self.publishes(4),
         )
 
@@ -486,6 +493,7 @@ class Network:
             mac=hash_mac(f"joint {number} of {self.id}"),
             mtu=self.options.mtu,
             hairpin=True,
+            bridge_alias=self.bridge.required_alias,
         )
 
     def bridge_at(self, number: int) -> str:
@@ -758,14 +766,17 @@ def connections_of(endpoint: Endpoint, network: Network) -> int | None:
 
 def veth_of(endpoint: Endpoint, network: Network, *, hairpin: bool = False) -> Veth:
     """Return the veth pair that joins the endpoint to the network's bridge."""
+    number = endpoint.attachment.bridge if endpoint.attachment else 0
+    bridge = network.part(number) if number else network.bridge
     return Veth(
         host_end=host_end_name(endpoint.id),
         sandbox_end=sandbox_end_name(endpoint.id),
         alias=endpoint_alias(endpoint.network_id, endpoint.id),
-        bridge=network.bridge_at(endpoint.attachment.bridge if endpoint.attachment else 0),
+        bridge=bridge.name,
         mac=endpoint.mac,
         mtu=network.options.mtu,
         hairpin=hairpin,
+        bridge_alias=bridge.required_alias,
     )
 
 

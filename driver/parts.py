@@ -56,5 +56,11 @@ def _ensure_part(kernel: Kernel, network: Network, number: int) -> None:
         kernel.create_veth(joint)
     # Its other end has no alias: it goes and comes with the first. Frames may go back at one end
     # only, or they would go round for ever.
-    lower = replace(joint, host_end=joint.sandbox_end, bridge=part.name, hairpin=False)
+    lower = replace(
+        joint,
+        host_end=joint.sandbox_end,
+        bridge=part.name,
+        hairpin=False,
+        bridge_alias=part.required_alias,
+    )
     kernel.ensure_port(lower)

@@ -226,6 +226,7 @@ class FakeKernel:
     ) -> None:
         if veth.bridge not in self.links:
             raise KernelError(f"create {veth.host_end}: bridge {veth.bridge} is gone")
+        self._check_bridge(veth)
         if is_taken or veth.host_end in self.links:
             raise Conflict(f"create {veth.host_end}: the name is taken")
         _check_alias(veth.alias)
@@ -243,10 +244,15 @@ class FakeKernel:
         link = self.links.get(veth.host_end)
         if link is None or veth.bridge not in self.links:
             return False
+        self._check_bridge(veth)
         link.bridge, link.up = veth.bridge, True
         link.mtu = max(link.mtu, veth.mtu)
         link.hairpin |= veth.hairpin
         return True
+
+    def _check_bridge(self, veth: Veth) -> None:
+        if veth.bridge_alias not in {None, self.links[veth.bridge].alias}:
+            raise Conflict(f"put {veth.host_end} on bridge {veth.bridge}: it is somebody else's")
 
     def delete_links(self, names: Iterable[str]) -> None:
         for name in names:

@@ -118,19 +118,24 @@ def delete_bridge(bridge: Bridge, added: Sequence[IPInterface]) -> None:
                 route.delete_address(link.index, address)
 
 
-def create_veth(veth: Veth) -> None:
-    """Make the pair, its sandbox end with its MAC, its host end complete, on the bridge and up."""
+def create_veth(veth: Veth, known: int | None = None) -> None:
+    """Make the pair, its sandbox end with its MAC, its host end complete, on the bridge and up.
+
+    `known` is the index that the bridge had when it was seen to be the right one.
+    """
     with _route(f"create {veth.host_end} on bridge {veth.bridge}") as route:
-        _create_pair(route, veth, _bridge_index(veth), VethPeer(veth.sandbox_end, veth.mac))
+        _create_pair(route, veth, _bridge_index(veth, known), VethPeer(veth.sandbox_end, veth.mac))
 
 
-def create_veth_in(veth: Veth, namespace: int, interface: DirectInterface) -> None:
+def create_veth_in(
+    veth: Veth, namespace: int, interface: DirectInterface, known: int | None = None
+) -> None:
     """Make the pair with its sandbox end in the namespace, named, addressed and up.
 
     All of it in one thread that has entered the namespace: a socket opened before stays the host's.
     That thread announces the addresses, if it is to, when the caller has got its answer.
     """
-    bridge = _bridge_index(veth)
+    bridge = _bridge_index(veth, known)
     with _attempting(f"create {veth.host_end} on {veth.bridge}"), Rollback() as undo:
         route = Rtnetlink()
         undo.push(route.close)
@@ -191,14 +196,37 @@ def _announce(route: Rtnetlink, veth: Veth, inside: _Inside) -> None:
         inside.route.set_mac_and_mtu(inside.index, veth.mac, veth.mtu)
 
 
-def _bridge_index(veth: Veth) -> int:
-    """Return the index of the host end's bridge, if that is there and the name is free."""
+def _bridge_index(veth: Veth, known: int | None) -> int:
+    """Return the index of the host end's bridge, if that is there and the name is free.
+
+    Another index than is known is another link, made anew since: ours, or one of others. Whose it
+    is costs a question that waits for the kernel's lock, so only such a one is looked at.
+    """
     index = find_index(veth.bridge)
     if index is None:
         raise KernelError(f"create {veth.host_end}: bridge {veth.bridge} is gone")
+    if index != known:
+        with _route(f"create {veth.host_end} on bridge {veth.bridge}") as route:
+            _check_bridge(route, veth)
     if find_index(veth.host_end) is not None:
         raise Conflict(f"create {veth.host_end} on bridge {veth.bridge}: the name is taken")
     return index
+
+
+def _check_bridge(route: Rtnetlink, veth: Veth) -> int | None:
+    """Return the index of a veth's bridge, None if it is gone; raises Conflict if it is another's.
+
+    A network on a bridge that its operator named, and that was there before, takes any such.
+    """
+    link = route.find_link(veth.bridge)
+    if link is None:
+        return None
+    if veth.bridge_alias is not None and link.alias != veth.bridge_alias:
+        raise Conflict(
+            f"put {veth.host_end} on bridge {veth.bridge}: somebody else has an interface of that "
+            "name, which has to go first"
+        )
+    return link.index
 
 
 def _create_pair(route: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> None:
@@ -250,7 +278,7 @@ def ensure_port(veth: Veth) -> bool:
     """
     with _route(f"put {veth.host_end} on bridge {veth.bridge}") as route, unless_gone():
         link = route.find_link(veth.host_end)
-        bridge = find_index(veth.bridge)
+        bridge = _check_bridge(route, veth)
         if link is None or bridge is None:
             return False
         if link.master != bridge or not link.is_up:

@@ -86,6 +86,7 @@ class LinuxKernel:
         self._preview = ruleset.Preview()
         self._watch = SandboxWatch(health)
         self._reaper = LinkReaper()
+        self._bridges: dict[str, int | None] = {}  # by name, as they were seen to be the right ones
         self._reservations = ports.Reservations()
         self._monitor = Monitor(self._reaper.is_expected, self._rule_ports, health)
 
@@ -96,22 +97,26 @@ class LinuxKernel:
     def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
         """See `Kernel`."""
         self._reaper.expect_no_more(bridge.name)
-        return links.ensure_bridge(bridge)
+        self._bridges.pop(bridge.name, None)
+        added = links.ensure_bridge(bridge)
+        self._bridges[bridge.name] = links.find_index(bridge.name)
+        return added
 
     def delete_bridge(self, bridge: Bridge, added: Sequence[IPInterface]) -> None:
         """See `Kernel`."""
+        self._bridges.pop(bridge.name, None)
         links.delete_bridge(bridge, added)
 
     def create_veth(self, veth: Veth) -> None:
         """See `Kernel`."""
         self._reaper.expect_no_more(veth.host_end)
-        links.create_veth(veth)
+        links.create_veth(veth, self._bridges.get(veth.bridge))
 
     def create_veth_in(self, veth: Veth, sandbox: SandboxKey, interface: DirectInterface) -> None:
         """See `Kernel`."""
         self._reaper.expect_no_more(veth.host_end)
         with netns.open_namespace(sandbox) as namespace:
-            links.create_veth_in(veth, namespace, interface)
+            links.create_veth_in(veth, namespace, interface, self._bridges.get(veth.bridge))
 
     def ensure_port(self, veth: Veth) -> bool:
         """See `Kernel`."""

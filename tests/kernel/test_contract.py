@@ -104,6 +104,31 @@ def test_what_may_not_be_used_is_left_alone(
     assert host.links() == before
 
 
+@pytest.mark.parametrize("is_known", [False, True], ids=["from the start", "since"])
+def test_nothing_is_put_on_somebodys_bridge_with_our_name(host: Host, *, is_known: bool) -> None:
+    host.kernel.ensure_bridge(replace(OURS, name="br1"))
+    host.kernel.create_veth(replace(veth(2), bridge="br1"))
+    if is_known:
+        host.kernel.ensure_bridge(OURS)
+        host.kernel.delete_links([OURS.name])
+    host.add_foreign(OURS.name)
+    with pytest.raises(Conflict, match=f"{OURS.name}.*somebody else"):
+        host.kernel.create_veth(veth())
+    with pytest.raises(Conflict, match=f"{OURS.name}.*somebody else"):
+        host.kernel.ensure_port(veth(2))
+    assert host.links()[veth(2).host_end].bridge == "br1"
+    assert veth().host_end not in host.links()
+
+
+def test_something_is_put_on_somebodys_bridge_that_its_operator_named(host: Host) -> None:
+    host.add_foreign("br0")
+    host.kernel.ensure_bridge(FOREIGN)
+    shared = replace(veth(bridge="br0"), bridge_alias=None)
+    host.kernel.create_veth(shared)
+    assert host.kernel.ensure_port(shared)
+    assert host.links()[shared.host_end].bridge == "br0"
+
+
 def test_deleting_a_bridge_twice_is_deleting_it(host: Host) -> None:
     host.kernel.ensure_bridge(OURS)
     for _ in range(2):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from driver.check import Kind
-from driver.errors import KernelError
+from driver.errors import Conflict, KernelError
 from driver.firewall import LOOPBACK_PAIR
 from driver.heal import REPAIRS
 from driver.health import Health
@@ -337,7 +337,11 @@ def test_it_goes_on_being_told_after_an_unexpected_failure(
 
 @pytest.mark.parametrize("kind", ["ifb", "bridge", "veth"])
 def test_somebodys_link_with_a_bridges_name_is_waited_for(
-    driver: BridgeDriver, server: Endpoint, kind: str, caplog: pytest.LogCaptureFixture
+    driver: BridgeDriver,
+    real: RealHost,
+    server: Endpoint,
+    kind: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It is there when the driver starts: nothing is put on it, and the bridge comes after it."""
     ip("link", "del", BRIDGE)
@@ -348,6 +352,11 @@ def test_somebodys_link_with_a_bridges_name_is_waited_for(
         ip("link", "set", "lo", "down")  # any more looks change nothing
         ip("link", "set", "lo", "up")
         assert "is mended as soon as that link has gone" in " ".join(driver.health.problems())
+        driver.create_endpoint(dual_endpoint(5))
+        with pytest.raises(Conflict, match=f"bridge {BRIDGE}: somebody else has an interface"):
+            driver.join(new_join(5, 1, real.add_sandbox(5)))
+        driver.delete_endpoint(DUAL.id, endpoint_id(5))
+        driver.repair_all()  # not even when asked
         (link,) = json.loads(ip("-json", "link", "show", HOST_END))
         assert "master" not in link
         ip("link", "del", BRIDGE)

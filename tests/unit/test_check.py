@@ -75,9 +75,11 @@ def test_a_bridge_that_is_gone() -> None:
 
 
 def test_somebody_elses_bridge_need_only_work() -> None:
-    net = network(1, bridge_name="br-lan")
+    net = replace(network(1, bridge_name="br-lan"), shared=True)
     other = replace(BRIDGE, alias="", mtu=9000, mac="02:00:00:00:00:01")
     assert not list(compare_bridges([net], {"br-lan": other}))
+    (found,) = compare_bridges([replace(net, shared=False)], {"br-lan": other})
+    assert found.blocked
 
 
 @pytest.mark.parametrize(
@@ -130,6 +132,17 @@ def test_links_of_ours_that_belong_to_nothing() -> None:
     }
     found = find_leftovers([NET], [JOINED], links)
     assert [each.subject for each in found] == ["pn-999999999999", "pnh999999999999"]
+
+
+def test_elements_are_compared_if_all_else_is_as_it_should_be() -> None:
+    """Else they may not have been read."""
+    wanted, found = frozenset({"a", "s, element 1"}), frozenset({"b"})
+    assert [each.subject for each in compare_rules(wanted, found)] == ["a", "b"]
+    found = frozenset({"a", "s, element 2"})
+    assert [each.subject for each in compare_rules(wanted, found)] == [
+        "s, element 1",
+        "s, element 2",
+    ]
 
 
 def test_rules_are_compared_both_ways() -> None:

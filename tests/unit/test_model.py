@@ -232,7 +232,9 @@ def test_a_bridge_has_every_gateway_and_a_mac_that_stays() -> None:
     ]
     assert (bridge.name, bridge.mac, bridge.mtu) == ("pn-010101010101", "02:42:0a:01:00:01", 9000)
     assert bridge.must_be_ours
-    assert not network(1, bridge_name="br0").bridge.must_be_ours
+    named = network(1, bridge_name="br0")
+    assert named.bridge.required_alias == named.bridge.alias
+    assert replace(named, shared=True).bridge.required_alias is None
 
 
 def test_a_bridge_without_a_gateway_has_a_mac_all_the_same() -> None:
