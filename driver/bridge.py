@@ -89,6 +89,9 @@ if TYPE_CHECKING:
     from driver.store import Store
     from driver.sysctls import SysctlPolicy
 
+ZONE = "firewalld"  # the key of its zone in what health tells
+ZONE_SECONDS = 2.0  # Docker waits for no call longer than it has to, and a reload may take as long
+
 log = logging.getLogger(__name__)
 
 
@@ -174,6 +177,7 @@ class BridgeDriver:
             with self._change(durable=True) as undo:
                 if not self._is_known(network):
                     self._add_network(network, undo)
+        self._settle_zone()
 
     def change_network(self, network_id: NetworkId, change: OptionChange) -> Followed:
         """Give a network other options while it exists, and what runs on it other parameters."""
@@ -626,6 +630,23 @@ class BridgeDriver:
             self.keep_whole()
             self.restore()
             self._look()  # what only others can mend is told from the start
+        self._settle_zone()
+
+    def _settle_zone(self) -> None:
+        """Wait for firewalld, without the lock, to let be what is new; it may take its time."""
+        if not self._kernel.settle_zone(ZONE_SECONDS):
+            log.warning(
+                "firewalld has not done within %.0f s what lets containers through; they wait for "
+                "it",
+                ZONE_SECONDS,
+            )
+
+    def _report_zone(self, problem: str | None) -> None:
+        if problem is None:
+            self.health.clear(ZONE)
+        else:
+            log.error("%s", problem)
+            self.health.report(ZONE, problem)
 
     def restore(self) -> None:
         """Bring the kernel to what the state file says; see `Restorer`."""
@@ -636,6 +657,7 @@ class BridgeDriver:
         """Have whatever others damage repaired from now on, until `stand_down` or `close`."""
         self._healer = Healer(self._restorer, self.counts, self.health)
         self._kernel.watch_damage(self._healer.damaged)
+        self._kernel.watch_zone(self._report_zone)
 
     def check(self) -> tuple[Difference, ...]:
         """Return all that differs between the state file and the kernel, and change nothing."""

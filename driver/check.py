@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ class Kind(StrEnum):
     FORWARDING = "forwarding"  # a parameter of the host that is the operator's
     ROUTE = "route"  # to a network's containers, past its bridge or nowhere
     FILTER = "filter"  # a chain of somebody else that drops what ours lets pass
+    ZONE = "zone"  # of firewalld's; its own thread tries again and again
     MAC = "MAC address"  # that two have: a container's own doing, or somebody's on the bridge
 
 
@@ -57,13 +58,15 @@ class Existence(Enum):
 class Difference:
     """One thing that is not as it should be: what it is, which, and what is wrong with it.
 
-    `blocked` tells that nothing can be done about it before somebody else's link has gone.
+    `blocked` tells that nothing can be done about it before somebody else's link has gone,
+    `contested` that others break it again and again, so that one more time is no news.
     """
 
     kind: Kind
     subject: str
     text: str
     blocked: bool = False
+    contested: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         """Return it as a sentence for people."""

@@ -227,7 +227,7 @@ table {TABLE} {{
 		comment "where a packet is looked at that arrives by an interface of pynet"
 		elements = {{ "lo" comment "the host itself" : accept, \
 "{LOOPBACK_PAIR.in_end}" comment "from ::1" : goto from_pair, \
-"{LOOPBACK_PAIR.out_end}" comment "back to ::1" : accept }}
+"{LOOPBACK_PAIR.out_end}" comment "back to ::1" : goto to_loopback }}
 	}}
 	map leaving {{
 		typeof iifname : verdict
@@ -291,6 +291,9 @@ mld-listener-report, mld-listener-done, mld2-listener-report }} goto permitted
 	}}
 	chain from_pair {{
 		meta mark set 0 ct original zone set {LOOPBACK_PAIR.table}
+	}}
+	chain to_loopback {{
+		meta mark set meta mark | {LOOPBACK_MARK:#x}
 	}}
 	chain count_connections {{
 		type filter hook prerouting priority mangle; policy accept;

@@ -2,9 +2,9 @@
 
 What a failed step of the driver's own has left behind is mended in the same way.
 
-Somebody who breaks the same thing again and again means it, or has a tool that does: after three
-repairs within a minute it is left alone for a while, loudly. What only others can mend is told,
-once, and looked at now and then until they have.
+Somebody may break the same thing again and again, by a script say that rewrites a chain every few
+seconds. What containers need is put back each time, at bounded cost, and health says what is fought
+over. What only others can mend is told, once, and looked at now and then until they have.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import logging
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from driver.check import TOLD, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from driver.check import Difference
     from driver.counts import Counts
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     # Takes all the damage there is, gives what is to be mended of it.
     Choice = Callable[[tuple[Difference, ...]], tuple[Difference, ...]]
 
-REPAIRS, WINDOW_SECONDS = 3, 60.0
-FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 60.0, 960.0
+REPAIRS, WINDOW_SECONDS = 3, 60.0  # so many repairs within it, and a thing is contested
+INTERVAL_SECONDS = 1.0  # between repairs of a contested thing, at least …
+SHARE = 2  # … and so many times as long as the last repair took
+LONGEST_REST_SECONDS = 16.0  # of what cannot be repaired; with longer ones it seems calm
 RECHECK_SECONDS = 30.0  # how often what only others can mend is looked at, while there is any
 LOOKING = "looking for damage"
 
@@ -39,45 +42,65 @@ log = logging.getLogger(__name__)
 class Patient(Protocol):
     """What is kept whole: the driver."""
 
-    def repair(self, choose: Choice) -> tuple[Difference, ...]:
-        """Mend what is chosen of the damage there is; return what was chosen."""
+    def repair(self, choose: Choice) -> tuple[tuple[Difference, ...], bool]:
+        """Mend what is chosen of the damage there is; return that, and whether all went well."""
 
 
 class Backoff:
-    """How often each thing was repaired lately, and what is left alone for now.
+    """How often each thing was repaired lately, and what has to wait for its next repair.
 
     Pure but for its memory: the caller says what time it is.
     """
 
     def __init__(self) -> None:
         self._repairs: dict[str, deque[float]] = {}
-        self._rests: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
         self._until: dict[str, float] = {}
 
-    def allows(self, thing: str, now: float) -> bool:
-        """Tell whether the thing may be repaired, and count it as repaired if so."""
-        if now < self._until.get(thing, now):
-            return False
+    def is_contested(self, thing: str, now: float) -> bool:
+        """Tell whether a thing was repaired so often lately that somebody must be breaking it."""
+        times = self._repairs.get(thing, deque())
+        return len(times) == REPAIRS and now - times[0] < WINDOW_SECONDS
+
+    def allows(self, thing: str, now: float, interval: float = INTERVAL_SECONDS) -> bool:
+        """Tell whether the thing may be repaired, and count it as repaired if so.
+
+        One that is contested may every `interval` seconds, and the seldomer the more repairs have
+        failed.
+        """
         times = self._repairs.setdefault(thing, deque(maxlen=REPAIRS))
-        if times and now - times[-1] > LONGEST_REST_SECONDS:
-            self._rests.pop(thing, None)
-        if len(times) == REPAIRS and now - times[0] < WINDOW_SECONDS:
-            rest = min(self._rests.get(thing, FIRST_REST_SECONDS), LONGEST_REST_SECONDS)
-            self._rests[thing], self._until[thing] = rest * 2, now + rest
-            times.clear()
-            return False
+        if self.is_contested(thing, now):
+            rest = min(
+                interval * 2 ** self._failures.get(thing, 0), max(interval, LONGEST_REST_SECONDS)
+            )
+            if now < times[-1] + rest:
+                self._until[thing] = times[-1] + rest
+                return False
         times.append(now)
         return True
 
+    def note(self, things: Iterable[str], *, failed: bool) -> None:
+        """Take note of how the repair of things went."""
+        for thing in things:
+            if failed:
+                self._failures[thing] = self._failures.get(thing, 0) + 1
+            else:
+                self._failures.pop(thing, None)
+
+    def calm_at(self, thing: str) -> float:
+        """Return when a thing, if it stays whole, is contested no more."""
+        times = self._repairs.get(thing)
+        return times[-1] + WINDOW_SECONDS if times else 0.0
+
     def end_rests(self, now: float) -> bool:
-        """Let what has rested long enough be repaired again; tell whether there is any."""
+        """Let what has waited long enough be repaired again; tell whether there is any."""
         ended = [thing for thing, until in self._until.items() if until <= now]
         for thing in ended:
             del self._until[thing]
         return bool(ended)
 
     def resting(self, now: float) -> dict[str, float]:
-        """Return what is left alone, and for how many seconds yet."""
+        """Return what has to wait, and for how many seconds yet."""
         return {thing: until - now for thing, until in self._until.items() if until > now}
 
 
@@ -99,8 +122,10 @@ class Healer:
         self._condition = threading.Condition()
         self._damaged = False
         self._closing = False
-        self._given_up: set[str] = set()
-        self._told: set[str] = set()  # of those, what others have to mend
+        self._interval = INTERVAL_SECONDS
+        self._contested: set[str] = set()
+        self._told: set[str] = set()  # what only others can mend
+        self._failure = ""
         self._thread = threading.Thread(target=self._run, name="healer", daemon=True)
         self._thread.start()
 
@@ -118,7 +143,7 @@ class Healer:
                 self._condition.notify()
 
     def resting(self) -> dict[str, float]:
-        """Return what is not repaired for now, because it breaks again and again."""
+        """Return what waits for its next repair, because it breaks again and again."""
         return self._backoff.resting(self._clock())
 
     def close(self) -> None:
@@ -130,27 +155,42 @@ class Healer:
 
     def _run(self) -> None:
         while self._await_damage():
+            began = self._clock()
             try:
-                mended = self._patient.repair(self._choose)
-            except Exception as error:
-                log.exception("could not look for damage")
-                self._health.report(LOOKING, f"damage is not repaired: {error}")
+                mended, went_well = self._patient.repair(self._choose)
+            except Exception as error:  # noqa: BLE001 - logged, once
+                self._say_failure(error)
+                self._backoff.note([LOOKING], failed=True)
                 if self._backoff.allows(LOOKING, self._clock()):
                     self.damaged()
                 continue
+            self._failure = ""
             self._health.clear(LOOKING)
+            self._backoff.note([LOOKING], failed=False)
+            self._backoff.note({_thing(each) for each in mended}, failed=not went_well)
             for kind in {difference.kind: None for difference in mended}:
                 self._counts.repaired(kind)
             if mended:
+                self._interval = max(INTERVAL_SECONDS, SHARE * (self._clock() - began))
                 self.damaged()  # look once more: a remedy can fail
+
+    def _say_failure(self, error: Exception) -> None:
+        """Log why nothing can be looked for, once, and have it known."""
+        if self._failure != (failure := str(error)):
+            self._failure = failure
+            log.error("could not look for damage", exc_info=error)
+        self._health.report(LOOKING, f"damage is not repaired: {error}")
 
     def _await_damage(self) -> bool:
         """Wait for damage, or for the end of a rest; False when it is time to go."""
         with self._condition:
             while not (self._damaged or self._closing or self._backoff.end_rests(self._clock())):
+                now = self._clock()
+                self._forgive_calm(now)
+                calm = (self._backoff.calm_at(thing) - now for thing in self._contested)
                 recheck = [RECHECK_SECONDS] if self._told else []
                 is_told = self._condition.wait(
-                    min((*self.resting().values(), *recheck), default=None)
+                    min((*self.resting().values(), *calm, *recheck), default=None)
                 )
                 if recheck and not is_told:
                     break
@@ -163,31 +203,40 @@ class Healer:
         for difference in found:
             if not (difference.blocked or difference.kind in TOLD):
                 by_thing.setdefault(_thing(difference), []).append(difference)
-        for thing in self._given_up - by_thing.keys() - others.keys():
-            self._forgive(thing)
-        for thing in sorted(others.keys() - self._given_up):
+        for thing in self._told - others.keys():
+            self._health.clear(thing)
+        for thing in sorted(others.keys() - self._told):
             self._tell(thing, others[thing])
         self._told = set(others)
-        chosen = (each for thing, each in by_thing.items() if self._allows(thing, each[0]))
+        chosen = (self._mark(thing, each) for thing, each in by_thing.items())
         return tuple(chain.from_iterable(chosen))
 
-    def _allows(self, thing: str, example: Difference) -> bool:
+    def _mark(self, thing: str, found: list[Difference]) -> list[Difference]:
+        """Return what of a thing is to be repaired now, marked if that is no news."""
         now = self._clock()
-        was_resting = thing in self._backoff.resting(now)
-        if self._backoff.allows(thing, now):
-            self._forgive(thing)
-            return True
-        if not was_resting:
-            seconds = self._backoff.resting(now)[thing]
-            problem = (
-                f"{thing} was repaired {REPAIRS} times within {WINDOW_SECONDS:.0f} s and is broken "
-                f"again, so somebody keeps changing it; it is left alone for {seconds:.0f} s: "
-                f"{example}"
-            )
-            log.error("%s", problem)
-            self._health.report(thing, problem)
-            self._given_up.add(thing)
-        return False
+        if self._backoff.is_contested(thing, now) and thing not in self._contested:
+            self._contest(thing, found[0])
+        if not self._backoff.allows(thing, now, self._interval):
+            return []
+        return [replace(each, contested=thing in self._contested) for each in found]
+
+    def _contest(self, thing: str, example: Difference) -> None:
+        """Say that a thing is fought over."""
+        problem = (
+            f"{thing} was repaired {REPAIRS} times within {WINDOW_SECONDS:.0f} s and is broken "
+            "again: somebody keeps changing it, or a repair does not help; it is repaired every "
+            f"{self._interval:.0f} s at most: {example}"
+        )
+        log.error("%s", problem)
+        self._health.report(thing, problem)
+        self._contested.add(thing)
+
+    def _forgive_calm(self, now: float) -> None:
+        """Have what has been whole for long enough be no problem any more."""
+        for thing in [each for each in self._contested if self._backoff.calm_at(each) <= now]:
+            log.info("%s has been left alone for %.0f s", thing, WINDOW_SECONDS)
+            self._health.clear(thing)
+            self._contested.discard(thing)
 
     def _tell(self, thing: str, difference: Difference) -> None:
         """Say once what only others can mend; of somebody else's link the kernel tells the end."""
@@ -196,11 +245,6 @@ class Healer:
             problem += "; it is mended as soon as that link has gone"
         log.error("%s", problem)
         self._health.report(thing, problem)
-        self._given_up.add(thing)
-
-    def _forgive(self, thing: str) -> None:
-        self._health.clear(thing)
-        self._given_up.discard(thing)
 
 
 def _thing(difference: Difference) -> str:

@@ -140,12 +140,13 @@ class Restorer:
                 *self._find_damage(intent),
                 *self._find_missing_parameters(intent),
                 *self._find_equal_macs(intent),
+                *self._find_zone_problem(),
             )
 
     def repair(
         self, choose: Callable[[tuple[Difference, ...]], tuple[Difference, ...]]
-    ) -> tuple[Difference, ...]:
-        """Mend what is chosen of the damage there is; return what was chosen.
+    ) -> tuple[tuple[Difference, ...], bool]:
+        """Mend what is chosen of the damage there is; return that, and whether all went well.
 
         Parameters are not looked at: nothing but a container itself changes them. A look takes a
         third of a second beside 1,000 endpoints, so the first two keep no request waiting. What one
@@ -153,12 +154,11 @@ class Restorer:
         """
         seeming = self._glimpse()
         if not (seeming and seeming & self._glimpse()):
-            return choose(())
+            return choose(()), True
         with self._lock:
             intent = self._intent()
             chosen = choose(self._find_damage(intent))
-            self._mend(chosen, intent)
-            return chosen
+            return chosen, self._mend(chosen, intent)
 
     def _glimpse(self) -> set[tuple[Kind, str]]:
         """Return what seems to be damaged, by kind and subject, while requests go on."""
@@ -255,6 +255,10 @@ class Restorer:
         links = self._kernel.observe_links()
         return tuple(compare_macs(intent.networks.values(), intent.joined, links, inside))
 
+    def _find_zone_problem(self) -> Iterator[Difference]:
+        if problem := self._kernel.zone_problem():
+            yield Difference(Kind.ZONE, "firewalld", problem)
+
     def _find_missing_parameters(self, intent: Intent) -> Iterator[Difference]:
         for sandbox in intent.sandboxes:
             yield from _looked(Kind.PARAMETER, sandbox, self._compare_parameters, sandbox)
@@ -267,8 +271,11 @@ class Restorer:
                 Kind.PARAMETER, sandbox, f"{sysctl.key}={sysctl.value} was not written"
             )
 
-    def _mend(self, found: Collection[Difference], intent: Intent) -> None:
-        """Run the remedies of what was found, one a kind, in the order in which they build."""
+    def _mend(self, found: Collection[Difference], intent: Intent) -> bool:
+        """Run the remedies of what was found, one a kind, in the order in which they build.
+
+        What fails is logged; tells whether nothing did.
+        """
         by_kind: dict[Kind, list[str]] = {}
         _log_repairs(found)
         for difference in found:
@@ -277,7 +284,7 @@ class Restorer:
         for kind in Kind:  # bridges before their ports, endpoints before the rules
             if kind in by_kind:
                 steps += self._remedies(kind, by_kind[kind], intent)
-        attempt_each(steps)
+        return attempt_each(steps)
 
     def _remedies(
         self, kind: Kind, subjects: list[str], intent: Intent
@@ -300,6 +307,8 @@ class Restorer:
                 yield from (partial(self._drop_endpoint, each) for each in dead)
             case Kind.LEFTOVER:
                 yield partial(self._kernel.delete_links, subjects)
+            case Kind.ACCEPT if intent.networks:
+                yield self._rules.accept  # others rewrite FORWARD; no need to make all rules anew
             case Kind.RULES | Kind.ACCEPT | Kind.LOOPBACK:
                 yield lambda: self._raise_rules(self._intent())
             case Kind.RESERVATION:
@@ -316,7 +325,7 @@ class Restorer:
                 )
             case Kind.FORWARDING:
                 yield lambda: self._raise_rules(self._intent())
-            case Kind.SEVERED | Kind.ROUTE | Kind.FILTER | Kind.MAC:
+            case Kind.SEVERED | Kind.ROUTE | Kind.FILTER | Kind.MAC | Kind.ZONE:
                 pass
 
     def _ensure_bridge(self, network: Network) -> Callable[[], object]:
@@ -416,6 +425,12 @@ def _log_repairs(found: Iterable[Difference]) -> None:
             rules.append(difference)
             log.debug("repairing: %s", difference)
         else:
-            log.warning("repairing: %s", difference)
+            log.log(_level(difference), "repairing: %s", difference)
     if rules:
-        log.warning("repairing: %d rules and elements, such as: %s", len(rules), rules[0])
+        text = "repairing: %d rules and elements, such as: %s"
+        log.log(_level(rules[0]), text, len(rules), rules[0])
+
+
+def _level(difference: Difference) -> int:
+    """Return how loud a repair is: of what others break again and again, health tells."""
+    return logging.DEBUG if difference.contested else logging.WARNING

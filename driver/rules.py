@@ -14,10 +14,21 @@ from driver.reality import find_uplinks
 from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from driver.kernel import Kernel
     from driver.model import Endpoint, Network
+
+
+def find_zone(networks: Iterable[Network], uplinks: Collection[str] = ()) -> frozenset[str]:
+    """Return the bridges that firewalld is to let be, for pynet's own tables judge them.
+
+    Not one that leads out of the host, which the operator has made: all that comes from there would
+    reach the host's services. In which zone it is, is the operator's to say.
+    """
+    return frozenset(bridge.name for network in networks for bridge in network.bridges).difference(
+        uplinks
+    )
 
 
 class Rules:
@@ -29,16 +40,19 @@ class Rules:
     def add_network(self, network: Network, undo: Rollback, *, is_first: bool) -> None:
         """Add a network's elements; the first one brings the tables along."""
         if is_first:
-            undo.push(self.lower)
+            undo.push(self._lower_for_good)
             self._ensure_forwarding([network])
             self.raise_for([network], [])
             return
         self._ensure_forwarding([network])
         self._ensure_loopback([network], undo)
+        uplinks = self._uplinks()
         self._kernel.apply_rules(
-            firewall.render_uplinks(self._uplinks()) + firewall.render_network(network)
+            firewall.render_uplinks(uplinks) + firewall.render_network(network)
         )
         undo.push(self._kernel.apply_rules, firewall.render_no_network(network))
+        self._kernel.change_zone(add=find_zone([network], uplinks))
+        undo.push(partial(self._kernel.change_zone, remove=find_zone([network])))
 
     def change_network(
         self, old: Network, new: Network, endpoints: Iterable[Endpoint], undo: Rollback
@@ -53,12 +67,16 @@ class Rules:
         """Add the elements of a further bridge of a network."""
         self._kernel.apply_rules(firewall.render_part(network, number))
         undo.push(self._kernel.apply_rules, firewall.render_no_part(network, number))
+        bridge = [network.bridge_at(number)]
+        self._kernel.change_zone(add=bridge)
+        undo.push(partial(self._kernel.change_zone, remove=bridge))
 
     def drop_network(self, network: Network, *, is_last: bool) -> None:
         """Take a network's elements out; the last one takes everything along."""
         if is_last:
-            self.lower()
+            self._lower_for_good()
         else:
+            self._kernel.change_zone(remove=find_zone([network]))
             self._kernel.apply_rules(firewall.render_no_network(network))
 
     def join(self, endpoint: Endpoint, network: Network, undo: Rollback) -> None:
@@ -94,7 +112,8 @@ class Rules:
                 partial(self._ensure_forwarding, [each for each in networks if each.id in joined]),
                 partial(self._ensure_loopback, networks, Rollback()),
                 partial(self._render, networks, endpoints),
-                partial(self._kernel.ensure_forward_accept, firewall.ACCEPTED_MARK),
+                partial(self._set_zone, networks),
+                self.accept,
             ]
         )
 
@@ -121,6 +140,13 @@ class Rules:
             halves = texts[:middle], texts[middle:]
             attempt_all([partial(self._apply_each, half) for half in halves])
 
+    def _set_zone(self, networks: Sequence[Network]) -> None:
+        self._kernel.set_zone(find_zone(networks, self._uplinks()))
+
+    def accept(self) -> None:
+        """Have iptables let through what our own chains have accepted."""
+        self._kernel.ensure_forward_accept(firewall.ACCEPTED_MARK)
+
     def lower(self) -> None:
         """Remove every rule of ours, wherever it is; forwarding stays on, as Docker leaves it."""
         attempt_all(
@@ -128,8 +154,13 @@ class Rules:
                 partial(self._kernel.delete_forward_accept, firewall.ACCEPTED_MARK),
                 partial(self._kernel.apply_rules, firewall.render_no_ruleset()),
                 partial(self._kernel.delete_loopback_pair, firewall.LOOPBACK_PAIR),
+                partial(self._kernel.set_zone, ()),
             ]
         )
+
+    def _lower_for_good(self) -> None:
+        """Do so where no network is left that `raise_for` might be asked for."""
+        attempt_all([self.lower, self._kernel.delete_zone])
 
     def _uplinks(self) -> frozenset[str]:
         return find_uplinks(self._kernel.observe_links())

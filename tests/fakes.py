@@ -32,7 +32,7 @@ from driver.sysctls import path_components
 from tests.fake_nft import Table, apply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from driver.kernel import Kernel
     from driver.model import (
@@ -102,11 +102,15 @@ class FakeKernel:
         self.passage = Passage()
         self.boot = "first boot"
         self.dropped = Drops({}, {})
+        self.zone: frozenset[str] = frozenset()
+        self.problem_of_zone: str | None = None
+        self.zone_answers = True
         self.on_damage: Callable[[], None] = lambda: None
+        self.on_zone: Callable[[str | None], None] = lambda _: None
 
     def state(self) -> dict[str, Any]:
         """Return a copy of all state, to be compared."""
-        callbacks = {"watches", "on_damage"}
+        callbacks = {"watches", "on_damage", "on_zone"}
         held = {name: value for name, value in vars(self).items() if name not in callbacks}
         awaited = {sandbox: getattr(then, "args", ()) for sandbox, then in self.watches.items()}
         return deepcopy(held) | {"watches": awaited}
@@ -299,6 +303,24 @@ class FakeKernel:
 
     def delete_forward_accept(self, mark: int) -> None:
         self.accepted_marks.discard(mark)
+
+    def set_zone(self, interfaces: Collection[str]) -> None:
+        self.zone = frozenset(interfaces)
+
+    def change_zone(self, *, add: Collection[str] = (), remove: Collection[str] = ()) -> None:
+        self.zone = (self.zone | frozenset(add)) - frozenset(remove)
+
+    def delete_zone(self) -> None:
+        self.zone = frozenset()
+
+    def settle_zone(self, seconds: float) -> bool:
+        return self.zone_answers
+
+    def zone_problem(self) -> str | None:
+        return self.problem_of_zone
+
+    def watch_zone(self, report: Callable[[str | None], None]) -> None:
+        self.on_zone = report
 
     def ensure_forwarding(self, version: int) -> None:
         if version not in self.forwarding:

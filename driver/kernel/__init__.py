@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from driver.model import Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from driver.model import (
         Bridge,
@@ -86,6 +86,27 @@ class Kernel(Protocol):
 
     def delete_forward_accept(self, mark: int) -> None:
         """Remove what `ensure_forward_accept` added, wherever it is."""
+
+    def set_zone(self, interfaces: Collection[str]) -> None:
+        """Have firewalld, where it runs, let pass what comes or goes by these interfaces alone.
+
+        All verbs of the zone but `settle_zone` return at once: firewalld may take seconds.
+        """
+
+    def change_zone(self, *, add: Collection[str] = (), remove: Collection[str] = ()) -> None:
+        """Have it do so for more interfaces, or for less."""
+
+    def delete_zone(self) -> None:
+        """Have it forget that there is such a thing."""
+
+    def settle_zone(self, seconds: float) -> bool:
+        """Wait until firewalld has done, or refused, what it was asked; tell whether in time."""
+
+    def zone_problem(self) -> str | None:
+        """Return why firewalld does not do so, as a sentence; None if all is well."""
+
+    def watch_zone(self, report: Callable[[str | None], None]) -> None:
+        """Call `report` whenever `zone_problem` has changed; it must return at once."""
 
     def ensure_forwarding(self, version: int) -> None:
         """Have the host forward packets of an address family, 4 or 6.

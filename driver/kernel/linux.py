@@ -28,6 +28,7 @@ from driver.kernel import (
     traffic,
 )
 from driver.kernel.elements import Elements, parse_changes
+from driver.kernel.firewalld import Zone
 from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
 from driver.kernel.watch import SandboxWatch
@@ -38,7 +39,7 @@ from driver.sysctls import is_of_interface
 from driver.undo import Rollback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from driver.model import (
         Bridge,
@@ -88,6 +89,7 @@ class LinuxKernel:
         self._reaper = LinkReaper()
         self._bridges: dict[str, int | None] = {}  # by name, as they were seen to be the right ones
         self._reservations = ports.Reservations()
+        self._zone = Zone()
         self._monitor = Monitor(self._reaper.is_expected, self._rule_ports, health)
 
     def _rule_ports(self) -> tuple[int | None, ...]:
@@ -184,6 +186,30 @@ class LinuxKernel:
         else:
             forward.delete_forward_accept(self._netfilter, mark)
         forward.delete_bare_tables(self._netfilter)
+
+    def set_zone(self, interfaces: Collection[str]) -> None:
+        """See `Kernel`."""
+        self._zone.set(interfaces)
+
+    def change_zone(self, *, add: Collection[str] = (), remove: Collection[str] = ()) -> None:
+        """See `Kernel`."""
+        self._zone.change(add=add, remove=remove)
+
+    def delete_zone(self) -> None:
+        """See `Kernel`."""
+        self._zone.delete()
+
+    def settle_zone(self, seconds: float) -> bool:
+        """See `Kernel`."""
+        return self._zone.settle(seconds)
+
+    def zone_problem(self) -> str | None:
+        """See `Kernel`."""
+        return self._zone.problem()
+
+    def watch_zone(self, report: Callable[[str | None], None]) -> None:
+        """See `Kernel`."""
+        self._zone.watch(report)
 
     def ensure_forwarding(self, version: int) -> None:
         """See `Kernel`."""
@@ -444,6 +470,7 @@ class LinuxKernel:
     def watch_damage(self, then: Callable[[], None]) -> None:
         """See `Kernel`."""
         try:
+            self._zone.watch_reloads(then)
             self._monitor.start(then)
         except OSError as error:
             raise KernelError(f"watch links and rules: {error.strerror}") from error
@@ -454,6 +481,7 @@ class LinuxKernel:
 
     def close(self) -> None:
         """See `Kernel`."""
+        self._zone.close()
         self._monitor.close()
         self._watch.close()
         self._reaper.close()

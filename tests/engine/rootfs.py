@@ -81,6 +81,14 @@ SERVICE = Suite(
     release=OWN,
 )
 
+# What an operator runs beside Docker; see `firewalls.py`. Of this machine's own release, for the
+# driver reads what they write with this machine's libnftables.
+FIREWALLS = Suite(
+    "firewalls",
+    extra=("dbus", "firewalld", "ufw", "iptables", "nftables"),
+    release=OWN,
+)
+
 # What pynet is measured beside, and with; see bench.
 PEERS = Suite(
     "peers",
@@ -100,7 +108,7 @@ def cache_folder() -> Path:
 
 def ensure_root(suite: str) -> Path:
     """Return the suite's root file system, making it if it is absent or its packages changed."""
-    wanted = {**SUITES, **{each.name: each for each in (PYTHON, SERVICE, PEERS)}}[suite]
+    wanted = {**SUITES, **{each.name: each for each in (PYTHON, SERVICE, FIREWALLS, PEERS)}}[suite]
     root = cache_folder() / suite
     with lock(root.with_suffix(".lock")):
         if not _is_current(root, wanted):

@@ -80,6 +80,12 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "ensure_forward_accept": _ONLY_REFUSED,
     "has_forward_accept": _ONLY_REFUSED,
     "delete_forward_accept": _ONLY_REFUSED,
+    "set_zone": (),  # these only ask; what comes of it is told elsewhere
+    "change_zone": (),
+    "delete_zone": (),
+    "settle_zone": (),
+    "zone_problem": (),
+    "watch_zone": (),
     "ensure_forwarding": _ONLY_REFUSED,
     "ensure_loopback_pair": (Fault.REFUSED, Fault.TAKEN),
     "has_loopback_pair": _ONLY_REFUSED,

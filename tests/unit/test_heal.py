@@ -1,4 +1,4 @@
-"""Damage is repaired once it is told of, and what breaks again and again is left alone."""
+"""Damage is repaired once it is told of, and what breaks again and again, at bounded cost."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from driver.check import Difference, Kind
 from driver.counts import Counts
 from driver.errors import KernelError
 from driver.heal import (
-    FIRST_REST_SECONDS,
+    INTERVAL_SECONDS,
     LONGEST_REST_SECONDS,
     REPAIRS,
+    SHARE,
     WINDOW_SECONDS,
     Backoff,
     Healer,
@@ -29,43 +30,64 @@ RULES = tuple(Difference(Kind.RULES, f"line {number}", "is missing") for number 
 SEVERED = Difference(Kind.SEVERED, "pnh1", "is gone")
 
 
-def spend(backoff: Backoff, thing: str, now: float) -> None:
+def contest(backoff: Backoff, thing: str, now: float) -> None:
     for _ in range(REPAIRS):
         assert backoff.allows(thing, now)
-    assert not backoff.allows(thing, now)
+    assert backoff.is_contested(thing, now)
 
 
-def test_the_fourth_repair_in_a_minute_is_not_made() -> None:
+def test_the_fourth_repair_in_a_minute_waits_for_a_second() -> None:
     backoff = Backoff()
-    spend(backoff, "a bridge", 100)
-    assert backoff.resting(100) == {"a bridge": FIRST_REST_SECONDS}
+    contest(backoff, "a bridge", 100)
+    assert not backoff.allows("a bridge", 100)
+    assert backoff.resting(100) == {"a bridge": INTERVAL_SECONDS}
     assert backoff.allows("another", 100)
+    assert backoff.allows("a bridge", 100 + INTERVAL_SECONDS)
 
 
-def test_repairs_that_are_far_between_go_on_for_ever() -> None:
+def test_what_is_broken_every_few_seconds_is_repaired_each_time_and_at_once() -> None:
     backoff = Backoff()
-    assert all(backoff.allows("a bridge", number * WINDOW_SECONDS / 2) for number in range(99))
+    for number in range(999):
+        assert backoff.allows("a chain", number * 2 * INTERVAL_SECONDS), number
 
 
-def test_a_rest_ends_and_the_next_one_is_longer_up_to_a_limit() -> None:
+def test_repairs_that_take_long_are_the_further_between() -> None:
+    backoff = Backoff()
+    contest(backoff, "a bridge", 0)
+    assert not backoff.allows("a bridge", 3.9, 4.0)
+    assert backoff.allows("a bridge", 4.0, 4.0)
+
+
+def test_repairs_that_are_far_between_are_no_contest() -> None:
+    backoff = Backoff()
+    for number in range(99):
+        now = number * WINDOW_SECONDS / 2
+        assert not backoff.is_contested("a bridge", now)
+        assert backoff.allows("a bridge", now)
+
+
+def test_what_cannot_be_repaired_is_tried_the_seldomer_up_to_a_limit() -> None:
     backoff, now, rests = Backoff(), 0.0, []
-    for _ in range(8):
-        spend(backoff, "a bridge", now)
-        (rest,) = backoff.resting(now).values()
-        rests.append(rest)
-        assert not backoff.allows("a bridge", now + rest - 1)
-        now += rest
-    assert rests[:3] == [FIRST_REST_SECONDS, FIRST_REST_SECONDS * 2, FIRST_REST_SECONDS * 4]
-    assert rests[-1] == LONGEST_REST_SECONDS
+    for _ in range(REPAIRS + 8):
+        backoff.note(["a bridge"], failed=True)
+        if not backoff.allows("a bridge", now):
+            (rest,) = backoff.resting(now).values()
+            rests.append(rest)
+            now += rest
+            assert backoff.end_rests(now)
+            assert backoff.allows("a bridge", now)
+    assert INTERVAL_SECONDS < rests[0] <= rests[1] <= rests[-1] == LONGEST_REST_SECONDS
+    backoff.note(["a bridge"], failed=False)
+    assert not backoff.allows("a bridge", now)
+    assert backoff.resting(now) == {"a bridge": INTERVAL_SECONDS}
+    assert 3 * LONGEST_REST_SECONDS < WINDOW_SECONDS, "else it is taken for calm, and tried at once"
 
 
 def test_long_quiet_is_forgiven() -> None:
     backoff = Backoff()
-    spend(backoff, "a bridge", 0)
-    assert backoff.allows("a bridge", FIRST_REST_SECONDS)
-    later = FIRST_REST_SECONDS + LONGEST_REST_SECONDS + 1
-    spend(backoff, "a bridge", later)
-    assert backoff.resting(later) == {"a bridge": FIRST_REST_SECONDS}
+    contest(backoff, "a bridge", 0)
+    assert backoff.calm_at("a bridge") == WINDOW_SECONDS
+    contest(backoff, "a bridge", WINDOW_SECONDS)
 
 
 class Patient:
@@ -79,7 +101,7 @@ class Patient:
         self.mended: list[Difference] = []
         self.counts = Counts()
 
-    def repair(self, choose: Choice) -> tuple[Difference, ...]:
+    def repair(self, choose: Choice) -> tuple[tuple[Difference, ...], bool]:
         self.looks += 1
         if self.broken:
             raise KernelError("list the interfaces: no buffer space")
@@ -87,7 +109,7 @@ class Patient:
         self.mended += chosen
         if not self.stubborn:
             self.damage = tuple(each for each in self.damage if each not in chosen)
-        return chosen
+        return chosen, not (self.stubborn and chosen)
 
 
 def heal(patient: Patient) -> list[Difference]:
@@ -146,6 +168,12 @@ def test_a_remedy_that_does_not_help_is_tried_a_few_times(
     assert "rules was repaired 3 times" in caplog.text
 
 
+def wake(healer: Healer) -> None:
+    """Have the healer look at its clock, for it waits by another than the test's."""
+    with healer._condition:
+        healer._condition.notify()
+
+
 def test_a_look_that_fails_does_not_end_the_healing(caplog: pytest.LogCaptureFixture) -> None:
     patient = Patient(BRIDGE, broken=True)
     health = Health()
@@ -154,12 +182,12 @@ def test_a_look_that_fails_does_not_end_the_healing(caplog: pytest.LogCaptureFix
     healer.damaged()
     wait_until(healer.resting, 5, "it is not looked for over and over")
     assert patient.looks == REPAIRS + 1
+    assert caplog.text.count("could not look for damage") == 1
     assert "no buffer space" in caplog.text
     assert health.problems() == ("damage is not repaired: list the interfaces: no buffer space",)
     patient.broken = False
-    now = FIRST_REST_SECONDS
-    with healer._condition:  # the thread waits by another clock than the test's
-        healer._condition.notify()
+    now = LONGEST_REST_SECONDS
+    wake(healer)
     wait_until(lambda: not patient.damage, 5, "it is mended")
     healer.close()
     assert not health.problems()
@@ -176,20 +204,45 @@ def test_the_end_of_a_rest_is_a_reason_to_look() -> None:
     (problem,) = health.problems()
     assert problem.startswith("bridge pn-1 was repaired 3 times within 60 s and is broken again")
     patient.stubborn = False
-    now = FIRST_REST_SECONDS
-    with healer._condition:  # the thread waits by another clock than the test's
-        healer._condition.notify()
+    now = LONGEST_REST_SECONDS
+    wake(healer)
     wait_until(lambda: not patient.damage, 5, "it is mended")
     healer.close()
 
 
-def test_what_somebody_mended_meanwhile_is_no_problem_any_more() -> None:
-    patient = Patient(BRIDGE, stubborn=True)
+def test_a_fight_is_told_of_once_until_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    patient = Patient()
     health = Health()
-    healer = Healer(patient, Counts(), health, lambda: 0.0)
+    healer = Healer(patient, Counts(), health, lambda: now)
+    for number in range(20):
+        now = number * 5.0
+        patient.damage = (BRIDGE,)
+        healer.damaged()
+        wait_until(lambda: not patient.damage, 5, "it is mended, each time")
+    wait_until(health.problems, 5, "it is known")
+    assert caplog.text.count("somebody keeps changing it") == 1
+    assert [each.contested for each in patient.mended] == [False] * REPAIRS + [True] * (
+        20 - REPAIRS
+    )
+    now += WINDOW_SECONDS
+    wake(healer)
+    wait_until(lambda: not health.problems(), 5, "it is over")
+    healer.close()
+
+
+def test_no_more_than_a_share_of_a_processor_goes_into_a_fight() -> None:
+    now = 0.0
+    patient = Patient()
+
+    def take_long(choose: Choice) -> tuple[tuple[Difference, ...], bool]:
+        nonlocal now
+        now += 2.0
+        return Patient.repair(patient, choose)
+
+    patient.repair = take_long  # type: ignore[method-assign]
+    healer = Healer(patient, Counts(), Health(), lambda: now)
+    patient.damage = (BRIDGE,)
     healer.damaged()
-    wait_until(health.problems, 5, "it is given up")
-    patient.damage = ()
-    healer.damaged()
-    wait_until(lambda: not health.problems(), 5, "it is forgiven")
+    wait_until(lambda: healer._interval == SHARE * 2.0, 5, "the next has to wait the longer")
     healer.close()
