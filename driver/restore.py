@@ -309,7 +309,7 @@ class Restorer:
                 yield partial(self._kernel.delete_links, subjects)
             case Kind.ACCEPT if intent.networks:
                 yield self._rules.accept  # others rewrite FORWARD; no need to make all rules anew
-            case Kind.RULES | Kind.ACCEPT | Kind.LOOPBACK:
+            case Kind.RULES | Kind.ACCEPT | Kind.LOOPBACK | Kind.FORWARDING:
                 yield lambda: self._raise_rules(self._intent())
             case Kind.RESERVATION:
                 yield from (
@@ -323,8 +323,6 @@ class Restorer:
                     for each in intent.sandboxes
                     if each in subjects
                 )
-            case Kind.FORWARDING:
-                yield lambda: self._raise_rules(self._intent())
             case Kind.SEVERED | Kind.ROUTE | Kind.FILTER | Kind.MAC | Kind.ZONE:
                 pass
 

@@ -11,13 +11,6 @@ from werkzeug.test import Client
 
 from driver.bridge import BridgeDriver
 from driver.errors import Busy, InvalidRequest, KernelError
-from driver.heal import (
-    FIRST_REST_SECONDS,
-    LONGEST_REST_SECONDS,
-    REPAIRS,
-    WINDOW_SECONDS,
-    Backoff,
-)
 from driver.model import Trace, host_end_name
 from driver.sysctls import VALUE_LENGTH, foresee_traces, parse_sysctl
 from plugin.app import create_app
@@ -209,24 +202,6 @@ def test_a_port_that_is_held_is_not_asked_for_again(
     kernel.reserved.discard(lost)
     assert driver.repair_all() == ()
     assert "publish" not in caplog.text
-
-
-def test_a_quiet_minute_is_not_forgiven_as_a_quiet_quarter_of_an_hour_is() -> None:
-    """Else who breaks a thing once a minute would be fought for ever."""
-    for quiet, expected in (
-        (WINDOW_SECONDS + 1, 2 * FIRST_REST_SECONDS),
-        (LONGEST_REST_SECONDS + 1, FIRST_REST_SECONDS),
-    ):
-        backoff = Backoff()
-        for now in (0.0, FIRST_REST_SECONDS):
-            for _ in range(REPAIRS if now == 0 else 1):
-                assert backoff.allows("a bridge", now)
-            assert now or not backoff.allows("a bridge", now)
-        later = FIRST_REST_SECONDS + quiet
-        for _ in range(REPAIRS):
-            assert backoff.allows("a bridge", later)
-        assert not backoff.allows("a bridge", later)
-        assert backoff.resting(later) == {"a bridge": expected}
 
 
 def test_a_socket_that_somebody_has_put_in_its_place_stays(tmp_path: Path) -> None:
