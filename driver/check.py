@@ -7,11 +7,12 @@ from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING
 
 from driver.model import host_end_name, sandbox_end_name, short
+from driver.ports import find_relays
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from driver.model import Bridge, Endpoint, HostPort, Network, NetworkId, SandboxKey
+    from driver.model import Bridge, Endpoint, HostPort, Network, NetworkId, Relay, SandboxKey
     from driver.reality import Link
 
 
@@ -27,6 +28,7 @@ class Kind(StrEnum):
     ACCEPT = "forward accept"
     LOOPBACK = "loopback pair"
     RESERVATION = "reservation"
+    RELAY = "relay"
     PARAMETER = "parameter"
     MAC = "MAC address"  # that two have: a container's own doing, or somebody's on the bridge
 
@@ -216,4 +218,20 @@ def compare_reservations(
                     Kind.RESERVATION,
                     str(binding.host),
                     f"is not reserved for endpoint {short(endpoint.id)}",
+                )
+
+
+def compare_relays(
+    endpoints: Iterable[Endpoint],
+    networks: Mapping[NetworkId, Network],
+    relayed: Collection[Relay],
+) -> Iterator[Difference]:
+    """Yield the published host ports at which only the kernel answers, and nobody else does."""
+    for endpoint in endpoints:
+        for relay in find_relays(endpoint.bindings, networks[endpoint.network_id]):
+            if relay not in relayed:
+                yield Difference(
+                    Kind.RELAY,
+                    str(relay.place),
+                    f"is not served by the relay for endpoint {short(endpoint.id)}",
                 )

@@ -20,6 +20,7 @@ from driver.check import (
     compare_bridges,
     compare_endpoints,
     compare_macs,
+    compare_relays,
     compare_reservations,
     compare_rules,
     find_leftovers,
@@ -118,7 +119,8 @@ class Restorer:
                     partial(self._kernel.forget_flows, bindings),
                     lambda: links.update(self._kernel.observe_links()),
                     partial(self._sweep, intent, links),
-                    *(partial(self._publisher.restore, each) for each in intent.endpoints),
+                    partial(self._publisher.release_unknown, intent.endpoints),
+                    *(self._restore_ports(each, intent) for each in intent.endpoints),
                     *(
                         partial(self._restore_endpoint, each, intent, links)
                         for each in intent.joined
@@ -205,6 +207,7 @@ class Restorer:
             *find_leftovers(networks, intent.endpoints, links),
             *self._compare_rules(intent, links),
             *compare_reservations(intent.endpoints, self._kernel.list_reserved()),
+            *compare_relays(intent.endpoints, intent.networks, self._kernel.list_relayed()),
         )
 
     def _compare_rules(self, intent: Intent, links: Mapping[str, Link]) -> Iterator[Difference]:
@@ -279,9 +282,9 @@ class Restorer:
                 yield partial(self._kernel.delete_links, subjects)
             case Kind.RULES | Kind.ACCEPT | Kind.LOOPBACK:
                 yield lambda: self._raise_rules(self._intent())
-            case Kind.RESERVATION:
+            case Kind.RESERVATION | Kind.RELAY:
                 yield from (
-                    partial(self._publisher.restore, each)
+                    self._restore_ports(each, intent)
                     for each in intent.endpoints
                     if any(str(binding.host) in subjects for binding in each.bindings)
                 )
@@ -293,6 +296,10 @@ class Restorer:
                 )
             case Kind.SEVERED | Kind.MAC:
                 pass
+
+    def _restore_ports(self, endpoint: Endpoint, intent: Intent) -> Callable[[], object]:
+        network = intent.networks[endpoint.network_id]
+        return partial(self._publisher.restore, endpoint, network)
 
     def _ensure_bridge(self, network: Network) -> Callable[[], object]:
         return partial(ensure_bridges, self._kernel, network)

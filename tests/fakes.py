@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         IPInterface,
         LoopbackPair,
         PortBinding,
+        Relay,
         SandboxKey,
         Sysctl,
         Veth,
@@ -79,6 +80,7 @@ class FakeKernel:
         self.neighbours: dict[int, int] = {}
         self.source_checks = {"all": 0}
         self.reserved: set[HostPort] = set()
+        self.relayed: set[Relay] = set()
         self.taken: dict[HostPort, str] = {}
         self.flows: set[HostPort] = set()
         self.inside: dict[tuple[SandboxKey, str], Link] = {}
@@ -318,6 +320,14 @@ class FakeKernel:
 
     def release_ports(self, places: Iterable[HostPort]) -> None:
         self.reserved -= set(places)
+        self.relayed = {each for each in self.relayed if each.place in self.reserved}
+
+    def relay_ports(self, relays: Iterable[Relay]) -> None:
+        new = {each.place: each for each in relays if each.place in self.reserved}
+        self.relayed = {each for each in self.relayed if each.place not in new} | {*new.values()}
+
+    def list_relayed(self) -> frozenset[Relay]:
+        return frozenset(self.relayed)
 
     def list_reserved(self) -> frozenset[HostPort]:
         return frozenset(self.reserved)
