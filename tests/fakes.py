@@ -148,6 +148,7 @@ class FakeKernel:
         """Forget what only the driver's process knew, or held."""
         self.watches.clear()
         self.reserved.clear()
+        self.relayed.clear()
 
     def elements(self, name: str, table: str = "inet pynet") -> dict[str, str]:
         """Return the elements of a set, or of a map with their values."""
