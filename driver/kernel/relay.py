@@ -19,7 +19,7 @@ import time
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from driver.errors import KernelError
 from driver.model import HostPort, Protocol, Relay
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from driver.health import Health
+
+T = TypeVar("T")
 
 HEALTH = "relay"  # the key of its problem
 ANSWER_SECONDS = 3.0  # until the relay has done what it was told, or counts as hung
@@ -217,8 +219,8 @@ class RelayClient:
             self._begin()
         self._drop_served(wanted)
         new = [each for place, each in wanted.items() if place not in self._served]
-        for start in range(0, len(new), wire.ENTRIES):
-            self._add_wanted(new[start : start + wire.ENTRIES])
+        for some in _in_messages(new):
+            self._add_wanted(some)
         if self._problem is not None:
             log.warning("the relay is back: %d ports are served", len(self._served))
             self._problem = None
@@ -231,13 +233,12 @@ class RelayClient:
             for place, relay in self._served.items()
             if place not in wanted or wanted[place][0] != relay
         ]
-        if not gone:
-            return
-        self._tell("drop", gone, [])
-        with self._condition:
-            for each in gone:
-                self._served.pop(each.place, None)
-            self._condition.notify_all()
+        for some in _in_messages(gone):
+            self._tell("drop", some, [])
+            with self._condition:
+                for each in some:
+                    self._served.pop(each.place, None)
+                self._condition.notify_all()
 
     def _add_wanted(self, ports: Sequence[tuple[Relay, socket.socket]]) -> None:
         """Have the relay serve ports, as far as they are still wanted."""
@@ -357,6 +358,12 @@ class RelayClient:
             yield
         except OSError as error:
             raise KernelError(f"{attempt}: {error.strerror or error}") from error
+
+
+def _in_messages(each: list[T]) -> Iterator[list[T]]:
+    """Yield parts of a list that are not too many for a message."""
+    for start in range(0, len(each), wire.ENTRIES):
+        yield each[start : start + wire.ENTRIES]
 
 
 @contextmanager

@@ -29,7 +29,6 @@ PAUSE_SECONDS = 1.0  # when descriptors or memory have run out
 TICK_SECONDS = 1.0  # between two looks at what takes too long
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-BROKEN = select.EPOLLHUP | select.EPOLLERR
 EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 RESET = struct.pack("ii", 1, 0)  # struct linger: close(2) sends a RST
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -240,17 +239,8 @@ class Connection(Owner):
         """Move what can be moved by now."""
         is_client = number == self._client.fileno()
         if self.deadline is not None:
-            if mask & BROKEN:
-                self.fail()
-                return
-            if is_client or not mask & select.EPOLLOUT:
-                return
-            self.deadline = None
-            self._listener.connected(self)
-            if self._listener.entry.proxy_protocol:
-                self._server.send(describe(self._client))
-            self.move(self._from_client)
-            self.move(self._from_server)
+            if not is_client:  # it is there, or there is an error that `move` meets
+                self._connected()
             return
         if mask & READABLE:
             self.move(self._from_client if is_client else self._from_server)
@@ -258,6 +248,14 @@ class Connection(Owner):
             half = self._from_server if is_client else self._from_client
             if half.pending:
                 self.move(half)
+
+    def _connected(self) -> None:
+        self.deadline = None
+        self._listener.connected(self)
+        self.move(self._from_server)
+        if self._is_open and self._listener.entry.proxy_protocol:
+            self._server.send(describe(self._client))
+        self.move(self._from_client)
 
     def move(self, half: Half) -> None:
         """Move bytes in one direction; end with both directions, or with a reset."""
