@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 UNITS = ("pynet.socket", "pynet.service")
 RELAY, RELAY_SOCKET = "pynet-relay.service", "pynet-relay.socket"
 # What `systemd-analyze security` of Debian 12 says; docs/operations.md says what is left, and why.
-SCORE = 4.4
+SCORE, RELAY_SCORE = 4.6, 1.4
 DESCRIPTORS = 524288
 NETWORK, ENDPOINT = "b" * 64, "c" * 64
 SANDBOX = "/run/docker/netns/0123456789ab"
@@ -289,8 +289,6 @@ def test_the_relay_runs_when_it_is_needed_and_outlives_the_driver(service: Machi
     status = (service.root / f"proc/{relay}/status").read_text()
     assert re.search(r"^CapBnd:\t0{16}$", status, re.MULTILINE)
     assert re.search(r"^Uid:\t[1-9]", status, re.MULTILINE)
-    said = service.run("systemd-analyze", "security", RELAY).stdout.splitlines()[-1]
-    assert float(said.split()[5]) < SCORE, said
     withdraw(service, both)
     wait_until(lambda: show(service, "SubState", RELAY) == "dead", 30, "the relay's end")
     assert show(service, "Result", RELAY) == "success"
@@ -393,18 +391,19 @@ def test_a_setting_for_another_socket_changes_nothing(machine: Machine, package:
     assert not (machine.root / "run/other.sock").exists()
 
 
-def test_the_exposure_does_not_grow() -> None:
+@pytest.mark.parametrize(("name", "score"), [("pynet", SCORE), ("pynet-relay", RELAY_SCORE)])
+def test_the_exposure_does_not_grow(name: str, score: float) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager"]
-    unit = PACKAGING / "pynet.service"
+    unit = PACKAGING / f"{name}.service"
     done = subprocess.run(
-        [*command, f"--threshold={SCORE * 10:.0f}", unit],
+        [*command, f"--threshold={score * 10:.0f}", unit],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout
     documented = (PACKAGING.parent / "docs/operations.md").read_text()
-    assert f"`systemd-analyze security pynet` says {SCORE}" in documented
+    assert f"`systemd-analyze security {name}` says {score}" in documented
 
 
 def test_sigkill_of_the_worker_alone_is_noticed(service: Machine) -> None:
