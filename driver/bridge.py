@@ -527,13 +527,21 @@ class BridgeDriver:
             for other in others:
                 self._narrow(other, frozenset((4, 6)) - families)
             endpoint = self._narrow(endpoint, families)
-            while not is_satisfied(requests, endpoint.only(families), network):
+            while not is_satisfied(
+                requests, endpoint.only(families), network, relays=_relays(endpoint, families)
+            ):
                 if endpoint.bindings:
                     self.revoke_external_connectivity(network_id, endpoint_id)
                     endpoint = endpoint.published(())
                 try:
                     with self._change() as undo:
-                        self._publisher.publish(endpoint.only(families), network, requests, undo)
+                        self._publisher.publish(
+                            endpoint.only(families),
+                            network,
+                            requests,
+                            undo,
+                            relays=_relays(endpoint, families),
+                        )
                 except PortInUse as refusal:
                     if self._evict_dead_publisher(refusal.place):
                         continue
@@ -545,7 +553,7 @@ class BridgeDriver:
                 else:
                     break
             if len(families) > 1:  # else the rest is another's to publish
-                _warn_of_unserved(requests, endpoint)
+                _warn_of_unserved(requests, endpoint, network)
 
     def _find_others(self, endpoint: Endpoint) -> tuple[Endpoint, ...]:
         """Return the endpoints of the same container in other networks that publish ports."""
@@ -590,7 +598,8 @@ class BridgeDriver:
         lost = tuple(
             each
             for each in endpoint.bindings
-            if each.host is not None and each.container_ip.version not in families
+            if each.host is not None
+            and not families.issuperset({each.container_ip.version, each.host.ip.version})
         )
         if not lost:
             return endpoint
@@ -899,8 +908,16 @@ def _publishes_ipv4(endpoint: Endpoint) -> bool:
     return any(each.host and each.host.ip.version == 4 for each in endpoint.bindings)  # noqa: PLR2004
 
 
-def _warn_of_unserved(requests: Iterable[PortRequest], endpoint: Endpoint) -> None:
-    for request in find_unserved(requests, endpoint):
+def _relays(endpoint: Endpoint, families: Collection[int]) -> bool:
+    """Tell whether an endpoint is there for the host's IPv6 though it has none itself."""
+    return endpoint.ipv6 is None and 6 in families  # noqa: PLR2004
+
+
+def _warn_of_unserved(
+    requests: Iterable[PortRequest], endpoint: Endpoint, network: Network
+) -> None:
+    relays = _relays(endpoint, (4, 6))
+    for request in find_unserved(requests, endpoint, network, relays=relays):
         log.warning(
             "endpoint %s: container port %d is not published on %s, which needs another network "
             "with an address of that family",

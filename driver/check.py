@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING
 from driver.filters import Hook, Interface, describe_packet
 from driver.firewall import ACCEPTED_MARK, FORWARD_PRIORITY
 from driver.model import host_end_name, sandbox_end_name, short
+from driver.ports import find_relays
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from driver.filters import BaseChain
-    from driver.model import Bridge, Endpoint, HostPort, IPAddress, Network, NetworkId, SandboxKey
+    from driver.model import (
+        Bridge,
+        Endpoint,
+        HostPort,
+        IPAddress,
+        Network,
+        NetworkId,
+        Relay,
+        SandboxKey,
+    )
     from driver.reality import Link, Passage
 
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
@@ -34,6 +44,7 @@ class Kind(StrEnum):
     ACCEPT = "forward accept"
     LOOPBACK = "loopback pair"
     RESERVATION = "reservation"
+    RELAY = "relay"
     PARAMETER = "parameter"
     FORWARDING = "forwarding"  # a parameter of the host that is the operator's
     ROUTE = "route"  # to a network's containers, past its bridge or nowhere
@@ -337,4 +348,20 @@ def compare_reservations(
                     Kind.RESERVATION,
                     str(binding.host),
                     f"is not reserved for endpoint {short(endpoint.id)}",
+                )
+
+
+def compare_relays(
+    endpoints: Iterable[Endpoint],
+    networks: Mapping[NetworkId, Network],
+    relayed: Collection[Relay],
+) -> Iterator[Difference]:
+    """Yield the published host ports at which only the kernel answers, and nobody else does."""
+    for endpoint in endpoints:
+        for relay in find_relays(endpoint.bindings, networks[endpoint.network_id]):
+            if relay not in relayed:
+                yield Difference(
+                    Kind.RELAY,
+                    str(relay.place),
+                    f"is not served by the relay for endpoint {short(endpoint.id)}",
                 )

@@ -204,6 +204,14 @@ table {TABLE} {{
 		typeof meta l4proto . th dport
 		comment "ports that the host reaches by ::1"
 	}}
+	set relayed4 {{
+		typeof meta l4proto . th dport
+		comment "ports at which the relay serves what cannot be translated"
+	}}
+	set relayed6 {{
+		typeof meta l4proto . th dport
+		comment "ports at which the relay serves what cannot be translated"
+	}}
 	set open4 {{
 		typeof ip daddr . meta l4proto . th dport
 		comment "published container ports, for whoever may use the container's own address"
@@ -320,10 +328,16 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 		goto translate
 	}}
 	chain translate {{
+		ip6 saddr fe80::/10 return
 		dnat ip to ip daddr . meta l4proto . th dport map @published4
 		dnat ip6 to ip6 daddr . meta l4proto . th dport map @published6
 		meta nfproto ipv4 fib daddr type local dnat ip to meta l4proto . th dport map @everywhere4
 		meta nfproto ipv6 fib daddr type local dnat ip6 to meta l4proto . th dport map @everywhere6
+	}}
+	chain input {{
+		type filter hook input priority filter - 10; policy accept;
+		iifname @internal meta nfproto ipv4 meta l4proto . th dport @relayed4 goto drop_internal
+		iifname @internal meta nfproto ipv6 meta l4proto . th dport @relayed6 goto drop_internal
 	}}
 	chain postrouting {{
 		type nat hook postrouting priority srcnat - 5; policy accept;
@@ -704,12 +718,17 @@ def _binding_elements(bindings: Iterable[PortBinding]) -> Iterator[_Element]:
         protocol = str(binding.protocol)
         target = f"{binding.container_ip} . {binding.container_port}"
         opening = f"{binding.container_ip} . {protocol} . {binding.container_port}"
-        if opening not in opened:  # one container port can be published more than once
+        is_elsewhere = binding.host is not None and not binding.is_translated
+        if opening not in opened and not is_elsewhere:  # a port can be published more than once
             opened.add(opening)
             yield f"{TABLE} open{version}", opening, ""
         if binding.host is None:
             continue
         place = f"{protocol} . {binding.host.port}"
+        if binding.is_relayed:
+            yield f"{TABLE} relayed{binding.host.ip.version}", place, ""
+        if is_elsewhere:
+            continue
         if binding.host.ip.is_unspecified:
             yield f"{TABLE} everywhere{version}", place, target
         else:

@@ -278,6 +278,37 @@ class PortBinding:
     container_port: int
     host: HostPort | None
 
+    @property
+    def is_translated(self) -> bool:
+        """Whether the kernel leads what comes to the host's port to the container's."""
+        return self.host is not None and self.host.ip.version == self.container_ip.version
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether something that comes to the host's port only a relay can lead there.
+
+        The kernel translates between addresses of one family, forwards nothing that has a
+        link-local source, and takes broadcast and multicast for the host's own.
+        """
+        if self.host is None or self.protocol is Protocol.SCTP:
+            return False
+        if self.host.ip.version == 4:  # noqa: PLR2004
+            return self.protocol is Protocol.UDP and self.host.ip.is_unspecified
+        return not (self.is_translated and self.host.ip.is_loopback)
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """A host port that the relay serves, and where it connects to.
+
+    `proxy_protocol` tells whether it says there who its client is.
+    """
+
+    place: HostPort
+    ip: IPAddress
+    port: int
+    proxy_protocol: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
@@ -300,6 +331,7 @@ class NetworkOptions:
     trusted_host_interfaces: tuple[str, ...] = ()
     attach: Attach | None = None  # None for what suits each endpoint: see `attaches_directly`
     publish: Publish = Publish.PYNET
+    proxy_protocol: bool = False
     inherit: tuple[str, ...] = ()
     priority: int = 0  # of the parameters, over those of a container's other networks
     guard: Guard | None = None  # None for the network's default: see `Network.guard`

@@ -72,6 +72,7 @@ HOST_IPV4 = "com.docker.network.host_ipv4"
 HOST_IPV6 = "com.docker.network.host_ipv6"
 ATTACH = "pynet.attach"
 PUBLISH = "pynet.publish"
+PROXY_PROTOCOL = "pynet.publish.proxy_protocol"
 INHERIT = "pynet.sysctl.inherit"
 PRIORITY = "pynet.sysctl.priority"
 GUARD = "pynet.guard"
@@ -247,6 +248,16 @@ NETWORK_OPTIONS = (
         live="no: it decides whether containers get a gateway here, and Docker asks only once",
     ),
     Option(
+        PROXY_PROTOCOL,
+        "Whether the relay says who its client is: the first bytes of each TCP connection that it "
+        "makes to a container are a line of the PROXY protocol (version 1). Those that the kernel "
+        "translates have none, and their client's own address: let the server expect the line "
+        "from the bridge's address only.",
+        "`false`",
+        "anything but true or false",
+        live="no: containers' servers count on it",
+    ),
+    Option(
         GUARD,
         "What containers may send. `network`: what the host sees of it has a source of the "
         "network's subnets. `address`: only the container's own MAC and addresses, in ARP and "
@@ -314,8 +325,8 @@ NETWORK_OPTIONS = (
     ),
     Option(
         NO_PROXY_6TO4,
-        "Private to Docker's bridge: no proxy from IPv6 to IPv4. No effect: pynet has no proxies. "
-        "The log says so.",
+        "Private to Docker's bridge: no proxy from IPv6 to IPv4. No effect on a network; what the "
+        "engine says of a container is heeded. The log says so.",
         "none",
         "nothing",
         live=NOTHING,
@@ -394,6 +405,7 @@ def parse_network_options(
         trusted_host_interfaces=_parse_trusted(generic.get(TRUSTED, "")),
         attach=_parse_optional(generic, ATTACH, partial(_parse_one_of, words=Attach)),
         publish=_parse_word(generic, PUBLISH, Publish.PYNET),
+        proxy_protocol=_parse_flag(generic, PROXY_PROTOCOL, default=False),
         inherit=_parse_inherit(generic.get(INHERIT, "")),
         priority=_parse_priority(generic.get(PRIORITY, "0")),
         guard=_parse_optional(generic, GUARD, _parse_guard),

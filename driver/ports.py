@@ -11,12 +11,12 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from driver.errors import InvalidRequest
-from driver.model import HostPort, PortBinding
+from driver.model import HostPort, PortBinding, Protocol, Relay
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from driver.model import Endpoint, IPAddress, Network, PortRequest, Protocol
+    from driver.model import Endpoint, IPAddress, Network, PortRequest
 
     # What is reached at an address of the host: the container's protocol and port.
     _Target = tuple[Protocol, int, IPAddress]
@@ -43,20 +43,23 @@ def order_requests(requests: Iterable[PortRequest]) -> list[PortRequest]:
     )
 
 
-def plan_candidates(
+def plan_candidates(  # noqa: PLR0913 - all of it decides
     request: PortRequest,
     endpoint: Endpoint,
     network: Network,
     ephemeral: range,
     start: int,
+    *,
+    relays: bool = False,
 ) -> Iterator[tuple[PortBinding, ...]]:
     """Yield the sets of bindings that satisfy a request, the preferred one first.
 
     One set publishes the same port number for both address families. `ephemeral` are the ports to
     choose from when the request leaves the choice, `start` the one to begin with. None at all is
-    yielded if the endpoint has no address of the family that the request names.
+    yielded if the endpoint has no address of the family that the request names. `relays` tells
+    whether an endpoint without IPv6 is published on the host's IPv6 addresses, too.
     """
-    places, routed = _outcome(request, endpoint, network)
+    places, routed = _outcome(request, endpoint, network, relays=relays)
     if not places:
         if routed:
             yield routed
@@ -65,22 +68,44 @@ def plan_candidates(
         yield (
             *routed,
             *(
-                _bind(request, endpoint, ip.version, HostPort(request.protocol, ip, port))
-                for ip in places
+                _bind(request, endpoint, version, HostPort(request.protocol, ip, port))
+                for ip, version in places
             ),
         )
 
 
-def find_unserved(requests: Iterable[PortRequest], endpoint: Endpoint) -> list[PortRequest]:
+def find_relays(bindings: Iterable[PortBinding], network: Network) -> Iterator[Relay]:
+    """Yield what a relay has to serve of an endpoint's published ports."""
+    for binding in bindings:
+        if binding.host is not None and binding.is_relayed:
+            yield Relay(
+                binding.host,
+                binding.container_ip,
+                binding.container_port,
+                proxy_protocol=network.options.proxy_protocol,
+            )
+
+
+def find_unserved(
+    requests: Iterable[PortRequest], endpoint: Endpoint, network: Network, *, relays: bool = False
+) -> list[PortRequest]:
     """Return the requests that name a host address of a family that the endpoint does not have."""
     return [
         each
         for each in requests
-        if each.host_ip is not None and endpoint.address(each.host_ip.version) is None
+        if each.host_ip is not None
+        and endpoint.address(each.host_ip.version) is None
+        and not (relays and _can_relay(each, endpoint, network))
     ]
 
 
-def is_satisfied(requests: Collection[PortRequest], endpoint: Endpoint, network: Network) -> bool:
+def is_satisfied(
+    requests: Collection[PortRequest],
+    endpoint: Endpoint,
+    network: Network,
+    *,
+    relays: bool = False,
+) -> bool:
     """Tell whether an endpoint's bindings are the answer to these requests, and to no others.
 
     The engine repeats the call, and a port that it left to us must not change for that.
@@ -90,9 +115,9 @@ def is_satisfied(requests: Collection[PortRequest], endpoint: Endpoint, network:
     wanted: dict[_Target, list[range]] = defaultdict(list)
     routed: set[PortBinding] = set()
     for request in set(requests):
-        places, opened = _outcome(request, endpoint, network)
+        places, opened = _outcome(request, endpoint, network, relays=relays)
         routed.update(opened)
-        for ip in places:
+        for ip, _ in places:
             wanted[request.protocol, request.container_port, ip].append(_span(request))
     bound: dict[_Target, list[int]] = defaultdict(list)
     for each in endpoint.bindings:
@@ -125,25 +150,38 @@ def _span(request: PortRequest) -> range:
 
 
 def _outcome(
-    request: PortRequest, endpoint: Endpoint, network: Network
-) -> tuple[tuple[IPAddress, ...], tuple[PortBinding, ...]]:
+    request: PortRequest, endpoint: Endpoint, network: Network, *, relays: bool
+) -> tuple[tuple[tuple[IPAddress, int], ...], tuple[PortBinding, ...]]:
     """Return where on the host a request is published, and what is opened without translation.
 
     Both are nothing for a host address of a family that the endpoint does not have: each of two
     ways out, one a family, is told all ports of the container.
     """
     routed = tuple(_bind(request, endpoint, version) for version in _routed(endpoint, network))
-    return _places(request, endpoint, network), routed
+    return tuple(_places(request, endpoint, network, relays=relays)), routed
 
 
-def _places(request: PortRequest, endpoint: Endpoint, network: Network) -> tuple[IPAddress, ...]:
-    """Return the host addresses to publish on: those that the network can translate."""
+def _places(
+    request: PortRequest, endpoint: Endpoint, network: Network, *, relays: bool
+) -> Iterator[tuple[IPAddress, int]]:
+    """Yield the host addresses to publish on, each with the family of the container's address.
+
+    Those are the ones that the network can translate; and, as Docker's proxy has it, those of IPv6
+    for an endpoint that has IPv4 alone.
+    """
     wanted = (request.host_ip,) if request.host_ip is not None else _default_places(network)
-    return tuple(
-        ip
-        for ip in wanted
-        if network.publishes(ip.version) and endpoint.address(ip.version) is not None
-    )
+    for ip in wanted:
+        if endpoint.address(ip.version) is not None:
+            if network.publishes(ip.version):
+                yield ip, ip.version
+        elif ip.version == 6 and relays and _can_relay(request, endpoint, network):  # noqa: PLR2004
+            yield ip, 4
+
+
+def _can_relay(request: PortRequest, endpoint: Endpoint, network: Network) -> bool:
+    """Tell whether a port can be relayed from IPv6 to the endpoint's IPv4 address."""
+    is_stream_or_datagram = request.protocol is not Protocol.SCTP
+    return is_stream_or_datagram and endpoint.ipv4 is not None and network.publishes(4)
 
 
 def _default_places(network: Network) -> tuple[IPAddress, ...]:

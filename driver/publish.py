@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from driver import firewall
 from driver.errors import DriverError
 from driver.model import PortInUse, short
-from driver.ports import order_requests, plan_candidates
+from driver.ports import find_relays, order_requests, plan_candidates
 from driver.undo import attempt_all
 
 if TYPE_CHECKING:
@@ -43,8 +43,12 @@ class Publisher:
         network: Network,
         requests: Iterable[PortRequest],
         undo: Rollback,
+        *,
+        relays: bool = False,
     ) -> None:
         """Publish the requested ports of an endpoint that has none; runs in a transaction.
+
+        `relays` tells whether those of one without IPv6 are published on the host's IPv6, too.
 
         Raises PortInUse that names the port, and its owner if that is an endpoint, before any rule
         is changed; `name_holder` names others.
@@ -55,7 +59,9 @@ class Publisher:
         bindings: list[PortBinding] = []
         ephemeral = self._kernel.ephemeral_ports()
         for request in ordered:
-            candidates = plan_candidates(request, endpoint, network, ephemeral, self._next_port)
+            candidates = plan_candidates(
+                request, endpoint, network, ephemeral, self._next_port, relays=relays
+            )
             try:
                 bindings += self._reserve(request, candidates, undo)
             except PortInUse as refusal:
@@ -68,6 +74,7 @@ class Publisher:
         self._kernel.apply_rules(firewall.render_bindings(endpoint.id, bindings))
         undo.push(self._kernel.apply_rules, firewall.render_no_bindings(bindings))
         self._kernel.forget_flows(bindings)
+        self._relay(bindings, network)
 
     def name_holder(self, refusal: PortInUse) -> PortInUse:
         """Return the refusal with the process that has the port, if it is none of our endpoints.
@@ -93,7 +100,12 @@ class Publisher:
             ]
         )
 
-    def restore(self, endpoint: Endpoint) -> None:
+    def release_unknown(self, endpoints: Iterable[Endpoint]) -> None:
+        """Let go of ports that no endpoint has: a relay may hold some of before a restart."""
+        known = {place for each in endpoints for place in _host_ports(each.bindings)}
+        self._kernel.release_ports(self._kernel.list_reserved() - known)
+
+    def restore(self, endpoint: Endpoint, network: Network) -> None:
         """Reserve those of an endpoint's host ports that are not, after a restart of the driver.
 
         One that somebody else has taken meanwhile stays published: translation comes first.
@@ -108,6 +120,12 @@ class Publisher:
                 log.warning("endpoint %s: %s", short(endpoint.id), error)
             except Exception:
                 log.exception("endpoint %s: could not reserve %s", short(endpoint.id), place)
+        self._relay(endpoint.bindings, network)
+
+    def _relay(self, bindings: Iterable[PortBinding], network: Network) -> None:
+        relays = tuple(find_relays(bindings, network))
+        if relays:
+            self._kernel.relay_ports(relays)
 
     def _reserve(
         self,

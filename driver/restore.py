@@ -21,6 +21,7 @@ from driver.check import (
     compare_endpoints,
     compare_macs,
     compare_passage,
+    compare_relays,
     compare_reservations,
     compare_rules,
     find_ends,
@@ -122,7 +123,8 @@ class Restorer:
                     partial(self._kernel.forget_flows, bindings),
                     lambda: links.update(self._kernel.observe_links()),
                     partial(self._sweep, intent, links),
-                    *(partial(self._publisher.restore, each) for each in intent.endpoints),
+                    partial(self._publisher.release_unknown, intent.endpoints),
+                    *(self._restore_ports(each, intent) for each in intent.endpoints),
                     *(
                         partial(self._restore_endpoint, each, intent, links)
                         for each in intent.joined
@@ -209,6 +211,7 @@ class Restorer:
             *_looked(Kind.ACCEPT, "FORWARD", self._compare_accept, intent),
             *_looked(Kind.LOOPBACK, firewall.LOOPBACK_PAIR.out_end, self._compare_pair, intent),
             *compare_reservations(intent.endpoints, self._kernel.list_reserved()),
+            *compare_relays(intent.endpoints, intent.networks, self._kernel.list_relayed()),
             *_looked(Kind.FILTER, "nftables", self._compare_passage, intent, bridges),
         )
 
@@ -311,9 +314,9 @@ class Restorer:
                 yield self._rules.accept  # others rewrite FORWARD; no need to make all rules anew
             case Kind.RULES | Kind.ACCEPT | Kind.LOOPBACK | Kind.FORWARDING:
                 yield lambda: self._raise_rules(self._intent())
-            case Kind.RESERVATION:
+            case Kind.RESERVATION | Kind.RELAY:
                 yield from (
-                    partial(self._publisher.restore, each)
+                    self._restore_ports(each, intent)
                     for each in intent.endpoints
                     if any(str(binding.host) in subjects for binding in each.bindings)
                 )
@@ -325,6 +328,10 @@ class Restorer:
                 )
             case Kind.SEVERED | Kind.ROUTE | Kind.FILTER | Kind.MAC | Kind.ZONE:
                 pass
+
+    def _restore_ports(self, endpoint: Endpoint, intent: Intent) -> Callable[[], object]:
+        network = intent.networks[endpoint.network_id]
+        return partial(self._publisher.restore, endpoint, network)
 
     def _ensure_bridge(self, network: Network) -> Callable[[], object]:
         return partial(ensure_bridges, self._kernel, network)

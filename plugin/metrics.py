@@ -164,11 +164,13 @@ def _tell_of_networks(state: State, traffic: Mapping[str, Traffic]) -> Iterator[
     endpoints = [endpoint for _, ends in networks for endpoint in ends]
     attached = sum(endpoint.attachment is not None for endpoint in endpoints)
     ports = sum(binding.host is not None for each in endpoints for binding in each.bindings)
+    relayed = sum(binding.is_relayed for each in endpoints for binding in each.bindings)
     for name, help_text, number in (
         ("networks", "Networks.", len(networks)),
         ("endpoints", "Endpoints, of containers that run or are about to.", len(endpoints)),
         ("attached_endpoints", "Endpoints that have joined a sandbox.", attached),
         ("published_ports", "Host ports that lead to containers.", ports),
+        ("relayed_ports", "Those of them that the relay serves, too.", relayed),
     ):
         yield GaugeMetricFamily(f"pynet_{name}", help_text, value=number)
     labels = ["network", "endpoint"]

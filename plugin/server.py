@@ -47,6 +47,7 @@ STAND_DOWN_SECONDS = 2.0  # how long the end waits for what is still under way
 GRACE_SECONDS = 8  # a managed plugin is killed 10 s after SIGTERM
 STARTING = "starting"  # the key of that in what health tells
 LOCK_NAME = "lock"
+RELAY_NAME = "relay.sock"
 STDOUT = 1
 LOCK_SECONDS = 3.0
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
@@ -204,9 +205,15 @@ def _start_driver(
     start impossible ends the process.
     """
     from driver.kernel.linux import LinuxKernel  # noqa: PLC0415 - heavy, and not needed to answer
+    from driver.kernel.relay import RelayClient  # noqa: PLC0415 - the same
 
     try:
-        kernel = LinuxKernel(health, drops_forwarded=not settings.ip_forward_no_drop)
+        relay = RelayClient(
+            settings.relay_socket or settings.state_dir / RELAY_NAME,
+            health,
+            starts=settings.relay_socket is None,
+        )
+        kernel = LinuxKernel(health, drops_forwarded=not settings.ip_forward_no_drop, relay=relay)
         driver = _build(settings, kernel, counts, health)
     except StoreError as error:
         refusal = StoreError(f"{error}; mend that, then restart the driver")

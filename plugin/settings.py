@@ -26,6 +26,7 @@ class Settings:
     socket: Path = Path("/run/docker/plugins/pynet.sock")
     second_socket: Path | None = None
     state_dir: Path = Path("/var/lib/pynet")
+    relay_socket: Path | None = None  # where a service manager starts the relay; else we do
     default_sysctls: tuple[Sysctl, ...] = ()
     sysctl_allow: tuple[str, ...] = ()
     log_level: str = "INFO"
@@ -42,6 +43,7 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         socket=_parse_path(environment, "PYNET_SOCKET") or defaults.socket,
         second_socket=_parse_path(environment, "PYNET_SECOND_SOCKET"),
         state_dir=_parse_path(environment, "PYNET_STATE_DIR") or defaults.state_dir,
+        relay_socket=_parse_path(environment, "PYNET_RELAY_SOCKET"),
         default_sysctls=_parse_sysctls(environment, "PYNET_DEFAULT_SYSCTLS"),
         sysctl_allow=_parse_patterns(environment, "PYNET_SYSCTL_ALLOW"),
         log_level=_parse_level(environment, "PYNET_LOG_LEVEL") or defaults.log_level,

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         IPInterface,
         LoopbackPair,
         PortBinding,
+        Relay,
         SandboxKey,
         Sysctl,
         Veth,
@@ -90,6 +91,7 @@ class FakeKernel:
         self.neighbours: dict[int, int] = {}
         self.source_checks = {"all": 0}
         self.reserved: set[HostPort] = set()
+        self.relayed: set[Relay] = set()
         self.taken: dict[HostPort, str] = {}
         self.flows: set[HostPort] = set()
         self.inside: dict[tuple[SandboxKey, str], Link] = {}
@@ -162,6 +164,7 @@ class FakeKernel:
         """Forget what only the driver's process knew, or held."""
         self.watches.clear()
         self.reserved.clear()
+        self.relayed.clear()
 
     def elements(self, name: str, table: str = "inet pynet") -> dict[str, str]:
         """Return the elements of a set, or of a map with their values."""
@@ -359,6 +362,14 @@ class FakeKernel:
 
     def release_ports(self, places: Iterable[HostPort]) -> None:
         self.reserved -= set(places)
+        self.relayed = {each for each in self.relayed if each.place in self.reserved}
+
+    def relay_ports(self, relays: Iterable[Relay]) -> None:
+        new = {each.place: each for each in relays if each.place in self.reserved}
+        self.relayed = {each for each in self.relayed if each.place not in new} | {*new.values()}
+
+    def list_relayed(self) -> frozenset[Relay]:
+        return frozenset(self.relayed)
 
     def list_reserved(self) -> frozenset[HostPort]:
         return frozenset(self.reserved)

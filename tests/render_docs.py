@@ -48,6 +48,14 @@ SETTINGS = {
             "with these words"
         ),
     ),
+    "relay_socket": (
+        (
+            "Where a service manager holds the relay's control socket, and starts the relay when "
+            "the driver connects. Without, the driver starts it, with `relay.sock` in the state "
+            "folder."
+        ),
+        "a relative path",
+    ),
     "default_sysctls": (
         (
             "Kernel parameters of all networks: `net.….…=value`, with commas in between. Tried "

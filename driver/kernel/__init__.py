@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         IPInterface,
         LoopbackPair,
         PortBinding,
+        Relay,
         SandboxKey,
         Sysctl,
         Traffic,
@@ -131,7 +132,16 @@ class Kernel(Protocol):
         """Keep host ports from everybody else. Raises PortInUse for the first that is taken."""
 
     def release_ports(self, places: Iterable[HostPort]) -> None:
-        """Let go of host ports; absence is success."""
+        """Let go of host ports, relayed ones included; absence is success."""
+
+    def relay_ports(self, relays: Iterable[Relay]) -> None:
+        """Have reserved host ports served by the relay, from a moment later on.
+
+        What comes until then waits. What is not reserved cannot be relayed, and is left out.
+        """
+
+    def list_relayed(self) -> frozenset[Relay]:
+        """Return what the relay serves, or is about to unless something is wrong with it."""
 
     def list_reserved(self) -> frozenset[HostPort]:
         """Return the host ports that are kept."""

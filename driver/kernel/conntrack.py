@@ -56,7 +56,7 @@ def forget_flows(bindings: Iterable[PortBinding]) -> None:
     """Remove the UDP flows whose original destination is one of the published host ports."""
     published = [each for each in bindings if each.protocol is Protocol.UDP and each.host]
     for version in _FAMILIES:
-        of_family = [each for each in published if each.container_ip.version == version]
+        of_family = [each for each in published if each.host and each.host.ip.version == version]
         if of_family:
             _forget(version, of_family)
 

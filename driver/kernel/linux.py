@@ -31,6 +31,7 @@ from driver.kernel.elements import Elements, parse_changes
 from driver.kernel.firewalld import Zone
 from driver.kernel.monitor import Monitor
 from driver.kernel.nft import Nft
+from driver.kernel.relay import NoRelay
 from driver.kernel.watch import SandboxWatch
 from driver.model import SandboxKey
 from driver.reality import HostSettings, Passage
@@ -41,6 +42,7 @@ from driver.undo import Rollback
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+    from driver.kernel.relay import RelayClient
     from driver.model import (
         Bridge,
         DirectInterface,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
         IPInterface,
         LoopbackPair,
         PortBinding,
+        Relay,
         Sysctl,
         Trace,
         Traffic,
@@ -73,13 +76,21 @@ log = logging.getLogger(__name__)
 class LinuxKernel:
     """The kernel whose network namespace this process is in. Documented in `Kernel`."""
 
-    def __init__(self, health: Health | None = None, *, drops_forwarded: bool = True) -> None:
+    def __init__(
+        self,
+        health: Health | None = None,
+        *,
+        drops_forwarded: bool = True,
+        relay: RelayClient | None = None,
+    ) -> None:
         """Open what is needed; `health` is told of what fails by itself.
 
-        `drops_forwarded` is for `ensure_forwarding`.
+        `drops_forwarded` is for `ensure_forwarding`. A relay that runs already hands over the ports
+        that it holds.
         """
         health = health or Health()
         self._drops_forwarded = drops_forwarded
+        self._relay = relay or NoRelay()
         self._nft = Nft()
         self._elements = Elements()
         self._looking = tables.Looking()
@@ -89,6 +100,8 @@ class LinuxKernel:
         self._reaper = LinkReaper()
         self._bridges: dict[str, int | None] = {}  # by name, as they were seen to be the right ones
         self._reservations = ports.Reservations()
+        if relay is not None:
+            self._reservations.adopt(relay.adopt())
         self._zone = Zone()
         self._monitor = Monitor(self._reaper.is_expected, self._rule_ports, health)
 
@@ -259,7 +272,24 @@ class LinuxKernel:
 
     def release_ports(self, places: Iterable[HostPort]) -> None:
         """See `Kernel`."""
+        places = tuple(places)
+        self._relay.drop(places)
         self._reservations.release(places)
+
+    def relay_ports(self, relays: Iterable[Relay]) -> None:
+        """See `Kernel`."""
+        reserved = self._reservations.places()
+        self._relay.add(
+            {
+                each: self._reservations.listen(each.place)
+                for each in relays
+                if each.place in reserved
+            }
+        )
+
+    def list_relayed(self) -> frozenset[Relay]:
+        """See `Kernel`."""
+        return self._relay.served()
 
     def list_reserved(self) -> frozenset[HostPort]:
         """See `Kernel`."""
@@ -489,6 +519,7 @@ class LinuxKernel:
         self._nft.close()
         self._elements.close()
         self._looking.close()
+        self._relay.close()
         self._reservations.close()
 
 

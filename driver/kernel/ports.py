@@ -1,7 +1,8 @@
 """Reserve ports of the host by bound sockets; which ones is decided in `driver.ports`.
 
 A bound socket keeps the port from everybody else, Docker's own bridge included, for as long as
-this process lives. Nothing is ever received on it: the firewall translates before.
+this process lives. Nothing is received on it but what the firewall does not translate, and that is
+the relay's: see `driver.kernel.relay`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from driver.kernel import sysctl
 from driver.model import PortInUse, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from driver.model import HostPort, IPAddress
 
 PORT_RANGE = "net.ipv4.ip_local_port_range"
+BACKLOG = 4096  # connections that wait for the relay; the kernel caps it at net.core.somaxconn
 
 _TYPES = {
     Protocol.TCP: (socket.SOCK_STREAM, socket.IPPROTO_TCP),
@@ -60,6 +62,24 @@ class Reservations:
         except BaseException:
             self.release(done)
             raise
+
+    def adopt(self, sockets: Mapping[HostPort, socket.socket]) -> None:
+        """Hold these sockets, which another process has bound."""
+        self._sockets |= sockets
+
+    def listen(self, place: HostPort) -> socket.socket | None:
+        """Have what comes to a reserved place queued; return its socket.
+
+        None if the kernel has none for it. Raises KernelError if the place is not reserved.
+        """
+        if place not in self._sockets:
+            raise KernelError(f"relay {place}: it is not reserved")
+        bound = self._sockets[place]
+        if bound is not None and place.protocol is Protocol.TCP:
+            # What is accepted is to have that, too: it must not keep the port from the next.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.listen(BACKLOG)
+        return bound
 
     def places(self) -> frozenset[HostPort]:
         """Return the places that are reserved."""
@@ -121,6 +141,8 @@ def _bind(place: HostPort) -> socket.socket | None:
             # No process of this host can take the port either.
             log.info("publishing %s without a reservation: this kernel has no SCTP", place)
             return None
+        if family == socket.AF_INET6 and error.errno == errno.EAFNOSUPPORT:
+            return None  # this kernel has no IPv6: nobody can ask for the port
         raise KernelError(f"reserve {place}: {error.strerror}") from error
     try:
         if family == socket.AF_INET6:

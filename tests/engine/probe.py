@@ -1,5 +1,7 @@
 """Ask and answer over TCP, UDP and SCTP, over IPv4 and IPv6, from whatever namespace it runs in.
 
+The protocol `group` is UDP to a broadcast or multicast address, which anybody may answer.
+
     probe.py serve PROTOCOL PORT…       answers until killed; says `ready` when all are open
     probe.py ask                        asks what it reads, all at once; writes the answers
 
@@ -17,6 +19,7 @@ import threading
 TYPES = {
     "tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
     "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "group": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
     "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
 
@@ -55,8 +58,14 @@ def _ask(protocol: str, host: str, port: int, timeout: float, sport: int) -> str
         asking.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sport:
             asking.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", sport))
-        asking.connect((host, port))
-        asking.send(b"who?")
+        # With the interface in it, if it has one: fe80::1%eth0.
+        (*_, address), *_ = socket.getaddrinfo(host, port, family, *TYPES[protocol])
+        if protocol == "group":
+            asking.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            asking.sendto(b"who?", address)
+        else:
+            asking.connect(address)
+            asking.send(b"who?")
         return asking.recv(200).decode()
 
 

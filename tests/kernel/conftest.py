@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,13 +62,27 @@ def run_apart(item: pytest.Item) -> list[pytest.TestReport]:
         os.close(reader)
         run_and_exit(item, writer)
     os.close(writer)
+    namespace = b""
     try:
         with os.fdopen(reader, "rb") as pipe:
+            namespace = pipe.readline()
             answer = pipe.read()
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        end_all_in(Path(namespace.decode().strip()))
     return pickle.loads(answer) if answer else [died(item)]
+
+
+def end_all_in(namespace: Path) -> None:
+    """End what has outlived a test in its network namespace, as a relay does."""
+    if namespace == Path("/proc/self/ns/net").readlink():
+        return
+    for folder in Path("/proc").glob("[0-9]*"):
+        # It has just ended, or is none that we may look at.
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if (folder / "ns/net").readlink() == namespace:
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def run_and_exit(item: pytest.Item, writer: int) -> None:
@@ -79,6 +94,8 @@ def run_and_exit(item: pytest.Item, writer: int) -> None:
         seconds = limit.args[0] if limit else SECONDS
         signal.setitimer(signal.ITIMER_REAL, seconds)  # timers are not inherited
         with os.fdopen(writer, "wb") as pipe:
+            pipe.write(f"{Path('/proc/self/ns/net').readlink()}\n".encode())
+            pipe.flush()
             pickle.dump(runtestprotocol(item, log=False), pipe)
     finally:
         os._exit(0)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from tests.packaging.machine import Machine
 
 UNITS = ("pynet.socket", "pynet.service")
+RELAY, RELAY_SOCKET = "pynet-relay.service", "pynet-relay.socket"
 # What `systemd-analyze security` of Debian 12 says; docs/operations.md says what is left, and why.
-SCORE = 4.4
+SCORE, RELAY_SCORE = 4.6, 1.4
 DESCRIPTORS = 524288
 NETWORK, ENDPOINT = "b" * 64, "c" * 64
 SANDBOX = "/run/docker/netns/0123456789ab"
@@ -206,6 +207,93 @@ def test_it_has_a_procfs_of_its_own_where_that_is_allowed(service: Machine) -> N
     service.run("systemctl", "restart", "pynet.service")
 
 
+def publish(machine: Machine, port: int, sandbox: str = SANDBOX) -> dict[str, str]:
+    """Publish a port of a container on an IPv4 network; return its endpoint."""
+    pool = {"AddressSpace": "", "Pool": "10.93.0.0/24", "Gateway": "10.93.0.1/24"}
+    call(machine, "CreateNetwork", NetworkID=NETWORK, Options={}, IPv4Data=[pool], IPv6Data=[])
+    both = {"NetworkID": NETWORK, "EndpointID": ENDPOINT}
+    interface = {"Address": "10.93.0.2/24", "AddressIPv6": "", "MacAddress": ""}
+    call(machine, "CreateEndpoint", **both, Interface=interface, Options={})
+    machine.run("mkdir", "-p", "/run/docker/netns")
+    machine.run("touch", sandbox)
+    machine.run("unshare", f"--net={sandbox}", "true")
+    name = call(machine, "Join", **both, SandboxKey=sandbox, Options={})["InterfaceName"]["SrcName"]
+    machine.run("ip", "link", "set", name, "netns", sandbox)
+    for words in (
+        ("address", "add", "10.93.0.2/24", "dev", name),
+        ("link", "set", name, "up"),
+        ("link", "set", "lo", "up"),
+    ):
+        machine.run("nsenter", f"--net={sandbox}", "ip", *words)
+    numbers = {"Port": 80, "HostPort": port, "HostPortEnd": port}
+    portmap = {"Proto": 6, "IP": "", "HostIP": "", **numbers}
+    options = {"com.docker.network.portmap": [portmap]}
+    call(machine, "ProgramExternalConnectivity", **both, Options=options)
+    return both
+
+
+def withdraw(machine: Machine, both: dict[str, str], sandbox: str = SANDBOX) -> None:
+    call(machine, "RevokeExternalConnectivity", **both)
+    call(machine, "Leave", **both)
+    call(machine, "DeleteEndpoint", **both)
+    call(machine, "DeleteNetwork", NetworkID=NETWORK)
+    machine.run("umount", sandbox)
+
+
+ECHO = """\
+import socket, threading
+def serve(connection):
+    connection.sendall(b"hello")
+    connection.sendall(connection.recv(100))
+with socket.create_server(("", 80)) as server:
+    print("ready", flush=True)
+    while True:
+        threading.Thread(target=serve, args=server.accept()[:1], daemon=True).start()
+"""
+CLIENT = """\
+import socket
+with socket.create_connection(("::1", 8081), 10) as connection:
+    print(connection.recv(100), flush=True)
+    input()
+    connection.sendall(b"still here")
+    print(connection.recv(100), flush=True)
+"""
+
+
+def test_the_relay_runs_when_it_is_needed_and_outlives_the_driver(service: Machine) -> None:
+    """`systemctl restart pynet`, and an upgrade: a connection goes on, and the port answers."""
+    assert show(service, "SubState", RELAY_SOCKET) in ("listening", "running")
+    wait_until(lambda: show(service, "SubState", RELAY) == "dead", 30, "no relay without a port")
+    both = publish(service, 8081)
+    with service.popen("nsenter", f"--net={SANDBOX}", "python3", "-c", ECHO) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        with service.popen("python3", "-c", CLIENT) as client:
+            assert client.stdout is not None
+            assert client.stdin is not None
+            assert client.stdout.readline() == "b'hello'\n"
+            relay = show(service, "MainPID", RELAY)
+            assert relay != "0"
+            service.run("systemctl", "restart", "pynet.service")
+            answered = Question(service.root / SOCKET).answer()
+            again = "import socket; print(socket.create_connection(('::1', 8081), 10).recv(9))"
+            second = service.run("python3", "-c", again, check=False).stdout
+            client.stdin.write("\n")
+            client.stdin.flush()
+            first = client.stdout.readline()
+            client.kill_group()
+        server.kill_group()
+    assert answered
+    assert (first, second) == ("b'still here'\n", "b'hello'\n")
+    assert show(service, "MainPID", RELAY) == relay
+    status = (service.root / f"proc/{relay}/status").read_text()
+    assert re.search(r"^CapBnd:\t0{16}$", status, re.MULTILINE)
+    assert re.search(r"^Uid:\t[1-9]", status, re.MULTILINE)
+    withdraw(service, both)
+    wait_until(lambda: show(service, "SubState", RELAY) == "dead", 30, "the relay's end")
+    assert show(service, "Result", RELAY) == "success"
+
+
 @pytest.mark.parametrize("how", ["restart", "kill"])
 def test_the_name_stays_while_the_driver_does_not(service: Machine, how: str) -> None:
     path = service.root / SOCKET
@@ -303,18 +391,19 @@ def test_a_setting_for_another_socket_changes_nothing(machine: Machine, package:
     assert not (machine.root / "run/other.sock").exists()
 
 
-def test_the_exposure_does_not_grow() -> None:
+@pytest.mark.parametrize(("name", "score"), [("pynet", SCORE), ("pynet-relay", RELAY_SCORE)])
+def test_the_exposure_does_not_grow(name: str, score: float) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager"]
-    unit = PACKAGING / "pynet.service"
+    unit = PACKAGING / f"{name}.service"
     done = subprocess.run(
-        [*command, f"--threshold={SCORE * 10:.0f}", unit],
+        [*command, f"--threshold={score * 10:.0f}", unit],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout
     documented = (PACKAGING.parent / "docs/operations.md").read_text()
-    assert f"`systemd-analyze security pynet` says {SCORE}" in documented
+    assert f"`systemd-analyze security {name}` says {score}" in documented
 
 
 def test_sigkill_of_the_worker_alone_is_noticed(service: Machine) -> None:

@@ -94,6 +94,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "reserve_ports": (Fault.REFUSED, Fault.PORT_TAKEN),
     "release_ports": _ONLY_REFUSED,
     "list_reserved": _ONLY_REFUSED,
+    "relay_ports": _ONLY_REFUSED,
+    "list_relayed": (),  # only looks
     "find_port_owner": _ONLY_REFUSED,
     "forget_flows": _ONLY_REFUSED,
     "check_sysctls": (Fault.REFUSED, Fault.MALFORMED),

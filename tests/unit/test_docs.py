@@ -31,6 +31,7 @@ SAMPLES = {
     "socket": "/run/other.sock",
     "second_socket": "/run/second.sock",
     "state_dir": "/srv/pynet",
+    "relay_socket": "/run/pynet/relay.sock",
     "default_sysctls": "net.core.somaxconn=99",
     "sysctl_allow": "net.ipv4.tcp_*",
     "ip_forward_no_drop": "true",

@@ -139,7 +139,7 @@ def published(kernel: FakeKernel, *hosts: str | None) -> set[tuple[str, str]]:
 
 OPEN4, OPEN6 = ("open4", "10.1.0.2 . tcp . 80"), ("open6", "fd00:1::2 . tcp . 80")
 EVERYWHERE4, EVERYWHERE6 = ("everywhere4", "tcp . 8080"), ("everywhere6", "tcp . 8080")
-LOOPBACK6 = ("loopback6", "tcp . 8080")
+LOOPBACK6, RELAYED6 = ("loopback6", "tcp . 8080"), ("relayed6", "tcp . 8080")
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,9 @@ LOOPBACK6 = ("loopback6", "tcp . 8080")
     [
         (["0.0.0.0:8080"], {OPEN4, EVERYWHERE4}),
         (["127.0.0.1:8080"], {OPEN4, ("published4", "127.0.0.1 . tcp . 8080")}),
-        (["[::]:8080"], {OPEN6, EVERYWHERE6, LOOPBACK6}),
+        (["[::]:8080"], {OPEN6, EVERYWHERE6, LOOPBACK6, RELAYED6}),
         (["[::1]:8080"], {OPEN6, ("published6", "::1 . tcp . 8080"), LOOPBACK6}),
-        (["[fd00::9]:8080"], {OPEN6, ("published6", "fd00::9 . tcp . 8080")}),
+        (["[fd00::9]:8080"], {OPEN6, ("published6", "fd00::9 . tcp . 8080"), RELAYED6}),
         ([None], {OPEN4}),
         (["0.0.0.0:8080", "0.0.0.0:8081"], {OPEN4, EVERYWHERE4, ("everywhere4", "tcp . 8081")}),
     ],

@@ -116,7 +116,13 @@ def test_a_call_is_in_the_bucket_of_the_least_bound_that_it_does_not_exceed() ->
 
 def test_what_there_is_and_what_has_passed(client: Client, kernel: FakeKernel) -> None:
     kernel.add_sandbox(sandbox_key(1))
-    for metric in ("networks", "endpoints", "attached_endpoints", "published_ports"):
+    for metric in (
+        "networks",
+        "endpoints",
+        "attached_endpoints",
+        "published_ports",
+        "relayed_ports",
+    ):
         assert value(client, metric) == 0
     assert value(client, "endpoint_received_bytes_total", **LABELS) is None
     assert send(client, "CreateNetwork", NETWORK | {"Options": {}}) == 200
@@ -125,9 +131,9 @@ def test_what_there_is_and_what_has_passed(client: Client, kernel: FakeKernel) -
     assert value(client, "attached_endpoints") == 0
     assert send(client, "Join", JOIN) == 200
     assert send(client, "ProgramExternalConnectivity", with_ports(WEB)) == 200
-    for metric in ("networks", "endpoints", "attached_endpoints"):
+    for metric in ("networks", "endpoints", "attached_endpoints", "relayed_ports"):
         assert value(client, metric) == 1
-    assert value(client, "published_ports") == 1
+    assert value(client, "published_ports") == 2
     for number, metric in enumerate(
         ("received_bytes", "received_packets", "sent_bytes", "sent_packets"), start=1
     ):

@@ -76,6 +76,7 @@ def test_internal_is_passed_on() -> None:
         (options.ATTACH, "", NetworkOptions()),
         (options.PUBLISH, "docker", NetworkOptions(publish=Publish.DOCKER)),
         (options.PUBLISH, "", NetworkOptions()),
+        (options.PROXY_PROTOCOL, "true", NetworkOptions(proxy_protocol=True)),
         (KEEPALIVE, " 600 ", NetworkOptions(sysctls=(sysctl(f"{KEEPALIVE}=600"),))),
         (
             "net.ipv4.conf.ifName.rp_filter",
@@ -127,6 +128,7 @@ def test_an_option_is_taken(key: str, value: str, expected: NetworkOptions) -> N
         (options.TRUSTED, "eth1:e/2", "interface name"),
         (options.TRUSTED, "eth1:" + "e" * 16, "at most 15"),
         (options.ATTACH, "Direct", "expected one of handover, direct"),
+        (options.PROXY_PROTOCOL, "yes", "expected true or false"),
         (options.PUBLISH, "both", "expected one of pynet, docker"),
         ("pynet.publsh", "docker", r"did you mean pynet\.publish"),
         ("com.docker.network.bridge.enable_ip_masq", "1", "did you mean"),

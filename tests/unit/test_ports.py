@@ -229,7 +229,7 @@ def test_a_request_of_a_family_that_is_missing_asks_for_nothing() -> None:
     holder = replace(endpoint(1, 1, BOTH[0]), bindings=(binding("0.0.0.0:8080"),))
     requests = ports("8080:80", "[::1]:81:81")
     assert is_satisfied(requests, holder, net())
-    assert find_unserved(requests, holder) == [requests[1]]
+    assert find_unserved(requests, holder, net()) == [requests[1]]
 
 
 @given(
@@ -271,7 +271,7 @@ def test_candidates_are_what_was_asked_for(
     text = data.draw(st.sampled_from(["{}-{}:80", "[::]:{}-{}:80", "0.0.0.0:{}-{}:80"]))
     (request,) = ports(text.format(first, last))
     planned = list(plan_candidates(request, container(*addresses), net(), EPHEMERAL, 0))
-    if find_unserved([request], container(*addresses)):
+    if find_unserved([request], container(*addresses), net()):
         assert not planned
         return
     assert len(planned) == last - first + 1

@@ -6,13 +6,15 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from ipaddress import IPv4Address, ip_address
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from driver.bridge import BridgeDriver
 from driver.errors import Conflict, NotFound
 from driver.lock import Request
+from driver.model import GatewayMode, Publish, Relay
 from tests.fakes import Calls, FakeKernel, counted_kernel
 from tests.samples import (
     endpoint_id,
@@ -69,17 +71,30 @@ def two(driver: BridgeDriver, kernel: FakeKernel) -> BridgeDriver:
     return driver
 
 
+def everywhere(*numbers: int) -> set[HostPort]:
+    """Return the places of TCP ports on all addresses of the host."""
+    return {place(f"{ip}:{number}") for ip in ("0.0.0.0", "[::]") for number in numbers}
+
+
+def relay(text: str, target: str, *, proxy_protocol: bool = False) -> Relay:
+    """Return what the relay serves, as `docker ps` would write it."""
+    ip, _, port = target.rpartition(":")
+    return Relay(place(text), ip_address(ip.strip("[]")), int(port), proxy_protocol)
+
+
 def publish(driver: BridgeDriver, number: int, *texts: str) -> None:
     driver.program_external_connectivity(network_id(1), endpoint_id(number), ports(*texts))
 
 
 def test_ports_are_reserved_and_translated(two: BridgeDriver, kernel: FakeKernel) -> None:
     publish(two, 1, "8080:80", "127.0.0.1:53:53/udp")
-    assert kernel.reserved == {place("0.0.0.0:8080"), place("127.0.0.1:53/udp")}
+    assert kernel.reserved == everywhere(8080) | {place("127.0.0.1:53/udp")}
     assert kernel.elements("everywhere4") == {"tcp . 8080": "10.1.0.2 . 80"}
     assert kernel.elements("published4") == {"127.0.0.1 . udp . 53": "10.1.0.2 . 53"}
+    assert not kernel.elements("everywhere6")
+    assert kernel.relayed == {relay("[::]:8080", "10.1.0.2:80")}
     two.revoke_external_connectivity(network_id(1), endpoint_id(1))
-    assert not kernel.reserved
+    assert not kernel.reserved | kernel.relayed
     assert not kernel.elements("open4")
 
 
@@ -146,7 +161,7 @@ def test_a_chosen_port_is_the_next_one_that_is_free(two: BridgeDriver, kernel: F
     kernel.taken[place(f"0.0.0.0:{first + 1}")] = NGINX
     publish(two, 1, "80")
     publish(two, 2, "80")
-    assert kernel.reserved == {place(f"0.0.0.0:{port}") for port in (first, first + 2)}
+    assert kernel.reserved == everywhere(first, first + 2)
     two.leave(network_id(1), endpoint_id(1))
     publish(two, 1, "80")
     assert place(f"0.0.0.0:{first + 3}") in kernel.reserved, "a port rests before it comes again"
@@ -156,9 +171,9 @@ def test_a_port_that_is_asked_for_no_more_is_closed(two: BridgeDriver, kernel: F
     """Though one of the requests that are left would be content with it."""
     chosen = kernel.ephemeral_ports().start
     publish(two, 1, "8080:80", "80")
-    assert kernel.reserved == {place("0.0.0.0:8080"), place(f"0.0.0.0:{chosen}")}
+    assert kernel.reserved == everywhere(8080, chosen)
     publish(two, 1, "80")
-    assert len(kernel.reserved) == len(kernel.elements("everywhere4")) == 1
+    assert len(kernel.reserved) == 2 * len(kernel.elements("everywhere4")) == 2
     assert place("0.0.0.0:8080") not in kernel.reserved
 
 
@@ -191,7 +206,7 @@ def test_a_repeat_changes_nothing_and_another_set_takes_the_place(
     publish(two, 1, "80", "8080:80")
     assert kernel.state() == before
     publish(two, 1, "8081:80")
-    assert kernel.reserved == {place("0.0.0.0:8081")}
+    assert kernel.reserved == everywhere(8081)
     publish(two, 1)
     assert not kernel.reserved
 
@@ -227,8 +242,8 @@ def test_a_family_that_is_missing_is_no_error_and_the_log_says_so(
     two: BridgeDriver, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Engine 28 tells one of two endpoints all ports; the rest may be the other's to publish."""
-    publish(two, 1, "[::1]:8080:80", "8081:81")
-    assert kernel.reserved == {place("0.0.0.0:8081")}
+    publish(two, 1, "[::1]:8080:80/sctp", "8081:81")
+    assert kernel.reserved == everywhere(8081)
     assert "container port 80 is not published on ::1" in caplog.text
 
 
@@ -248,4 +263,97 @@ def test_a_thousand_ports_are_one_change_of_the_rules(
     counting = BridgeDriver(store, counted_kernel(kernel, calls))
     publish(counting, 1, *(f"{port}:{port}" for port in range(1000, 2000)))
     assert calls.made.count("FakeKernel.apply_rules") == 1
-    assert len(kernel.elements("everywhere4")) == len(kernel.reserved) == 1000
+    assert calls.made.count("FakeKernel.relay_ports") == 1
+    assert len(kernel.elements("everywhere4")) == len(kernel.relayed) == 1000
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["8080:80"], {"[::]:8080": "10.1.0.2:80"}),
+        (["[::1]:8080:80"], {"[::1]:8080": "10.1.0.2:80"}),
+        (["0.0.0.0:8080:80"], {}),
+        (["127.0.0.1:8080:80", "127.0.0.1:53:53/udp", "10.1.0.1:53:53/udp"], {}),
+        (["53:53/udp"], {"[::]:53/udp": "10.1.0.2:53", "0.0.0.0:53/udp": "10.1.0.2:53"}),
+        (["7000:7/sctp"], {}),
+    ],
+)
+def test_what_is_relayed_to_a_network_without_ipv6(
+    two: BridgeDriver, kernel: FakeKernel, texts: list[str], expected: dict[str, str]
+) -> None:
+    publish(two, 1, *texts)
+    assert kernel.relayed == {relay(*each) for each in expected.items()}
+    assert not kernel.elements("everywhere6") | kernel.elements("published6")
+    assert two.check() == ()
+    two.leave(network_id(1), endpoint_id(1))
+    assert not kernel.relayed
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["8080:80"], {"[::]:8080": "[fd00:1::2]:80"}),
+        (["[::1]:8080:80", "127.0.0.1:8080:80", "10.1.0.1:8080:80/udp"], {}),
+        (["53:53/udp"], {"[::]:53/udp": "[fd00:1::2]:53", "0.0.0.0:53/udp": "10.1.0.2:53"}),
+    ],
+)
+def test_what_is_relayed_to_a_network_with_ipv6(
+    driver: BridgeDriver, kernel: FakeKernel, texts: list[str], expected: dict[str, str]
+) -> None:
+    driver.create_network(network(1, pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64"))))
+    driver.create_endpoint(new_endpoint(1, ipv6="fd00:1::2/64"))
+    publish(driver, 1, *texts)
+    assert kernel.relayed == {relay(*each) for each in expected.items()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"publish": Publish.DOCKER},
+        {"gateway_mode_ipv4": GatewayMode.ROUTED},
+        {"host_binding_ipv4": IPv4Address("127.0.0.1")},
+        {"internal": True},
+    ],
+    ids=str,
+)
+def test_what_is_not_published_is_not_relayed(
+    driver: BridgeDriver, kernel: FakeKernel, options: dict[str, Any]
+) -> None:
+    driver.create_network(network(1, **options))
+    driver.create_endpoint(new_endpoint())
+    publish(driver, 1, "8080:80")
+    assert not kernel.relayed
+
+
+def test_ipv6_that_another_endpoint_serves_is_not_relayed(
+    two: BridgeDriver, kernel: FakeKernel
+) -> None:
+    """Engine 28 and later say so; what they have said before does not count any more."""
+    publish(two, 1, "8080:80")
+    two.program_external_connectivity(
+        network_id(1), endpoint_id(1), ports("8080:80"), only_ipv4=True
+    )
+    assert kernel.reserved == {place("0.0.0.0:8080")}
+    assert not kernel.relayed
+
+
+def test_who_the_client_is_is_said_where_it_is_asked_for(
+    driver: BridgeDriver, kernel: FakeKernel
+) -> None:
+    driver.create_network(network(1, proxy_protocol=True))
+    driver.create_endpoint(new_endpoint())
+    publish(driver, 1, "8080:80")
+    assert kernel.relayed == {relay("[::]:8080", "10.1.0.2:80", proxy_protocol=True)}
+
+
+def test_a_port_that_is_not_relayed_is_a_difference_and_is_mended(
+    two: BridgeDriver, kernel: FakeKernel
+) -> None:
+    publish(two, 1, "8080:80")
+    kernel.relayed.clear()
+    (difference,) = two.check()
+    assert str(difference) == (
+        "relay [::]:8080/tcp: is not served by the relay for endpoint e1e1e1e1e1e1"
+    )
+    assert two.repair_all() == ()
+    assert kernel.relayed

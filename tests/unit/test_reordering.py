@@ -238,7 +238,7 @@ class Reordering(RuleBasedStateMachine):
             assert (attachment.sandbox if attachment else None) == key
             assert (host_end_name(endpoint_id(number)) in kernel.links) >= (key is not None)
             bound = {each.host for each in endpoints[endpoint_id(number)].bindings}
-            assert len(bound) == len(place.ports)
+            assert len(bound) == 2 * len(place.ports)
             taken |= bound
         assert kernel.reserved == taken
         assert {each.port for each in taken if each} >= {

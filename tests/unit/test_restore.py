@@ -19,6 +19,7 @@ from tests.samples import (
     network_id,
     new_endpoint,
     new_join,
+    place,
     ports,
     sandbox_key,
 )
@@ -88,15 +89,25 @@ def test_rules_that_somebody_flushed_come_back(store: Store, kernel: FakeKernel)
 def test_a_port_that_somebody_took_meanwhile_stays_published(
     store: Store, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (taken, kept) = sorted(kernel.reserved)
+    taken = place("0.0.0.0:8080")
+    kept = kernel.reserved - {taken}
     before = kernel.state()
     kernel.restart()
     kernel.taken[taken] = "nginx (pid 812)"
     BridgeDriver(store, kernel).restore()
-    assert kernel.reserved == {kept}
+    assert kernel.reserved == kept
     assert str(taken) in caplog.text
     del kernel.taken[taken]
     kernel.reserved.add(taken)
+    assert kernel.state() == before
+
+
+def test_what_a_relay_holds_and_nobody_has_is_let_go(store: Store, kernel: FakeKernel) -> None:
+    """A new driver gets all that a relay holds; an endpoint may be gone by then."""
+    before = kernel.state()
+    kernel.restart()
+    kernel.reserved |= {place("0.0.0.0:9000"), place("[::]:9000"), place("[::]:8080")}
+    BridgeDriver(store, kernel).restore()
     assert kernel.state() == before
 
 

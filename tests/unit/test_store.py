@@ -80,6 +80,7 @@ FULL = network(
     trusted_host_interfaces=("eth1", "wg0"),
     attach=Attach.DIRECT,
     publish=Publish.DOCKER,
+    proxy_protocol=True,
     guard=Guard.ADDRESS,
     guard_also=GuardAlso(
         (IPv4Address("10.2.0.100"),), (IPv6Address("fd00::100"),), (MacAddress(VRRP),)

@@ -1,0 +1,6 @@
+"""Relay what the kernel cannot translate, in one process for all published ports.
+
+A process of its own that outlives the driver: `__main__` is its beginning, `wire` how the driver
+speaks to it, `relay` what it does then, `tcp` and `udp` how bytes get through. Nothing in here
+imports anything else of pynet, or what costs memory: typing, dataclasses, ipaddress, json, logging.
+"""

@@ -1,0 +1,603 @@
+"""The relay's process: what gets through it and how, what it is told, how it lives and ends."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from contextlib import ExitStack, closing, suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from driver.health import Health
+from driver.kernel.linux import LinuxKernel
+from driver.kernel.relay import RelayClient
+from driver.model import Relay
+from driver.relay import relay as relay_module
+from driver.relay import tcp, udp, wire
+from tests.engine.wait import wait_until
+from tests.kernel.host import bound, run
+from tests.samples import place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TCP, UDP = "[::1]:8080", "[::1]:5353/udp"
+SECONDS = 10
+MEGABYTE = 1 << 20
+
+
+class Site:
+    """A kernel with a relay, and a server that stands for a container's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.health = Health()
+        self.kernel = self.start()
+        self.server = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self.server.settimeout(SECONDS)
+        self.datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.datagrams.bind(("127.0.0.1", 0))
+        self.datagrams.settimeout(SECONDS)
+
+    def start(self) -> LinuxKernel:
+        """Be another driver."""
+        path = self.folder / "relay.sock"
+        self.kernel = LinuxKernel(relay=RelayClient(path, self.health, starts=True))
+        return self.kernel
+
+    def relay(self, text: str, *, proxy_protocol: bool = False) -> Relay:
+        """Publish a port by the relay."""
+        where = place(text)
+        target = self.datagrams if text.endswith("udp") else self.server
+        ip, port = target.getsockname()
+        each = Relay(where, ip_address(ip), port, proxy_protocol)
+        self.kernel.reserve_ports([where])
+        self.kernel.relay_ports([each])
+        return each
+
+    def connect(self) -> tuple[socket.socket, socket.socket]:
+        """Return a client's connection and the server's end of it."""
+        client = socket.create_connection(("::1", 8080), SECONDS)
+        served, _ = self.server.accept()
+        served.settimeout(SECONDS)
+        return client, served
+
+    def close(self) -> None:
+        """End all of it."""
+        self.kernel.release_ports(self.kernel.list_reserved())
+        self.kernel.close()
+        self.server.close()
+        self.datagrams.close()
+
+
+def relays() -> list[int]:
+    """List the relays in this network namespace."""
+    ours = Path("/proc/self/ns/net").readlink()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+            is_here = (folder / "ns/net").readlink() == ours
+        except (
+            FileNotFoundError,
+            ProcessLookupError,
+            PermissionError,
+        ):  # it has just ended, or is none of ours
+            continue
+        if b"driver/relay/__main__.py" in command and is_here:
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    yield site
+    site.close()
+    wait_until(lambda: not relays(), SECONDS, "the relay's end")
+
+
+def test_both_ends_of_a_connection_end_apart(site: Site) -> None:
+    site.relay(TCP)
+    client, served = site.connect()
+    client.sendall(b"question")
+    assert served.recv(100) == b"question"
+    client.shutdown(socket.SHUT_WR)
+    assert served.recv(100) == b""
+    served.sendall(b"answer")  # to who says nothing any more
+    served.close()
+    assert client.recv(100) == b"answer"
+    assert client.recv(100) == b""
+    client.close()
+
+
+@pytest.mark.parametrize("is_client", [True, False])
+def test_a_reset_gets_through_with_what_came_before(site: Site, *, is_client: bool) -> None:
+    site.relay(TCP)
+    ends = site.connect()
+    breaking, other = ends if is_client else reversed(ends)
+    other.settimeout(SECONDS)
+    breaking.sendall(b"last words")
+    breaking.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    breaking.close()
+    assert other.recv(100) == b"last words"
+    with pytest.raises(ConnectionResetError):
+        other.recv(100)
+    other.close()
+
+
+def test_who_is_refused_by_the_container_is_reset(site: Site) -> None:
+    site.relay(TCP)
+    site.server.close()
+    client = socket.create_connection(("::1", 8080), SECONDS)
+    with pytest.raises(ConnectionResetError):
+        client.recv(100)
+    client.close()
+
+
+def test_who_does_not_read_stops_who_sends(site: Site) -> None:
+    """And every byte arrives once it reads again, in both directions at once."""
+    site.relay(TCP)
+    client, served = site.connect()
+    amount = pour_until_full(client)
+    assert amount < 64 * MEGABYTE
+    assert pour_until_full(served) < 64 * MEGABYTE
+    client.settimeout(SECONDS)
+    got = threading.Thread(target=lambda: received.append(drain(client)))
+    received: list[int] = []
+    got.start()
+    client.shutdown(socket.SHUT_WR)
+    served.settimeout(SECONDS)
+    assert drain(served) == amount
+    served.shutdown(socket.SHUT_WR)
+    got.join(SECONDS)
+    assert received
+    client.close()
+    served.close()
+
+
+def pour_until_full(end: socket.socket) -> int:
+    """Send until nothing more goes in for a while; return how much it was."""
+    end.settimeout(0.5)
+    sent = 0
+    try:
+        while True:
+            sent += end.send(bytes(MEGABYTE))
+    except TimeoutError:
+        return sent
+
+
+def drain(end: socket.socket) -> int:
+    """Receive until the end; return how much it was."""
+    count = 0
+    while data := end.recv(MEGABYTE):
+        count += len(data)
+    return count
+
+
+def test_one_connection_that_floods_keeps_no_other_waiting(site: Site) -> None:
+    site.relay(TCP)
+    client, served = site.connect()
+    flooding = threading.Thread(target=flood, args=(client,))
+    flooding.start()
+    draining = threading.Thread(target=drain, args=(served,))
+    draining.start()
+    other, answering = site.connect()
+    for number in range(200):
+        other.sendall(bytes([number]))
+        assert answering.recv(1) == bytes([number])
+    client.shutdown(socket.SHUT_RDWR)
+    flooding.join(SECONDS)
+    draining.join(SECONDS)
+    for each in (client, served, other, answering):
+        each.close()
+
+
+def flood(end: socket.socket) -> None:
+    try:
+        while True:
+            end.sendall(bytes(MEGABYTE))
+    except OSError:
+        return
+
+
+def test_more_connections_than_there_may_be_wait(site: Site) -> None:
+    site.relay(TCP)
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(("::1", 8080), SECONDS))
+            for _ in range(tcp.MAX_CONNECTIONS + 5)
+        ]
+        served = [stack.enter_context(site.server.accept()[0]) for _ in range(tcp.MAX_CONNECTIONS)]
+        (process,) = relays()
+        assert resident(process) < 15 * 1024
+        site.server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            site.server.accept()
+        for each in (clients[0], served[0]):  # there is room for one again
+            each.close()
+        site.server.settimeout(SECONDS)
+        site.server.accept()[0].close()
+
+
+def resident(process: int) -> int:
+    """Return how much memory a process has, in KB."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+
+
+def test_a_relay_without_descriptors_goes_on_when_there_are_some(site: Site) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    try:
+        site.relay(TCP)
+        (process,) = wait_until(relays, SECONDS, "the relay")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(socket.create_connection(("::1", 8080), SECONDS))
+        wait_until(lambda: len(descriptors_of(process)) > 58, SECONDS, "the limit")
+    site.server.settimeout(0)
+    while True:
+        try:
+            site.server.accept()[0].close()
+        except BlockingIOError:
+            break
+    site.server.settimeout(SECONDS)
+
+    def answers() -> bool:
+        with socket.create_connection(("::1", 8080), SECONDS) as client:
+            client.settimeout(1)
+            client.sendall(b"x")
+            try:
+                served, _ = site.server.accept()
+                served.settimeout(1)
+                with served:
+                    return served.recv(1) == b"x"
+            except (TimeoutError, ConnectionResetError):
+                return False
+
+    wait_until(answers, SECONDS, "a connection")
+    assert relays() == [process]
+
+
+def descriptors_of(process: int) -> list[Path]:
+    return list(Path(f"/proc/{process}/fd").iterdir())
+
+
+def asker(address: str = "::1") -> socket.socket:
+    """Return a client by UDP, which hears nobody but whom it asks."""
+    asking = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    asking.settimeout(SECONDS)
+    asking.connect((address, 5353))
+    return asking
+
+
+def test_datagrams_are_answered_from_the_address_that_was_asked(site: Site) -> None:
+    run("ip", "address", "add", "2001:db8::7/128", "dev", "lo")
+    run("ip", "address", "add", "2001:db8::8/128", "dev", "lo")
+    site.relay("[::]:5353/udp")
+    for address in ("::1", "2001:db8::7", "2001:db8::8"):
+        with closing(asker(address)) as asking:
+            asking.send(b"question")
+            question, flow = site.datagrams.recvfrom(100)
+            site.datagrams.sendto(question + b"!", flow)
+            assert asking.recv(100) == b"question!"
+
+
+def test_a_datagram_to_nobody_is_lost_and_the_next_is_not(site: Site) -> None:
+    site.relay(UDP)
+    address = site.datagrams.getsockname()
+    site.datagrams.close()
+    with closing(asker()) as asking:
+        for _ in range(3):
+            asking.send(b"lost")
+        site.datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        site.datagrams.bind(address)
+        site.datagrams.settimeout(0.1)
+
+        def ask() -> bool:
+            asking.send(b"question")
+            try:
+                return site.datagrams.recv(100) == b"question"
+            except TimeoutError:
+                return False
+
+        wait_until(ask, SECONDS, "a question")
+
+
+def test_the_flow_that_was_silent_for_longest_makes_way(site: Site) -> None:
+    site.relay(UDP)
+    with ExitStack() as stack:
+        for number in range(udp.MAX_FLOWS + 10):
+            asking = stack.enter_context(closing(asker()))
+            asking.send(str(number).encode())
+            question, flow = site.datagrams.recvfrom(100)
+            site.datagrams.sendto(question, flow)
+            assert asking.recv(100) == question
+        (process,) = relays()
+        sockets = len(descriptors_of(process))
+        assert udp.MAX_FLOWS <= sockets <= udp.MAX_FLOWS + 10
+        assert resident(process) < 15 * 1024
+
+
+def test_what_takes_too_long_is_ended() -> None:
+    """A flow that is silent, and a container that does not answer: by the clock of whoever asks."""
+    loop = tcp.Loop(print)
+    with closing(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as hearing:
+        hearing.bind(("::1", 5353))
+        listener = udp.UdpListener(loop, wire.Entry("udp ::1 5353 127.0.0.1 9 0"), hearing.dup())
+        with closing(asker()) as asking:
+            asking.send(b"question")
+            loop.turn()
+        now = time.monotonic()
+        assert listener.tick(now + udp.FLOW_SECONDS - 1), "it is there yet"
+        assert not listener.tick(now + udp.FLOW_SECONDS + 1)
+        listener.close()
+    run("ip", "address", "add", "192.0.2.1/24", "dev", "lo")
+    run("ip", "link", "add", "nowhere", "type", "veth", "peer", "name", "away")
+    for end in ("nowhere", "away"):
+        run("ip", "link", "set", end, "up")
+    run("ip", "route", "add", "198.51.100.1/32", "dev", "nowhere")
+    run("ip", "neighbour", "add", "198.51.100.1", "lladdr", "02:00:00:00:00:01", "dev", "nowhere")
+    with socket.create_server(("::1", 8080), family=socket.AF_INET6) as listening:
+        entry = wire.Entry("tcp ::1 8080 198.51.100.1 9 0")
+        accepting = tcp.TcpListener(loop, tcp.Pipes(), entry, listening.dup())
+        with socket.create_connection(("::1", 8080), SECONDS) as client:
+            loop.turn()
+            now = time.monotonic()
+            assert accepting.tick(now + tcp.CONNECT_SECONDS - 1), "it may answer yet"
+            assert not accepting.tick(now + tcp.CONNECT_SECONDS + 1)
+            loop.turn()
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        accepting.close()
+
+
+def test_an_error_that_nobody_expected_ends_one_connection_only(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("injected")
+
+    said: list[str] = []
+    loop = tcp.Loop(said.append)
+    with socket.create_server(("::1", 8080), family=socket.AF_INET6) as listening:
+        entry = wire.Entry(f"tcp ::1 8080 127.0.0.1 {site.server.getsockname()[1]} 0")
+        accepting = tcp.TcpListener(loop, tcp.Pipes(), entry, listening.dup())
+        for is_broken in (True, False):
+            with socket.create_connection(("::1", 8080), SECONDS) as client:
+                client.sendall(b"x")
+                loop.turn()
+                if is_broken:
+                    with monkeypatch.context() as patched:
+                        patched.setattr(tcp.Half, "move", fail)
+                        loop.turn()
+                    with pytest.raises(ConnectionResetError):
+                        client.recv(1)
+                else:
+                    loop.turn()
+                    served, _ = site.server.accept()
+                    served.close()
+                    served, _ = site.server.accept()
+                    assert served.recv(1) == b"x"
+                    served.close()
+        accepting.close()
+    assert said == ["a connection of [::1]:8080/tcp: ValueError('injected')"]
+
+
+def test_who_the_client_is_comes_first(site: Site) -> None:
+    site.relay(TCP, proxy_protocol=True)
+    client, served = site.connect()
+    name = client.getsockname()
+    client.sendall(b"question")
+    words = f"PROXY TCP6 ::1 ::1 {name[1]} 8080\r\nquestion".encode()
+    got = b""
+    while len(got) < len(words):
+        got += served.recv(100)
+    assert got == words
+    client.close()
+    served.close()
+
+
+def test_a_port_that_is_released_is_free_at_once(site: Site) -> None:
+    """Whatever connections there were; they are reset."""
+    for _ in range(20):
+        site.relay(TCP)
+        client, served = site.connect()
+        site.kernel.release_ports([place(TCP)])
+        with socket.socket(socket.AF_INET6) as another:
+            another.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            another.bind(("::1", 8080))
+            another.listen()
+        for end in (client, served):
+            end.settimeout(SECONDS)
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
+            end.close()
+
+
+def test_a_datagram_port_that_is_released_is_free_at_once(site: Site) -> None:
+    for _ in range(20):
+        site.relay(UDP)
+        wait_until(relays, SECONDS, "the relay")
+        site.kernel.release_ports([place(UDP)])
+        bound(place(UDP)).close()
+
+
+def test_nobody_waits_for_the_relay_to_start(site: Site) -> None:
+    began = time.monotonic()
+    site.relay(TCP)
+    assert time.monotonic() - began < 0.05, "the relay takes longer to start"
+    client, served = site.connect()
+    client.close()
+    served.close()
+
+
+def test_a_thousand_ports_are_one_process(site: Site) -> None:
+    places = [place(f"[::1]:{port}") for port in range(10000, 11000)]
+    ip, port = site.server.getsockname()
+    site.kernel.reserve_ports(places)
+    site.kernel.relay_ports([Relay(each, ip_address(ip), port) for each in places])
+    for number in (10000, 10999):
+        with socket.create_connection(("::1", number), SECONDS) as client:
+            served, _ = site.server.accept()
+            served.sendall(b"x")
+            assert client.recv(1) == b"x"
+            served.close()
+    (process,) = relays()
+    assert resident(process) < 15 * 1024
+    site.kernel.release_ports(places)
+    for each in (places[1], places[-2]):
+        bound(each).close()
+
+
+def test_a_new_driver_gets_the_ports_and_keeps_the_connections(site: Site) -> None:
+    each = site.relay(TCP)
+    client, served = site.connect()
+    (process,) = relays()
+    site.kernel.close()
+    site.start()
+    assert site.kernel.list_reserved() == {each.place}
+    site.kernel.relay_ports([each])
+    assert site.kernel.list_relayed() == {each}
+    client.sendall(b"x")
+    assert served.recv(1) == b"x"
+    another, answering = site.connect()
+    assert relays() == [process]
+    for end in (client, served, another, answering):
+        end.close()
+
+
+def test_a_relay_of_other_code_hands_over_its_ports_and_keeps_its_connections(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = site.relay(TCP)
+    client, served = site.connect()
+    (old,) = relays()
+    site.kernel.close()
+    monkeypatch.setattr(wire, "read_code_version", lambda: "another")
+    site.start()
+    assert site.kernel.list_reserved() == {each.place}
+    site.kernel.relay_ports([each])
+    another, answering = site.connect()
+    new = set(relays())
+    assert old not in new, "it has left its connections to a child"
+    assert len(new) == 2
+    client.sendall(b"x")
+    assert served.recv(1) == b"x"
+    client.close()
+    served.close()
+    wait_until(lambda: len(relays()) == 1, SECONDS, "the end of who has no connection any more")
+    another.sendall(b"y")
+    assert answering.recv(1) == b"y"
+    another.close()
+    answering.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_relay_that_dies_is_started_again(site: Site, number: signal.Signals) -> None:
+    each = site.relay(TCP)
+    client, served = site.connect()
+    (process,) = relays()
+    os.kill(process, number)
+    with suppress(ConnectionResetError):  # or an end: the kernel closes for who is killed
+        assert not client.recv(1)
+    client.close()
+    served.close()
+    client, served = site.connect()  # waits for the next relay
+    assert relays() != [process]
+    wait_until(lambda: not site.health.problems(), SECONDS, "health")
+    assert site.kernel.list_relayed() == {each}
+    client.close()
+    served.close()
+
+
+def test_a_relay_that_cannot_start_is_a_problem_until_it_can(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = sys.executable
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    each = site.relay(TCP)
+    (problem,) = wait_until(site.health.problems, SECONDS, "a problem")
+    assert "No such file" in problem
+    assert "published ports do not answer" in problem
+    assert site.kernel.list_relayed() == frozenset()
+    monkeypatch.setattr(sys, "executable", python)
+    wait_until(lambda: not site.health.problems(), SECONDS, "health")
+    assert site.kernel.list_relayed() == {each}
+
+
+def test_a_relay_that_hangs_is_replaced(site: Site) -> None:
+    site.relay(TCP)
+    wait_until(relays, SECONDS, "the relay")
+    client, served = site.connect()
+    (process,) = relays()
+    os.kill(process, signal.SIGSTOP)
+    other = site.relay("[::1]:8081")
+    wait_until(lambda: process not in relays(), SECONDS, "the end of who hangs")
+    wait_until(lambda: not site.health.problems(), SECONDS, "health")
+    assert other in site.kernel.list_relayed()
+    client.close()
+    served.close()
+
+
+def test_a_relay_with_nothing_to_serve_ends(site: Site) -> None:
+    site.relay(TCP)
+    wait_until(relays, SECONDS, "the relay")
+    site.kernel.release_ports([place(TCP)])
+    assert relays(), "a container may just be restarting"
+    wait_until(
+        lambda: not relays(), 3 * relay_module.LINGER_SECONDS, "the end of who serves nothing"
+    )
+    site.relay(TCP)  # and comes again
+    client, served = site.connect()
+    client.close()
+    served.close()
+    assert not site.health.problems()
+
+
+def test_orders_from_others_than_root_are_not_heard() -> None:
+    run("mount", "-t", "tmpfs", "-o", "mode=755", "open", "/mnt")
+    site = Site(Path("/mnt"))
+    site.relay(TCP)
+    client, served = site.connect()
+    (site.folder / "relay.sock").chmod(0o777)
+    child = os.fork()
+    if child == 0:
+        os.setresuid(65533, 65533, 65533)
+        code = 1
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as intruder:
+                intruder.connect(str(site.folder / "relay.sock"))
+                intruder.settimeout(SECONDS)
+                code = len(intruder.recv(100))
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    client.sendall(b"x")
+    assert served.recv(1) == b"x"
+    client.close()
+    served.close()
+    site.close()
+
+
+def test_the_relay_has_no_rights(site: Site) -> None:
+    site.relay(TCP)
+    client, served = site.connect()
+    (process,) = relays()
+    status = Path(f"/proc/{process}/status").read_text()
+    assert "Uid:\t65534\t65534\t65534\t65534" in status
+    assert "CapEff:\t0000000000000000" in status
+    client.close()
+    served.close()
