@@ -198,7 +198,7 @@ def test_a_port_that_is_held_is_not_asked_for_again(
     kernel.add_sandbox(sandbox_key(1))
     driver.join(new_join(has_ports=True))
     driver.program_external_connectivity(network_id(1), endpoint_id(1), ports("80:80", "81:81"))
-    lost = min(kernel.reserved)
+    lost = min(kernel.reserved, key=str)
     kernel.reserved.discard(lost)
     assert driver.repair_all() == ()
     assert "publish" not in caplog.text
