@@ -6,6 +6,7 @@ import subprocess
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,6 +14,7 @@ from driver import firewall
 from driver.errors import KernelError
 from driver.kernel import elements, links, monitor, netlink
 from driver.kernel.linux import INTERFACE_TIMEOUT, LinuxKernel
+from driver.kernel.rtnetlink import Rtnetlink
 from driver.model import Endpoint, MacAddress, veth_of
 from tests.kernel import seams
 from tests.kernel.host import ip, run
@@ -226,6 +228,20 @@ def test_an_answer_that_never_comes_is_a_failure(
     kernel.ensure_bridge(DUAL.bridge)
     assert "udp . 54" in run("nft", "list", "map", "inet", "pynet", "everywhere4")
     kernel.close()
+
+
+def test_an_answer_that_comes_too_late_is_nobody_elses() -> None:
+    ip("link", "add", "eth0", "type", "ifb")
+    with Rtnetlink() as route:
+        connected = route._socket
+        route._socket = Mock(send=connected.send, recv=Mock(side_effect=TimeoutError("timed out")))
+        with pytest.raises(TimeoutError):
+            route.find_link("eth0")
+        route._socket = connected
+        for name in ("lo", "eth0"):
+            link = route.find_link(name)
+            assert link is not None
+            assert link.name == name
 
 
 # Half a listing, or more than can be listened to.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from driver.ballast import BYTES
 from driver.ballast import NAME as RESERVE
 from driver.bridge import BridgeDriver
 from driver.errors import StoreError
@@ -51,12 +52,13 @@ class World:
     kernel: FakeKernel
     driver: BridgeDriver
 
-    def fill(self) -> None:
+    def fill(self) -> Path:
         """Have nothing more fit on the disk, nor into what SQLite has of it already."""
-        fill(self.state)
+        filled = fill(self.state)
         with pytest.raises(StoreError, match="full"):
             self.crowd()
         assert (self.state / RESERVE).exists()
+        return filled
 
     def crowd(self) -> None:
         """Make more endpoints than there is room for."""
@@ -145,6 +147,17 @@ def test_what_nobody_asks_for_is_forgotten_as_the_first_thing_on_a_full_disk(
     if happens is leave_half:
         assert world.kernel.sandboxes[sandbox_key(1)][KEEPALIVE] == "7200"
         assert traced == {sandbox_key(3)}
+
+
+def test_the_reserve_is_taken_up_again_for_the_next_time(world: World) -> None:
+    for number in (1, 3):
+        filled = world.fill()
+        world.driver.leave(network_id(1), endpoint_id(number))
+        assert not (world.state / RESERVE).exists()
+        filled.unlink()
+        world.driver.create_network(network(number + 1))
+        assert (world.state / RESERVE).stat().st_size == BYTES
+    assert world.endpoints == {endpoint_id(number) for number in (1, 2, 3)}
 
 
 def test_a_copy_that_does_not_fit_leaves_no_half_of_it_and_the_last_one_as_it_was(

@@ -92,6 +92,20 @@ def test_at_the_drivers_end_both_stay_for_somebody_elses_port_on_either(
     assert kernel.links.keys() == before
 
 
+def test_after_a_boot_there_is_one_bridge_as_at_first(
+    wide: BridgeDriver, store: Store, kernel: FakeKernel
+) -> None:
+    """No endpoint outlives a boot, and without endpoints nobody needs the second."""
+    kernel.reboot()
+    again = BridgeDriver(store, kernel)
+    again.restore()
+    assert kernel.links.keys() == {FIRST}
+    assert [len(each.bridges) for each, _ in again.describe()] == [1]
+    start(again, kernel, 1, 2)
+    assert kernel.links[host_end_name(endpoint_id(2))].bridge == SECOND
+    assert again.check() == ()
+
+
 def test_who_is_dead_is_evicted_from_the_second(wide: BridgeDriver, kernel: FakeKernel) -> None:
     wide.program_external_connectivity(network_id(1), endpoint_id(2), ports("8080:80"))
     kernel.die(sandbox_key(2))

@@ -159,6 +159,37 @@ def test_what_a_container_set_after_its_join_outlives_a_change_of_the_network(
     assert values == ["42", "7200"]
 
 
+def test_what_a_look_has_asked_is_asked_again_by_whoever_comes_later(
+    driver: BridgeDriver, kernel: FakeKernel
+) -> None:
+    """The host may change, at any moment, what new namespaces copy from it."""
+    driver.create_network(network(1, f"{KEEPALIVE}=600"))
+    for number, own in ((1, {KEEPALIVE: "42"}), (2, {})):
+        kernel.add_sandbox(sandbox_key(number), **own)
+        driver.create_endpoint(new_endpoint(number))
+        driver.join(new_join(number, 1, sandbox_key(number)))
+        assert driver.check() == ()
+        assert driver.repair_all() == ()
+        kernel.pristine[KEEPALIVE] = "7000"
+    assert kernel.sandboxes[sandbox_key(2)][KEEPALIVE] == "600"
+
+
+def test_a_sandbox_that_one_of_two_has_left_is_still_known_to_have_been(
+    driver: BridgeDriver, kernel: FakeKernel
+) -> None:
+    """Its path goes first, and the links into it a moment later."""
+    kernel.add_sandbox(sandbox_key(1))
+    for number in (1, 2):
+        driver.create_network(network(number))
+        driver.create_endpoint(new_endpoint(number, number))
+        driver.join(new_join(number, number))
+        kernel.move(host_end_name(endpoint_id(number)), sandbox_key(1))
+    driver.leave(network_id(1), endpoint_id(1))
+    del kernel.sandboxes[sandbox_key(1)]
+    assert [(each.kind, each.subject) for each in driver.check()] == [(Kind.DEAD, endpoint_id(2))]
+    assert driver.repair_all() == ()
+
+
 def test_a_sandbox_whose_path_comes_again_has_not_ended(
     driver: BridgeDriver, kernel: FakeKernel
 ) -> None:
