@@ -300,8 +300,10 @@ class Restorer:
                 yield from (partial(self._drop_endpoint, each) for each in dead)
             case Kind.LEFTOVER:
                 yield partial(self._kernel.delete_links, subjects)
-            case Kind.RULES | Kind.ACCEPT | Kind.LOOPBACK:
+            case Kind.RULES | Kind.ACCEPT | Kind.LOOPBACK | Kind.FORWARDING:
                 yield lambda: self._raise_rules(self._intent())
+            case Kind.UPLINK:
+                yield self._rules.set_uplinks
             case Kind.RESERVATION:
                 yield from (
                     partial(self._publisher.restore, each)
@@ -314,8 +316,6 @@ class Restorer:
                     for each in intent.sandboxes
                     if each in subjects
                 )
-            case Kind.FORWARDING:
-                yield lambda: self._raise_rules(self._intent())
             case Kind.SEVERED | Kind.ROUTE | Kind.FILTER | Kind.MAC:
                 pass
 
@@ -409,7 +409,9 @@ def _log_repairs(found: Iterable[Difference]) -> None:
     """Log what is repaired, each in a line; of rules, which are repaired as a whole, how many."""
     rules: list[Difference] = []
     for difference in found:
-        if difference.kind is Kind.RULES:
+        if difference.kind is Kind.UPLINK:  # nobody has broken anything
+            log.info("taking note of: %s", difference)
+        elif difference.kind is Kind.RULES:
             rules.append(difference)
             log.debug("repairing: %s", difference)
         else:

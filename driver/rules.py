@@ -131,6 +131,10 @@ class Rules:
             ]
         )
 
+    def set_uplinks(self) -> None:
+        """Have others' bridges be those that there are now."""
+        self._kernel.apply_rules(firewall.render_uplinks(self._uplinks()))
+
     def _uplinks(self) -> frozenset[str]:
         return find_uplinks(self._kernel.observe_links())
 

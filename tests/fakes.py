@@ -15,7 +15,7 @@ from zlib import crc32
 
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
 from driver.model import Drops, HostPort, PortInUse, Protocol, Trace, Traffic, is_our_alias
-from driver.reality import HostSettings, Passage
+from driver.reality import HostSettings, Passage, is_dockers_port
 from driver.reality import Link as Observed
 from driver.sysctls import path_components
 from tests.fake_nft import Table, apply
@@ -251,6 +251,7 @@ class FakeKernel:
         self.delete_links(names)
 
     def observe_links(self) -> Mapping[str, Observed]:
+        dockers = {each.bridge for name, each in self.links.items() if is_dockers_port(name)}
         return {
             name: Observed(
                 kind=each.kind,
@@ -260,6 +261,7 @@ class FakeKernel:
                 up=each.up,
                 bridge=each.bridge,
                 addresses=frozenset(each.addresses),
+                dockers=name in dockers,
             )
             for name, each in self.links.items()
         }
