@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 ELEMENT = ", element "  # what a line of our tables has that is an element of a set or map
+UPLINKS = f" set uplinks{ELEMENT}"
 BRIDGE_FORWARDING = "net.ipv4.conf.IFNAME.forwarding"  # of IPv6, that of all is in force
 
 
@@ -41,6 +42,7 @@ class Kind(StrEnum):
     DEAD = "dead endpoint"
     LEFTOVER = "leftover"
     RULES = "rules"
+    UPLINK = "uplink"  # a bridge of others that came or went, or turned out to be Docker's
     ACCEPT = "forward accept"
     LOOPBACK = "loopback pair"
     RESERVATION = "reservation"
@@ -334,7 +336,8 @@ def compare_rules(wanted: frozenset[str], found: frozenset[str]) -> Iterator[Dif
         )
     for text, lines in (("is missing", wanted - found), ("is not ours", found - wanted)):
         for line in sorted(lines):
-            yield Difference(Kind.RULES, line[:200], text)
+            kind = Kind.UPLINK if UPLINKS in line else Kind.RULES
+            yield Difference(kind, line[:200], text)
 
 
 def compare_reservations(

@@ -118,7 +118,7 @@ table {TABLE} {{
 	}}
 	set uplinks {{
 		typeof iifname
-		comment "other bridges that lead out of the host, and not to somebody's containers"
+		comment "others' bridges, but for Docker's own: where the host's rules say who goes there"
 	}}
 	set same_bridge {{
 		typeof iifname . oifname
@@ -369,12 +369,14 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 		oifname @bridges ct status dnat goto accepted
 		oifname @bridges goto inbound
 		oifname {{ "{LOOPBACK_PAIR.in_end}", "{LOOPBACK_PAIR.out_end}" }} drop
-		oifname @uplinks goto accepted
-		meta oifkind "bridge" ct status dnat accept
-		meta oifkind "bridge" drop
+		meta oifkind "bridge" oifname != @uplinks goto dockers
 		ct state invalid,untracked goto untranslated
 		ct status confirmed ct status ! snat,dnat goto untranslated
 		goto accepted
+	}}
+	chain dockers {{
+		ct status dnat accept
+		drop
 	}}
 	chain untranslated {{
 		ct direction reply goto accepted

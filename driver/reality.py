@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from driver.model import is_our_alias, is_plain_ifname
+
+DOCKERS_BRIDGE = re.compile("docker0|docker_gwbridge|br-[0-9a-f]{12}")
+DOCKERS_PORT = re.compile("veth[0-9a-f]{7}")
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +25,8 @@ class Link:
     `kind` is the kernel's word for it ("bridge", "veth"), None for a network card. `bridge` is the
     name of the bridge that it is a port of, `addresses` are a bridge's own. `half_made` marks one
     that this driver had only begun to make. `hairpin` tells whether its bridge sends frames back by
-    it.
+    it. `leads_out` marks the interface by which the host's default route goes, `dockers` a bridge
+    that an interface of Docker's own is on, or has been.
     """
 
     kind: str | None
@@ -33,6 +38,8 @@ class Link:
     addresses: frozenset[IPInterface] = frozenset()
     half_made: bool = False
     hairpin: bool = False
+    leads_out: bool = False
+    dockers: bool = False
 
     def is_port(self, veth: Veth) -> bool:
         """Tell whether it is the host end that was asked for, as it was asked for."""
@@ -77,19 +84,47 @@ class Passage:
 
 
 def find_uplinks(links: Mapping[str, Link]) -> frozenset[str]:
-    """Return the bridges, other than ours, that have a port which is no veth.
+    """Return the bridges, neither ours nor Docker's, that what containers send may go to.
 
-    They lead out of the host, or to virtual machines; the others are containers' bridges.
+    They lead to the LAN, to virtual machines, or to containers of others, and the host's own rules
+    judge that. Which ports a bridge has does not tell: inside LXC the host's only card is a veth.
+    Docker's own bridges are known by the names that Docker gives them, and those that its users
+    have named by its interfaces on them; one that the host itself goes out by is not kept from
+    anybody.
     """
-    masters = {link.bridge for link in links.values() if link.bridge and link.kind != "veth"}
+    exits = find_exits(links)
     return frozenset(
         name
-        for name in masters & links.keys()
-        if links[name].kind == "bridge"
-        and not is_our_alias(links[name].alias)
+        for name, link in links.items()
+        if link.kind == "bridge"
+        and not is_our_alias(link.alias)
+        and (name in exits or not _is_dockers(name, link))
         # An interface name may hold quotes; one that does is not worth the risk in nft text.
         and is_plain_ifname(name)
     )
+
+
+def find_exits(links: Mapping[str, Link]) -> frozenset[str]:
+    """Return the bridges that lead out of the host: by a card, or by its own default route."""
+    cards = {link.bridge for link in links.values() if link.bridge and link.kind != "veth"}
+    return frozenset(
+        name
+        for name, link in links.items()
+        if link.kind == "bridge" and (name in cards or link.leads_out)
+    )
+
+
+def is_dockers_port(name: str) -> bool:
+    """Tell whether an interface's name is one that Docker makes for a container's host end.
+
+    libnetwork takes 7 hexadecimal digits (netutils.GenerateIfaceName()); LXC, Incus, podman and CNI
+    take other numbers of others.
+    """
+    return DOCKERS_PORT.fullmatch(name) is not None
+
+
+def _is_dockers(name: str, link: Link) -> bool:
+    return link.dockers or DOCKERS_BRIDGE.fullmatch(name) is not None
 
 
 def find_bridges_with_ports(links: Mapping[str, Link]) -> frozenset[str]:

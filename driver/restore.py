@@ -310,10 +310,8 @@ class Restorer:
                 yield from (partial(self._drop_endpoint, each) for each in dead)
             case Kind.LEFTOVER:
                 yield partial(self._kernel.delete_links, subjects)
-            case Kind.ACCEPT if intent.networks:
-                yield self._rules.accept  # others rewrite FORWARD; no need to make all rules anew
-            case Kind.RULES | Kind.ACCEPT | Kind.LOOPBACK | Kind.FORWARDING:
-                yield lambda: self._raise_rules(self._intent())
+            case Kind.RULES | Kind.ACCEPT | Kind.LOOPBACK | Kind.FORWARDING | Kind.UPLINK:
+                yield self._rule_remedy(kind, intent)
             case Kind.RESERVATION | Kind.RELAY:
                 yield from (
                     self._restore_ports(each, intent)
@@ -332,6 +330,14 @@ class Restorer:
     def _restore_ports(self, endpoint: Endpoint, intent: Intent) -> Callable[[], object]:
         network = intent.networks[endpoint.network_id]
         return partial(self._publisher.restore, endpoint, network)
+
+    def _rule_remedy(self, kind: Kind, intent: Intent) -> Callable[[], object]:
+        """Return what makes the one thing anew that others change often, or everything."""
+        if kind is Kind.UPLINK:
+            return self._rules.set_uplinks
+        if kind is Kind.ACCEPT and intent.networks:
+            return self._rules.accept
+        return lambda: self._raise_rules(self._intent())
 
     def _ensure_bridge(self, network: Network) -> Callable[[], object]:
         return partial(ensure_bridges, self._kernel, network)
@@ -426,7 +432,9 @@ def _log_repairs(found: Iterable[Difference]) -> None:
     """Log what is repaired, each in a line; of rules, which are repaired as a whole, how many."""
     rules: list[Difference] = []
     for difference in found:
-        if difference.kind is Kind.RULES:
+        if difference.kind is Kind.UPLINK:  # nobody has broken anything
+            log.info("taking note of: %s", difference)
+        elif difference.kind is Kind.RULES:
             rules.append(difference)
             log.debug("repairing: %s", difference)
         else:

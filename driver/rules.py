@@ -5,29 +5,30 @@ What the rules say is `driver.firewall`. The caller holds the driver's lock.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from driver import firewall
 from driver.errors import DriverError
-from driver.reality import find_uplinks
+from driver.reality import find_exits, find_uplinks
 from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from driver.kernel import Kernel
     from driver.model import Endpoint, Network
+    from driver.reality import Link
 
 
-def find_zone(networks: Iterable[Network], uplinks: Collection[str] = ()) -> frozenset[str]:
+def find_zone(networks: Iterable[Network], exits: Collection[str] = ()) -> frozenset[str]:
     """Return the bridges that firewalld is to let be, for pynet's own tables judge them.
 
     Not one that leads out of the host, which the operator has made: all that comes from there would
     reach the host's services. In which zone it is, is the operator's to say.
     """
     return frozenset(bridge.name for network in networks for bridge in network.bridges).difference(
-        uplinks
+        exits
     )
 
 
@@ -46,12 +47,11 @@ class Rules:
             return
         self._ensure_forwarding([network])
         self._ensure_loopback([network], undo)
-        uplinks = self._uplinks()
-        self._kernel.apply_rules(
-            firewall.render_uplinks(uplinks) + firewall.render_network(network)
-        )
+        links = self._kernel.observe_links()
+        uplinks = firewall.render_uplinks(find_uplinks(links))
+        self._kernel.apply_rules(uplinks + firewall.render_network(network))
         undo.push(self._kernel.apply_rules, firewall.render_no_network(network))
-        self._kernel.change_zone(add=find_zone([network], uplinks))
+        self._kernel.change_zone(add=find_zone([network], find_exits(links)))
         undo.push(partial(self._kernel.change_zone, remove=find_zone([network])))
 
     def change_network(
@@ -107,19 +107,25 @@ class Rules:
             self.lower()
             return
         joined = {each.network_id for each in endpoints if each.attachment is not None}
+        links = cache(self._kernel.observe_links)  # once for all, and for each that it is refused
         attempt_all(
             [
                 partial(self._ensure_forwarding, [each for each in networks if each.id in joined]),
                 partial(self._ensure_loopback, networks, Rollback()),
-                partial(self._render, networks, endpoints),
-                partial(self._set_zone, networks),
+                partial(self._render, networks, endpoints, links),
+                partial(self._set_zone, networks, links),
                 self.accept,
             ]
         )
 
-    def _render(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+    def _render(
+        self,
+        networks: Sequence[Network],
+        endpoints: Sequence[Endpoint],
+        links: Callable[[], Mapping[str, Link]],
+    ) -> None:
         """Make the tables in one transaction; if that is refused, all of them that is not."""
-        uplinks = self._uplinks()
+        uplinks = find_uplinks(links())
         try:
             self._kernel.apply_rules(firewall.render_ruleset(networks, endpoints, uplinks))
         except DriverError:
@@ -140,8 +146,10 @@ class Rules:
             halves = texts[:middle], texts[middle:]
             attempt_all([partial(self._apply_each, half) for half in halves])
 
-    def _set_zone(self, networks: Sequence[Network]) -> None:
-        self._kernel.set_zone(find_zone(networks, self._uplinks()))
+    def _set_zone(
+        self, networks: Sequence[Network], links: Callable[[], Mapping[str, Link]]
+    ) -> None:
+        self._kernel.set_zone(find_zone(networks, find_exits(links())))
 
     def accept(self) -> None:
         """Have iptables let through what our own chains have accepted."""
@@ -161,6 +169,10 @@ class Rules:
     def _lower_for_good(self) -> None:
         """Do so where no network is left that `raise_for` might be asked for."""
         attempt_all([self.lower, self._kernel.delete_zone])
+
+    def set_uplinks(self) -> None:
+        """Have others' bridges be those that there are now."""
+        self._kernel.apply_rules(firewall.render_uplinks(self._uplinks()))
 
     def _uplinks(self) -> frozenset[str]:
         return find_uplinks(self._kernel.observe_links())

@@ -26,7 +26,7 @@ from driver.model import (
     derive_link_local,
     is_our_alias,
 )
-from driver.reality import HostSettings, Passage
+from driver.reality import HostSettings, Passage, is_dockers_port
 from driver.reality import Link as Observed
 from driver.sysctls import path_components
 from tests.fake_nft import Table, apply
@@ -270,6 +270,7 @@ class FakeKernel:
         self.delete_links(names)
 
     def observe_links(self) -> Mapping[str, Observed]:
+        dockers = {each.bridge for name, each in self.links.items() if is_dockers_port(name)}
         return {
             name: Observed(
                 kind=each.kind,
@@ -279,6 +280,7 @@ class FakeKernel:
                 up=each.up,
                 bridge=each.bridge,
                 addresses=frozenset((*each.addresses, *_link_local(each))),
+                dockers=name in dockers,
             )
             for name, each in self.links.items()
         }

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from driver.kernel.netlink import parse_attributes, parse_nested, parse_text
-from driver.kernel.tables import FAMILIES, read_elements, read_objects
+from driver.kernel.tables import read_counters, read_elements
 from driver.model import Drops
 
 if TYPE_CHECKING:
@@ -27,13 +27,12 @@ def read_drops(netfilter: Connection) -> Drops:
     """
     totals: Counter[str] = Counter()
     by_interface: dict[str, Counter[str]] = {}
-    for family in FAMILIES:
-        for reason, counted in read_objects(netfilter, family):
-            packets = _packets(counted)
-            totals[reason] += packets
-            if packets:
-                for interface, number in _interfaces(netfilter, family, reason):
-                    by_interface.setdefault(interface, Counter())[reason] += number
+    for family, reason, counted in tuple(read_counters(netfilter)):
+        packets = _packets(counted)
+        totals[reason] += packets
+        if packets:
+            for interface, number in _interfaces(netfilter, family, reason):
+                by_interface.setdefault(interface, Counter())[reason] += number
     return Drops(dict(totals), {name: dict(each) for name, each in by_interface.items()})
 
 

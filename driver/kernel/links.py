@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ from driver.kernel.rtnetlink import (
     VethPeer,
 )
 from driver.model import BridgeFull, is_our_alias
-from driver.reality import Link
+from driver.reality import Link, is_dockers_port
 from driver.undo import Rollback
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ _IFREQ = struct.Struct("=16sH22x")  # struct ifreq: the name, then the flags
 HALF_MADE = 0x706E6574
 _DOOMED = 0x706E6478  # what is about to be deleted, all of it at once
 _ROUTE_LOOPBACK = "net.ipv4.conf.IFNAME.route_localnet"
+# What is for them goes where the default route leads: RFC 5737, RFC 3849.
+_NOBODYS = ip_address("203.0.113.1"), ip_address("2001:db8:ffff:ffff::1")
 _IPV6_MTU = 1280  # an interface with less has no IPv6, RFC 8200
 
 log = logging.getLogger(__name__)
@@ -331,6 +334,8 @@ def observe_links() -> dict[str, Link]:
     with _route("list the interfaces") as route:
         found = route.links()
         addresses = route.addresses(*(link.index for link in found if link.kind == "bridge"))
+        out = {route.find_way(address) for address in _NOBODYS}
+    dockers = {link.master for link in found if is_dockers_port(link.name)}
     names = {link.index: link.name for link in found}
     return {
         link.name: Link(
@@ -343,6 +348,8 @@ def observe_links() -> dict[str, Link]:
             addresses=addresses.get(link.index, frozenset()),
             half_made=link.group == HALF_MADE,
             hairpin=link.hairpin,
+            leads_out=link.index in out,
+            dockers=link.index in dockers,
         )
         for link in found
     }

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,6 +99,7 @@ class LinuxKernel:
         self._preview = ruleset.Preview()
         self._watch = SandboxWatch(health)
         self._reaper = LinkReaper()
+        self._dockers: set[str] = set()  # bridges that an interface of Docker's has been on
         self._bridges: dict[str, int | None] = {}  # by name, as they were seen to be the right ones
         self._reservations = ports.Reservations()
         if relay is not None:
@@ -148,7 +150,15 @@ class LinuxKernel:
     def observe_links(self) -> Mapping[str, Link]:
         """See `Kernel`."""
         found = links.observe_links()
-        return {name: each for name, each in found.items() if not self._reaper.is_expected(name)}
+        # A bridge of Docker's stays one when its last container goes.
+        self._dockers = {
+            name for name, each in found.items() if each.dockers or name in self._dockers
+        }
+        return {
+            name: replace(each, dockers=True) if name in self._dockers else each
+            for name, each in found.items()
+            if not self._reaper.is_expected(name)
+        }
 
     def apply_rules(self, text: str) -> None:
         """See `Kernel`."""
@@ -161,7 +171,7 @@ class LinuxKernel:
     def list_rules(self, names: Sequence[str]) -> frozenset[str]:
         """See `Kernel`."""
         with self._looking.open() as netfilter:
-            outline = tables.outline(netfilter)
+            outline = tables.outline(tables.read(netfilter))
         if not self._preview.knows(outline):
             return outline
         return ruleset.list_elements(self._nft, names) | outline

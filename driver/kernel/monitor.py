@@ -21,6 +21,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from driver.kernel.netlink import parse_attributes, parse_messages, parse_number, parse_text
+from driver.reality import is_dockers_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 
     Sockets = Mapping[socket.socket, Callable[[bytes], bool]]
 
-ENDPOINT_ALIAS = b"pynet endpoint "
+OUR_ALIAS, ENDPOINT_ALIAS = b"pynet ", b"pynet endpoint "
 WATCHING = "monitor"  # the key of that in what health tells
+# IFLA_INFO_KIND "bridge" as it is in a message: of a bridge, and not of a bridge's port.
+_BRIDGE_KIND = struct.pack("=HH", 11, 1) + b"bridge\0"
 RETRY_SECONDS = 0.1  # after a failure
 BUFFER_BYTES = 4 * 1024 * 1024  # a flushed ruleset of 5,000 elements is some 1 MB of messages
 
@@ -79,6 +82,7 @@ class Monitor:
         self._health = health
         self._is_expected = is_expected
         self._own_ports = own_ports
+        self._bridges = Bridges()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
 
@@ -152,7 +156,7 @@ class Monitor:
 
     def _is_link_damage(self, datagram: bytes) -> bool:
         return any(
-            is_link_damage(each.kind, each.port, each.body, self._is_expected)
+            is_link_damage(each.kind, each.body, self._is_expected, self._bridges)
             for each in parse_messages(datagram)
         )
 
@@ -165,13 +169,42 @@ class Monitor:
         )
 
 
+class Bridges:
+    """The bridges of others that were told of since the start, by index."""
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+        self._dockers: set[int] = set()
+
+    def is_new(self, index: int) -> bool:
+        """Tell whether a bridge is told of for the first time."""
+        is_new = index not in self._known
+        self._known.add(index)
+        return is_new
+
+    def is_dockers_first(self, index: int) -> bool:
+        """Tell whether an interface of Docker's is the first that is told to be on a bridge."""
+        is_first = index not in self._dockers
+        self._dockers.add(index)
+        return is_first
+
+    def forget(self, index: int) -> None:
+        """Forget an interface that has gone."""
+        self._known.discard(index)
+        self._dockers.discard(index)
+
+
 def is_link_damage(
-    kind: int, _port: int, payload: bytes, is_expected: Callable[[str], bool]
+    kind: int,
+    payload: bytes,
+    is_expected: Callable[[str], bool],
+    bridges: Bridges,
 ) -> bool:
     """Tell whether a message of rtnetlink says that something of ours may be broken.
 
     A bridge, of whomever (a network may use somebody's): gone, down, without an address, or with
-    another port that is no veth, by which it may lead out of the host from now on. A host end:
+    another port, but for containers' beyond the first of a kind, for what may be reached by it
+    changes with that (`driver.reality.find_uplinks`). A bridge of others that is new. A host end:
     gone, down or off its bridge. Any other link but a veth that goes: it may have had the name of a
     bridge. A rule for IPv6 routes: the loopback pair has one. A route by one of our bridges or by
     that pair that goes. Forwarding that is turned on or off, of all interfaces or of a bridge.
@@ -185,19 +218,24 @@ def is_link_damage(
     if kind == _RTM_DELADDR:
         return _is_worth_keeping(parse_attributes(payload, 8).get(_IFA_ADDRESS, b""))
     if kind == _RTM_DELLINK:
-        return _is_broken(payload, is_expected, is_gone=True)
-    return kind == _RTM_NEWLINK and _is_broken(payload, is_expected, is_gone=False)
+        bridges.forget(_IFINFO.unpack_from(payload)[2])
+        return _is_broken(payload, is_expected, bridges, is_gone=True)
+    return kind == _RTM_NEWLINK and _is_broken(payload, is_expected, bridges, is_gone=False)
 
 
-def _is_broken(payload: bytes, is_expected: Callable[[str], bool], *, is_gone: bool) -> bool:
-    family, _, _, flags, _ = _IFINFO.unpack_from(payload)
+def _is_broken(
+    payload: bytes, is_expected: Callable[[str], bool], bridges: Bridges, *, is_gone: bool
+) -> bool:
+    family, _, index, flags, _ = _IFINFO.unpack_from(payload)
     is_off = is_gone or not flags & _IFF_UP
-    if not is_off and family != _AF_BRIDGE and ENDPOINT_ALIAS not in payload:
+    if family == _AF_BRIDGE:
+        return _is_new_port(payload, bridges)
+    if _BRIDGE_KIND in payload and not is_off:  # told of whenever a port comes or goes
+        return bridges.is_new(index) and OUR_ALIAS not in payload
+    if not is_off and ENDPOINT_ALIAS not in payload:
         return False  # most of what comes with a container: 40 attributes, not to be taken apart
     attributes = parse_attributes(payload, _IFINFO.size)
     name = parse_text(attributes.get(_IFLA_IFNAME, b""))
-    if family == _AF_BRIDGE:
-        return not name.startswith(("pnh", "veth"))
     if attributes.get(_IFLA_IFALIAS, b"").startswith(ENDPOINT_ALIAS):
         return (is_off or _IFLA_MASTER not in attributes) and not is_expected(name)
     info = parse_attributes(attributes.get(_IFLA_LINKINFO, b""))
@@ -205,6 +243,15 @@ def _is_broken(payload: bytes, is_expected: Callable[[str], bool], *, is_gone: b
     if is_gone and kind != "veth":
         return True  # it may have had the name of one of our bridges, and kept that from coming
     return is_off and (kind == "bridge" or name.startswith(("pnlo", "pnu", "pnd", "pn-")))
+
+
+def _is_new_port(payload: bytes, bridges: Bridges) -> bool:
+    """Tell whether a bridge's word about a port may change what the bridge is taken for."""
+    attributes = parse_attributes(payload, _IFINFO.size)
+    name = parse_text(attributes.get(_IFLA_IFNAME, b""))
+    if is_dockers_port(name):
+        return bridges.is_dockers_first(parse_number(attributes.get(_IFLA_MASTER)))
+    return not name.startswith(("pnh", "veth"))
 
 
 def _is_lost_route(payload: bytes) -> bool:

@@ -16,13 +16,13 @@ import msgspec
 
 from driver.kernel import netns
 from driver.kernel.nft import Nft
-from driver.kernel.tables import Looking, copy, outline, unmake
+from driver.kernel.tables import Looking, copy, outline, read, unmake
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from driver.kernel.netlink import Connection
-    from driver.kernel.tables import Making
+    from driver.kernel.tables import Held, Making
 
 
 def list_elements(nft: Nft, tables: Iterable[str]) -> frozenset[str]:
@@ -43,13 +43,13 @@ class Preview:
 
     def list_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
         """Return what the tables would hold if nothing but this text had been given to them."""
-        with self._showing(text) as shown:
-            return list_elements(self._nft, tables) | outline(shown)
+        with self._showing(text) as (_, _, lines):
+            return list_elements(self._nft, tables) | lines
 
     def compile(self, text: str) -> tuple[Making, ...]:
         """Return the messages by which our tables become what this text makes of them."""
-        with self._showing(text) as shown:
-            return (*unmake(), *copy(shown))
+        with self._showing(text) as (shown, things, _):
+            return (*unmake(), *copy(shown, things))
 
     def knows(self, lines: frozenset[str]) -> bool:
         """Tell whether tables are no others, but for their elements, than what was shown here.
@@ -59,13 +59,18 @@ class Preview:
         return lines <= self._outlines
 
     @contextmanager
-    def _showing(self, text: str) -> Iterator[Connection]:
-        """Have the tables that a text makes in the block, and no others; lend what shows them."""
+    def _showing(self, text: str) -> Iterator[tuple[Connection, tuple[Held, ...], frozenset[str]]]:
+        """Have the tables that a text makes in the block, and no others.
+
+        Lends what shows them, and what they hold but for elements, also as lines.
+        """
         with self._lock, self._looking.open() as shown:
             self._nft.run(text)
             try:
-                self._outlines |= outline(shown)
-                yield shown
+                things = read(shown)
+                lines = outline(things)
+                self._outlines |= lines
+                yield shown, things, lines
             finally:
                 self._nft.run("flush ruleset\n")
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 FAMILIES = {"inet": 1, "bridge": 7}  # NFPROTO_…
+_WORDS = {number: word for word, number in FAMILIES.items()}
+_ANY_FAMILY = 0  # NFPROTO_UNSPEC
 NAME = "pynet"
 HEAD = struct.Struct(">BBH")  # nfgenmsg: family, version, resource
 _NFTABLES = 10 << 8  # NFNL_SUBSYS_NFTABLES
@@ -42,6 +44,7 @@ _APPEND = 0x800  # NLM_F_APPEND
 _NUMBER = struct.Struct(">I")
 _TABLE, _OF_SET = 1, 2  # NFTA_…_TABLE, NFTA_SET_ELEM_LIST_SET
 _ELEMENTS, _SET_ID = 3, 10  # NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ID
+_SET_FLAGS, _EVALUATED, _OBJECT_DATA = 3, 0x20, 4  # NFTA_SET_FLAGS, NFT_SET_EVAL, NFTA_OBJ_DATA
 
 
 class Kind(NamedTuple):
@@ -57,14 +60,25 @@ class Kind(NamedTuple):
     name: int
     told: frozenset[int]
     flags: int = CREATE
+    lists_all: bool = True  # of every family at once, if it is asked so
 
 
 # NFT_MSG_…; then NFTA_…_USE, …_HANDLE, …_COUNTERS, …_POSITION and the like, by kind.
 TABLE = Kind("table", _NFTABLES | 0, _NFTABLES | 1, 1, frozenset({3, 4, 5, 7}))
 OBJECT = Kind("counter", _NFTABLES | 18, _NFTABLES | 19, 2, frozenset({5, 6, 7}))
 CHAIN = Kind("chain", _NFTABLES | 3, _NFTABLES | 4, 3, frozenset({2, 6, 8, 9, 11}))
-SET = Kind("set", _NFTABLES | 9, _NFTABLES | 10, 2, frozenset({10, 14, 16, 19, 20}))
-RULE = Kind("rule", _NFTABLES | 6, _NFTABLES | 7, 2, frozenset({3, 6, 8, 9}), CREATE | _APPEND)
+SET = Kind(
+    "set", _NFTABLES | 9, _NFTABLES | 10, 2, frozenset({10, 14, 16, 19, 20}), lists_all=False
+)
+RULE = Kind(
+    "rule",
+    _NFTABLES | 6,
+    _NFTABLES | 7,
+    2,
+    frozenset({3, 6, 8, 9}),
+    CREATE | _APPEND,
+    lists_all=False,
+)
 DELETE_TABLE, NEW_ELEMENTS, GET_ELEMENTS = _NFTABLES | 2, _NFTABLES | 12, _NFTABLES | 13
 ORDER = (TABLE, OBJECT, CHAIN, SET)  # and then elements, which lead to chains, and rules
 
@@ -111,57 +125,89 @@ def unmake() -> Iterator[Making]:
         yield Making(DELETE_TABLE, 0, body, f"table {word} {NAME}")
 
 
-def copy(source: Connection) -> Iterator[Making]:
-    """Yield the messages that make our tables as they are in the namespace of a connection."""
-    for word, family in FAMILIES.items():
-        number = 0
-        for kind in ORDER:
-            for found in _list(source, kind, family):
-                number += 1
-                body = _made(kind, found, number)
-                yield Making(kind.new, kind.flags, body, f"{kind.word} in {word} {NAME}")
-        for name in _names(source, SET, family):
-            for body in _list_elements(source, family, name):
-                yield Making(NEW_ELEMENTS, CREATE, body, f"elements of {word} {NAME} {name}")
-        for found in _list(source, RULE, family):
-            body = _made(RULE, found, 0)
-            yield Making(RULE.new, RULE.flags, body, f"rule in {word} {NAME}")
+class Held(NamedTuple):
+    """A thing that a table of ours holds, as the kernel describes it."""
+
+    kind: Kind
+    family: str
+    body: bytes
+
+    @property
+    def name(self) -> str:
+        """Its name; of a rule, its chain's."""
+        return parse_text(parse_attributes(self.body, HEAD.size)[self.kind.name])
 
 
-def outline(source: Connection) -> frozenset[str]:
+def read(source: Connection) -> tuple[Held, ...]:
+    """Return all that our tables hold but elements, in the order in which it can be made."""
+    found: list[Held] = []
+    for kind in (*ORDER, RULE):
+        for family in (_ANY_FAMILY,) if kind.lists_all else FAMILIES.values():
+            only = b"" if kind is TABLE else encode_text(_TABLE, NAME)
+            for body in _dump(source, kind.get, HEAD.pack(family, 0, 0) + only):
+                word = _WORDS.get(body[0])
+                table = parse_attributes(body, HEAD.size).get(_TABLE, b"")
+                if (
+                    word is not None
+                    and parse_text(table) == NAME
+                    and family in {_ANY_FAMILY, body[0]}
+                ):
+                    found.append(Held(kind, word, body))
+    return tuple(found)
+
+
+def copy(source: Connection, things: Iterable[Held]) -> Iterator[Making]:
+    """Yield the messages that make our tables, of which this is all but elements, with those."""
+    rules: list[Making] = []
+    sets: list[Held] = []
+    for number, each in enumerate(things):
+        kind = each.kind
+        words = f"{kind.word} in {each.family} {NAME}"
+        making = Making(kind.new, kind.flags, _made(kind, each.body, number), words)
+        if kind is RULE:
+            rules.append(making)
+            continue
+        yield making
+        if kind is SET and not _is_dynamic(each.body):
+            sets.append(each)
+    for each in sets:  # what leads to chains comes behind them, and rules behind what they use
+        for body in _list_elements(source, FAMILIES[each.family], each.name):
+            words = f"elements of {each.family} {NAME} {each.name}"
+            yield Making(NEW_ELEMENTS, CREATE, body, words)
+    yield from rules
+
+
+def outline(things: Iterable[Held]) -> frozenset[str]:
     """Return what our tables hold but for elements, a line each; equal lines for equal things.
 
     Nothing of it is taken apart, so whoever has written it can do no harm.
     """
-    return frozenset(
-        line for word, family in FAMILIES.items() for line in _outline(source, word, family)
-    )
+    return frozenset(_outline(things))
 
 
-def _outline(source: Connection, word: str, family: int) -> Iterator[str]:
-    numbers: dict[str, int] = {}
-    for kind in (*ORDER, RULE):
-        for found in _list(source, kind, family):
-            body = b"".join(_kept(kind, found))
-            if kind is OBJECT:  # what it has counted is no part of it
-                body = b""
-            name = parse_text(parse_attributes(found, HEAD.size)[kind.name])
-            where = f"{word} {NAME} {kind.word} {name}"
-            if kind is RULE:
-                numbers[name] = numbers.get(name, 0) + 1
-                where = f"{word} {NAME} chain {name}, rule {numbers[name]}"
-            yield f"{where} ({zlib.crc32(body):08x})"
+def _outline(things: Iterable[Held]) -> Iterator[str]:
+    numbers: dict[tuple[str, str], int] = {}
+    for each in things:
+        kind, name, mark = each.kind, "", 0
+        for attribute, value in parse_typed(each.body, HEAD.size):
+            number = attribute & TYPE_MASK
+            if number == kind.name:
+                name = parse_text(value)
+            # What a counter has counted is no part of it.
+            if number not in kind.told and kind is not OBJECT:
+                mark = zlib.crc32(value, mark)
+        where = f"{each.family} {NAME} {kind.word} {name}"
+        if kind is RULE:
+            place = each.family, name
+            numbers[place] = numbers.get(place, 0) + 1
+            where = f"{each.family} {NAME} chain {name}, rule {numbers[place]}"
+        yield f"{where} ({mark:08x})"
 
 
-def _list(source: Connection, kind: Kind, family: int) -> list[bytes]:
-    """Return what there is of a kind in our table of a family; kernels do not all filter it."""
-    only = HEAD.pack(family, 0, 0) + (b"" if kind is TABLE else encode_text(_TABLE, NAME))
-    return [
-        body
-        for body in _dump(source, kind.get, only)
-        if body[0] == family
-        and parse_text(parse_attributes(body, HEAD.size).get(_TABLE, b"")) == NAME
-    ]
+def _is_dynamic(body: bytes) -> bool:
+    """Tell whether a set is filled by packets that pass."""
+    flags = parse_attributes(body, HEAD.size).get(_SET_FLAGS, b"")
+    return bool(int.from_bytes(flags, "big") & _EVALUATED)
 
 
 def _dump(source: Connection, kind: int, only: bytes) -> list[bytes]:
@@ -172,11 +218,6 @@ def _dump(source: Connection, kind: int, only: bytes) -> list[bytes]:
         if error.errno == errno.ENOENT:
             return []
         raise
-
-
-def _names(source: Connection, kind: Kind, family: int) -> Iterator[str]:
-    for body in _list(source, kind, family):
-        yield parse_text(parse_attributes(body, HEAD.size)[kind.name])
 
 
 def _list_elements(source: Connection, family: int, name: str) -> Iterator[bytes]:
@@ -205,8 +246,10 @@ def read_elements(source: Connection, family: str, name: str) -> Iterator[dict[i
             yield parse_attributes(element)
 
 
-def read_objects(source: Connection, family: str) -> Iterator[tuple[str, dict[int, bytes]]]:
-    """Yield the named counters of a table of ours with their attributes."""
-    for body in _list(source, OBJECT, FAMILIES[family]):
+def read_counters(source: Connection) -> Iterator[tuple[str, str, dict[int, bytes]]]:
+    """Yield the named counters of our tables: the family, the name, and the attributes."""
+    for body in _dump(source, OBJECT.get, HEAD.pack(_ANY_FAMILY, 0, 0) + encode_text(_TABLE, NAME)):
         found = parse_attributes(body, HEAD.size)
-        yield parse_text(found[OBJECT.name]), parse_attributes(found[4])  # NFTA_OBJ_DATA
+        if body[0] in _WORDS and parse_text(found[_TABLE]) == NAME:
+            counted = parse_attributes(found[_OBJECT_DATA])
+            yield _WORDS[body[0]], parse_text(found[OBJECT.name]), counted

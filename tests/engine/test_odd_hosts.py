@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import contextmanager
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +17,12 @@ from tests.engine.site import (
     LAN,
     LAN_ADDRESS,
     LOOPBACK,
+    PROBE,
     Question,
     Site,
     check,
     families,
+    is_modern,
 )
 from tests.engine.unixhttp import request
 from tests.engine.wait import wait_until
@@ -174,3 +178,115 @@ def test_what_keeps_containers_in_is_named_with_what_would_help(
         engine.run(*reopen)
     if driver == "pynet":
         wait_until(lambda: not problems(engine), 5, "all is well")
+
+
+OTHERS, OTHERS_NET = "10.210.0.2", "10.210.0.1/24"
+
+
+@contextmanager
+def others_containers(engine: Engine, bridge: str, card: str) -> Iterator[None]:
+    """Have somebody else's containers on the host in the block, one on a bridge of their own.
+
+    As LXC and Incus make it: a veth whose other end is in a namespace with the bridge as gateway,
+    and rules that let everybody through.
+    """
+    host, inside = f"{card}", "others0"
+    engine.run("ip", "netns", "add", "others")
+    engine.run("ip", "link", "add", bridge, "up", "type", "bridge")
+    engine.run("ip", "address", "add", OTHERS_NET, "dev", bridge)
+    engine.run("ip", "link", "add", host, "type", "veth", "peer", "name", inside)
+    engine.run("ip", "link", "set", host, "master", bridge, "up")
+    engine.run("ip", "link", "set", inside, "netns", "others")
+    within = ("ip", "netns", "exec", "others", "ip")
+    engine.run(*within, "address", "add", f"{OTHERS}/24", "dev", inside)
+    engine.run(*within, "link", "set", inside, "up")
+    engine.run(*within, "route", "add", "default", "via", OTHERS_NET.partition("/")[0])
+    rules = [("FORWARD", way, bridge, "-j", "ACCEPT") for way in ("-i", "-o")]
+    for rule in rules:
+        engine.run("iptables", "-w", "-A", *rule)
+    serve = (
+        "ip",
+        "netns",
+        "exec",
+        "others",
+        sys.executable,
+        "-I",
+        PROBE,
+        "serve",
+        "tcp",
+        str(PORT),
+    )
+    server = engine.popen(*serve, stdout=PIPE)
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        yield
+    finally:
+        server.kill()
+        server.wait()
+        if server.stdout is not None:
+            server.stdout.close()
+        for rule in rules:
+            engine.run("iptables", "-w", "-D", *rule)
+        engine.run("ip", "link", "delete", bridge)
+        engine.run("ip", "netns", "delete", "others")
+
+
+def from_others(engine: Engine, *asked: tuple[str, int, bool]) -> None:
+    """Ask from somebody else's container: where, at which port, and whether there is an answer."""
+    questions = [
+        Question("others", host, port, "*" if open_ else None) for host, port, open_ in asked
+    ]
+    ask = ("ip", "netns", "exec", "others", sys.executable, "-I", PROBE, "ask")
+    answers = json.loads(
+        engine.run(*ask, stdin=json.dumps([each.encode() for each in questions])).stdout
+    )
+    wrong = [each.wrong(got) for each, got in zip(questions, answers, strict=True)]
+    assert not any(wrong), wrong
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    ("bridge", "card"), [("lxcbr0", "vethAbCdEf"), ("incusbr0", "veth01234567"), ("br0", "eth0")]
+)
+def test_containers_reach_what_the_host_lets_dockers_reach(
+    site: Site, driver: str, bridge: str, card: str
+) -> None:
+    """And nobody there reaches what they do not publish."""
+    engine = site.engine
+    site.network(driver, "a", 60, ipv6=False)
+    site.container("web", "a", "-p", f"{PUBLISHED}:{PORT}")
+    site.serve("web", "tcp", PORT, PORT + 1)
+    with others_containers(engine, bridge, card):
+        gateway = OTHERS_NET.partition("/")[0]
+        if driver == "pynet":
+            shown = ("nft", "list", "set", "inet", "pynet", "uplinks")
+            wait_until(lambda: bridge in engine.run(*shown).stdout, 5, "it is known")
+        check(site, [Question("web", OTHERS, PORT, gateway)])
+        web = site.address("web", "a", 4)
+        # Docker's bridge leaves that to the host's rules up to 27.
+        closed = [(web, PORT + 1, False)] if driver == "pynet" or is_modern(engine) else []
+        from_others(engine, (gateway, PUBLISHED, True), *closed)
+        if driver == "pynet":
+            steps.revive_driver(engine)
+            check(site, [Question("web", OTHERS, PORT, gateway)])
+
+
+@pytest.mark.parametrize("name", [(), ("-o", "com.docker.network.bridge.name=named")])
+def test_dockers_bridges_are_kept_apart_however_they_are_called(
+    site: Site, name: tuple[str, ...]
+) -> None:
+    engine = site.engine
+    site.network("pynet", "a", 60, ipv6=False)
+    site.network("bridge", "d", 62, *name, ipv6=False)
+    site.containers({"web": ("a",), "dock": ("d",)})
+    for each in ("web", "dock"):
+        site.serve(each, "tcp", PORT)
+    dock, web = site.address("dock", "d", 4), site.address("web", "a", 4)
+    apart = [Question("web", dock, PORT, None), Question("dock", web, PORT, None)]
+    if name:
+        shown = ("nft", "list", "set", "inet", "pynet", "uplinks")
+        wait_until(lambda: "named" not in engine.run(*shown).stdout, 5, "it is known")
+    check(site, apart)
+    steps.revive_driver(engine)
+    check(site, apart)

@@ -37,7 +37,7 @@ OPEN = "open netlink"
 THREAD = "start a thread"
 READ = "read a sysctl"
 _MESSAGES = frozenset(name for name in vars(Rtnetlink) if not name.startswith("_"))
-_QUESTIONS = frozenset({"find_link", "links", "addresses", "has_rule"})
+_QUESTIONS = frozenset({"find_link", "find_way", "links", "addresses", "has_route", "has_rule"})
 _LOOKS = ("-S", "-C")  # of iptables: no change
 _LOOKS_ELSEWHERE: tuple[tuple[Any, str, str], ...] = (
     (Connection, "__init__", OPEN),

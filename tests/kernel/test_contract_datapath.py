@@ -46,19 +46,33 @@ def test_a_port_that_comes_back_reflects_again(host: Host) -> None:
     assert host.links()[veth.host_end].hairpin
 
 
-def test_uplinks_are_bridges_of_others_that_lead_out(host: Host) -> None:
+def test_uplinks_are_bridges_of_others_but_for_dockers(host: Host) -> None:
     assert find_uplinks(with_bridge(host).kernel.observe_links()) == frozenset()
-    for bridge in ("br-lan", "br-containers", "br-empty", "br$(x)"):
+    dockers = ("docker0", "docker_gwbridge", "br-0123456789ab", "named")
+    others = ("br-lan", "lxcbr0", "incusbr0", "virbr0", "podman1", "br-empty")
+    for bridge in (*dockers, *others, "br$(x)"):
         host.add_foreign(bridge)
     for port, kind, bridge in (
         ("vx0", "vxlan", "br-lan"),
-        ("ve0", "veth", "br-containers"),
+        ("eth0", "veth", "br-empty"),
+        ("vethAbCdEf", "veth", "lxcbr0"),
+        ("veth01234567", "veth", "incusbr0"),
+        ("veth9", "veth", "podman1"),
+        ("veth0a1b2c3", "veth", "named"),
         ("if0", "ifb", OURS.name),
         ("if1", "ifb", "br$(x)"),
     ):
         host.add_foreign(port, kind)
         host.enslave(port, bridge)
-    assert find_uplinks(host.kernel.observe_links()) == {"br-lan"}
+    assert find_uplinks(host.kernel.observe_links()) == set(others)
+
+
+def test_a_bridge_of_dockers_that_has_a_card_leads_out(host: Host) -> None:
+    host.add_foreign("named")
+    for port, kind in (("veth0a1b2c3", "veth"), ("vx0", "vxlan")):
+        host.add_foreign(port, kind)
+        host.enslave(port, "named")
+    assert find_uplinks(host.kernel.observe_links()) == {"named"}
 
 
 def test_forwarding_is_turned_on_by_family(host: Host) -> None:

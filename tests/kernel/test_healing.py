@@ -357,3 +357,23 @@ def test_somebodys_link_with_a_bridges_name_is_waited_for(
     assert all(reached(server))
     assert "repaired 3 times" not in caplog.text
     assert "Traceback" not in caplog.text
+
+
+def uplinks() -> str:
+    return run("nft", "list", "set", "inet", "pynet", "uplinks")
+
+
+def test_a_bridge_of_others_is_open_once_it_is_known_not_to_be_dockers(
+    driver: BridgeDriver, watched: Endpoint
+) -> None:
+    """Until then it is closed; and it is closed for good when Docker has put a container on it."""
+    for name in ("lxcbr0", "named", "br-0123456789ab"):
+        ip("link", "add", name, "up", "type", "bridge")
+    wait_until(lambda: "lxcbr0" in uplinks() and "named" in uplinks(), 5, "it is known")
+    assert "br-0123456789ab" not in uplinks()
+    ip("link", "add", "veth0a1b2c3", "master", "named", "up", "type", "veth")
+    wait_until(lambda: "named" not in uplinks(), 5, "it is known to be Docker's")
+    ip("link", "delete", "veth0a1b2c3")
+    run("nft", "flush", "set", "inet", "pynet", "uplinks")  # have it looked at again
+    wait_until(lambda: "lxcbr0" in uplinks(), 5, "it was looked at")
+    assert "named" not in uplinks()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,8 +19,9 @@ from driver.check import (
     find_leftovers,
 )
 from driver.errors import Conflict
+from driver.filters import BaseChain, Compare, Doubt, Fact, Fate, Hook, Load, Verdict
 from driver.model import host_end_name
-from driver.reality import Link
+from driver.reality import Link, Passage
 from tests.fakes import FakeKernel
 from tests.samples import (
     KEEPALIVE,
@@ -241,3 +244,98 @@ def test_a_port_of_a_living_container_is_not(world: tuple[BridgeDriver, FakeKern
     driver.join(new_join(2, 1, sandbox_key(2)))
     with pytest.raises(Conflict, match="port is in use by endpoint e1e1e1e1e1e1"):
         driver.program_external_connectivity(network_id(1), endpoint_id(2), ports("8080:80"))
+
+
+CHAIN = BaseChain("inet", "guard", "forward", Hook.FORWARD, 0, {"forward": ()})
+MARKED = (Load(1, Fact.MARK), Compare(1, (0x20000000).to_bytes(4, sys.byteorder), equal=True))
+ACCEPTS = (*MARKED, Verdict(Fate.ACCEPT))
+BRIDGE_INDEX = {NET.bridge_name: 7}
+
+
+@pytest.mark.parametrize(
+    ("passage", "kind", "subject", "helps"),
+    [
+        (
+            Passage(closed=frozenset({"net.ipv4.ip_forward"})),
+            Kind.FORWARDING,
+            "net.ipv4.ip_forward",
+            "sysctl -w net.ipv4.ip_forward=1",
+        ),
+        (
+            Passage(closed=frozenset({f"net.ipv4.conf.{NET.bridge_name}.forwarding"})),
+            Kind.FORWARDING,
+            f"net.ipv4.conf.{NET.bridge_name}.forwarding",
+            f"sysctl -w net.ipv4.conf.{NET.bridge_name}.forwarding=1",
+        ),
+        (
+            Passage(ways={ip_address("10.1.0.2"): "eth0"}),
+            Kind.ROUTE,
+            "10.1.0.0/24",
+            f"ip route replace 10.1.0.0/24 dev {NET.bridge_name}",
+        ),
+        (
+            Passage(ways={ip_address("10.1.0.2"): None}),
+            Kind.ROUTE,
+            "10.1.0.0/24",
+            f"ip route replace 10.1.0.0/24 dev {NET.bridge_name}",
+        ),
+        (
+            Passage(filters=(CHAIN,), indexes=BRIDGE_INDEX),
+            Kind.FILTER,
+            "inet guard forward",
+            "nft insert rule inet guard forward meta mark and 0x20000000 != 0 accept",
+        ),
+        (
+            Passage(filters=(replace(CHAIN, priority=-20),), indexes=BRIDGE_INDEX),
+            Kind.FILTER,
+            "inet guard forward",
+            f'nft insert rule inet guard forward oifname "{NET.bridge_name}" accept',
+        ),
+        (Passage(closed=frozenset({"net.ipv6.conf.all.forwarding"})), None, "", ""),
+        (Passage(filters=(replace(CHAIN, family="ip6"),), indexes=BRIDGE_INDEX), None, "", ""),
+        (Passage(filters=(replace(CHAIN, hook=Hook.INPUT),), indexes=BRIDGE_INDEX), None, "", ""),
+        (
+            Passage(
+                filters=(replace(CHAIN, chains={"forward": (ACCEPTS,)}),), indexes=BRIDGE_INDEX
+            ),
+            None,
+            "",
+            "",
+        ),
+        (
+            Passage(
+                filters=(replace(CHAIN, chains={"forward": ((Doubt(), Verdict(Fate.ACCEPT)),)}),),
+                indexes=BRIDGE_INDEX,
+            ),
+            None,
+            "",
+            "",
+        ),
+    ],
+)
+def test_what_keeps_packets_from_passing_is_named_with_what_helps(
+    world: tuple[BridgeDriver, FakeKernel],
+    passage: Passage,
+    kind: Kind | None,
+    subject: str,
+    helps: str,
+) -> None:
+    driver, kernel = world
+    kernel.passage = passage
+    found = driver.check()
+    assert [(each.kind, each.subject) for each in found] == ([(kind, subject)] if kind else [])
+    assert all(each.text.endswith(f"; {helps}") for each in found)
+    driver.leave(network_id(1), endpoint_id(1))
+    assert driver.check() == (), "without a container nothing has to pass"
+
+
+def test_bridges_of_others_that_come_and_go_are_no_damage(
+    world: tuple[BridgeDriver, FakeKernel],
+) -> None:
+    driver, kernel = world
+    for number in range(9):  # more often than what is broken is repaired
+        kernel.add_foreign(f"lxcbr{number}")
+        (found,) = driver.check()
+        assert found.kind is Kind.UPLINK
+        assert driver.repair_all() == ()
+    assert len(kernel.elements("uplinks")) == 9
