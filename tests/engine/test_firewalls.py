@@ -14,7 +14,7 @@ from tests.engine.conftest import THRIFTY, Choice, start
 from tests.engine.driver import REPOSITORY
 from tests.engine.firewalls import firewalld, ufw
 from tests.engine.hosts import bridged_frames, with_legacy_iptables, without_iptables
-from tests.engine.site import LAN_ADDRESS, Site, is_modern
+from tests.engine.site import LAN, LAN_ADDRESS, Question, Site, is_modern
 from tests.engine.unixhttp import request
 from tests.engine.wait import wait_until
 
@@ -114,10 +114,30 @@ def is_followed(engine: Engine) -> bool:
     return all(each <= {*words} for each, words in zip(wanted, shown, strict=True))
 
 
+def pynet_networks(site: Site) -> list[str]:
+    """Return the names of all networks of pynet's."""
+    words = ("network", "ls", "-f", "driver=pynet", "--format", "{{.Name}}")
+    return site.engine.docker(*words).stdout.split()
+
+
 def await_both(site: Site, wall: Firewalld) -> None:
     """Wait until Docker and pynet have followed a change of firewalld's."""
-    await_zone(site, wall, "a60", "b60")
+    await_zone(site, wall, *pynet_networks(site))
     wait_until(lambda: is_followed(site.engine), SECONDS, "the rules in FORWARD")
+
+
+def unprotected(site: Site) -> dict[ways.Way, Question]:
+    """Make a network whose containers are open to the neighbour, and return what asks for them."""
+    modes = (f"com.docker.network.bridge.gateway_mode_ipv{v}=nat-unprotected" for v in (4, 6))
+    site.network("pynet", "c60", 62, *(word for mode in modes for word in ("-o", mode)))
+    site.container("open", "c60")
+    site.serve("open", "tcp", ways.PORT)
+    return {
+        ways.Way("pynet", version, "lan to container"): Question(
+            LAN, site.address("open", "c60", version), ways.PORT, LAN_ADDRESS[version]
+        )
+        for version in (4, 6)
+    }
 
 
 def test_firewalld_lets_everything_through(site: Site) -> None:
@@ -125,7 +145,7 @@ def test_firewalld_lets_everything_through(site: Site) -> None:
     with with_firewalld(site.engine) as wall:
         ways.build(site, *DRIVERS)
         ways.serve_outside(site)
-        asked = ways.ways(site, *DRIVERS)
+        asked = {**ways.ways(site, *DRIVERS), **unprotected(site)}
         faults += ways.find_faults(site, "firewalld", asked)
         for change in ("--reload", "--complete-reload"):
             wall.command(change)
