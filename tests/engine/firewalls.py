@@ -23,45 +23,39 @@ if TYPE_CHECKING:
     from tests.engine.engine import Engine
 
 BUS = "/run/dbus/system_bus_socket"
-# What is written goes into the host's folder, and is gone with it.
+# The mounts go with the host; taking down that of /run would take along what it shares with it.
 MOUNT = """
+rm -rf "$2" # of an earlier boot
 mkdir -p "$2/upper" "$2/work" "$2/root"
 mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" overlay "$2/root"
 for each in dev proc sys run; do mount --rbind "/$each" "$2/root/$each"; done
 mkdir -p /run/dbus
 """
-UNMOUNT = 'umount -R "$1/root"; rm -r "$1"'
 
 
 class Operator:
-    """Whoever runs the host, with the programs of the firewalls' root."""
+    """Whoever runs the host, with the programs of the firewalls' root, until its next boot."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._folder = engine.folder / "firewalls"
+        root = str(ensure_root(FIREWALLS.name))
+        engine.run("sh", "-euc", MOUNT, "sh", root, str(self._folder))
 
     def words(self, *argv: str) -> list[str]:
         """Return the words that run a program of that root on the engine's host."""
         return ["chroot", f"{self._folder}/root", *CHROOT_ENV, *argv]
 
-    def run(self, *argv: str, check: bool = True) -> CompletedProcess[str]:
+    def run(
+        self, *argv: str, check: bool = True, stdin: str | None = None
+    ) -> CompletedProcess[str]:
         """Run a program of that root, and wait for it."""
-        return self._engine.run(*self.words(*argv), check=check)
+        return self._engine.run(*self.words(*argv), check=check, stdin=stdin)
 
     def daemon(self, *argv: str) -> Command:
         """Start a daemon of that root that stays in the foreground."""
         with (self._engine.folder / f"{argv[0]}.log").open("ab") as log:
             return self._engine.popen(*self.words(*argv), stdout=log, stderr=log)
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Have the root mounted in the block."""
-        root = str(ensure_root(FIREWALLS.name))
-        self._engine.run("sh", "-euc", MOUNT, "sh", root, str(self._folder))
-        try:
-            yield
-        finally:
-            self._engine.run("sh", "-euc", UNMOUNT, "sh", str(self._folder))
 
 
 class Firewalld:
@@ -129,9 +123,34 @@ def firewalld(engine: Engine) -> Iterator[Firewalld]:
     """Have firewalld at work on the engine's host in the block."""
     operator = Operator(engine)
     with ExitStack() as stack:
-        stack.enter_context(operator.at_work())
         stack.enter_context(system_bus(operator))
         wall = Firewalld(operator)
         stack.callback(wall.stop)
         wall.start()
         yield wall
+
+
+class Ufw:
+    """ufw, enabled on an engine's host."""
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+
+    def command(self, *words: str) -> str:
+        """Run `ufw`, and return what it wrote."""
+        return self._operator.run("ufw", *words).stdout
+
+    def append(self, path: str, text: str) -> None:
+        """Append to one of its files."""
+        self._operator.run("tee", "-a", path, stdin=text)
+
+
+@contextmanager
+def ufw(engine: Engine) -> Iterator[Ufw]:
+    """Have ufw enabled on the engine's host in the block, with its defaults."""
+    wall = Ufw(Operator(engine))
+    wall.command("--force", "enable")
+    try:
+        yield wall
+    finally:
+        wall.command("disable")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -68,3 +70,33 @@ def routing(engine: Engine) -> Iterator[None]:
     finally:
         for tables in ("iptables", "ip6tables"):
             engine.run(tables, "-w", "-D", *rule)
+
+
+@contextmanager
+def without_iptables(engine: Engine) -> Iterator[None]:
+    """Have a dockerd that keeps nobody from anybody."""
+    engine.start_driver()
+    engine.start_dockerd("--iptables=false", "--ip6tables=false")
+    assert "DOCKER" not in engine.run("nft", "list", "ruleset").stdout
+    yield
+
+
+@contextmanager
+def with_legacy_iptables(engine: Engine) -> Iterator[None]:
+    """Have dockerd and the driver use the older iptables, whose rules nft does not see."""
+    ours = engine.folder / "legacy"
+    ours.mkdir()
+    commands = [f"{name}{suffix}" for name in ("iptables", "ip6tables") for suffix in ("", "-save")]
+    for command in commands:
+        legacy = command.replace("tables", "tables-legacy")
+        (ours / command).symlink_to(f"/usr/sbin/{legacy}")
+        engine.run(*engine.chroot("ln", "-s", f"/usr/sbin/{legacy}", f"/usr/local/sbin/{command}"))
+    try:
+        engine.start_driver(env={"PATH": f"{ours}:{os.environ['PATH']}"})
+        engine.start_dockerd("--ip6tables=true", "--experimental")
+        assert "-P FORWARD DROP" in engine.run("iptables-legacy", "-S").stdout
+        yield
+    finally:
+        for command in commands:
+            engine.run(*engine.chroot("rm", f"/usr/local/sbin/{command}"))
+        shutil.rmtree(ours)

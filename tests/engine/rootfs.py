@@ -85,7 +85,7 @@ SERVICE = Suite(
 # driver reads what they write with this machine's libnftables.
 FIREWALLS = Suite(
     "firewalls",
-    extra=("dbus", "firewalld", "ufw", "iptables", "nftables"),
+    extra=("dbus", "firewalld", "ufw", "iptables", "nftables", "procps"),
     release=OWN,
 )
 

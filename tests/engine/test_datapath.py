@@ -5,14 +5,12 @@ Each site is asked a table of questions; the test says which answers were wrong,
 
 from __future__ import annotations
 
-import os
-import shutil
-from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.engine import steps
+from tests.engine.hosts import with_legacy_iptables, without_iptables
 from tests.engine.site import (
     HOST,
     HOST_ADDRESS,
@@ -28,6 +26,7 @@ from tests.engine.site import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from tests.engine.engine import Engine
 
@@ -122,36 +121,6 @@ def test_nat_mode_opens_published_ports_and_nothing_else(site: Site, driver: str
             # Docker's bridge leaves a published port open on the container's address up to 27.
             questions.append(Question(LAN, web, PORT, None))
     check(site, questions)
-
-
-@contextmanager
-def without_iptables(engine: Engine) -> Iterator[None]:
-    """Have a dockerd that keeps nobody from anybody."""
-    engine.start_driver()
-    engine.start_dockerd("--iptables=false", "--ip6tables=false")
-    assert "DOCKER" not in engine.run("nft", "list", "ruleset").stdout
-    yield
-
-
-@contextmanager
-def with_legacy_iptables(engine: Engine) -> Iterator[None]:
-    """Have dockerd and the driver use the older iptables, whose rules nft does not see."""
-    ours = engine.folder / "legacy"
-    ours.mkdir()
-    commands = [f"{name}{suffix}" for name in ("iptables", "ip6tables") for suffix in ("", "-save")]
-    for command in commands:
-        legacy = command.replace("tables", "tables-legacy")
-        (ours / command).symlink_to(f"/usr/sbin/{legacy}")
-        engine.run(*engine.chroot("ln", "-s", f"/usr/sbin/{legacy}", f"/usr/local/sbin/{command}"))
-    try:
-        engine.start_driver(env={"PATH": f"{ours}:{os.environ['PATH']}"})
-        engine.start_dockerd("--ip6tables=true", "--experimental")
-        assert "-P FORWARD DROP" in engine.run("iptables-legacy", "-S").stdout
-        yield
-    finally:
-        for command in commands:
-            engine.run(*engine.chroot("rm", f"/usr/local/sbin/{command}"))
-        shutil.rmtree(ours)
 
 
 def test_networks_are_apart_where_docker_has_no_firewall(site: Site) -> None:

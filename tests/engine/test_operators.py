@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from driver.heal import REPAIRS
 from tests.engine.site import HOST, HOST_ADDRESS, LAN, LAN_ADDRESS, LOOPBACK, Question, Site, check
+from tests.engine.unixhttp import request
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.managed
 
 CHAIN = "DOCKER-USER"
+REWRITTEN_SECONDS = 10.0  # generously: it is a second, or twice as long as a repair takes
 PORT, PUBLISHED, OTHER = 80, 8080, 8081
 FROM_LAN = f"-s {LAN_ADDRESS[4]}/32 -j DROP"
 # What keeps the neighbour out, in the kinds that people and their tools write.
@@ -118,3 +121,33 @@ def test_a_flushed_forward_chain_is_no_closed_port(site: Site) -> None:
         check(site, [Question(LAN, HOST_ADDRESS[4], PUBLISHED, LAN_ADDRESS[4])])
     finally:
         engine.run("iptables-restore", stdin=before)
+
+
+def test_a_forward_chain_that_is_rewritten_again_and_again_is_closed_for_moments_only(
+    engine28: Engine,
+) -> None:
+    """By a script, say, that knows of Docker's chain and of nothing else."""
+    script = f"*filter\n-F FORWARD\n-A FORWARD -j {CHAIN}\nCOMMIT\n"
+    before = engine28.run("iptables-save", "-t", "filter").stdout
+    with Site(engine28) as site:
+        build(site, "pynet", 60, PUBLISHED)
+        try:
+            for _ in range(REPAIRS * 3):
+                engine28.run("iptables-restore", "--noflush", stdin=script)
+                wait_until(lambda: is_accepted(engine28), REWRITTEN_SECONDS, "our rule")
+                check(site, [Question(LAN, HOST_ADDRESS[4], PUBLISHED, LAN_ADDRESS[4])])
+            found = health(engine28)
+            assert "forward accept FORWARD was repaired 3 times" in found, found
+        finally:
+            engine28.run("iptables-restore", stdin=before)
+
+
+def is_accepted(engine: Engine) -> bool:
+    """Tell whether pynet's rule is in FORWARD."""
+    return "pynet" in engine.run("iptables", "-w", "-S", "FORWARD").stdout
+
+
+def health(engine: Engine) -> str:
+    """Return what the driver says of its health."""
+    assert engine.driver is not None
+    return request(engine.driver.socket, "GET", "/health")[1].decode()

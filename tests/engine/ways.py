@@ -6,6 +6,7 @@ pynet has to.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.engine.site import (
@@ -27,8 +28,6 @@ PORT, SERVICE = 80, 7070
 NUMBERS = {"pynet": 60, "bridge": 70}
 OUT, LAN_IN, LOOPBACK_IN, HOST_IN = "out", "lan in", "loopback in", "host in"
 NEAR_IN, FAR_IN, NEIGHBOUR, TO_HOST, APART = "near in", "far in", "neighbour", "to host", "apart"
-# All that a firewall could close; `APART` is closed in any case.
-OPEN = frozenset({OUT, LAN_IN, LOOPBACK_IN, HOST_IN, NEAR_IN, FAR_IN, NEIGHBOUR, TO_HOST})
 
 
 class Way(NamedTuple):
@@ -95,26 +94,31 @@ def _questions(site: Site, driver: str, version: int) -> Iterator[tuple[str, Que
 
 
 def find_faults(
-    site: Site, when: str, asked: dict[Way, Question], closed: Collection[str] = ()
+    site: Site,
+    when: str,
+    asked: dict[Way, Question],
+    closed: Collection[tuple[int, str]] = (),
+    proxied: Collection[tuple[int, str]] = (),
 ) -> Iterator[str]:
-    """Ask all, and yield what is wrong: a way of pynet's that the bridge has and pynet has not,
-    or that is open though the operator closed it.
+    """Ask all, and yield what is wrong with pynet's ways.
 
-    `closed` has the ways that are to be closed for pynet.
-    """  # noqa: D205 - one sentence
-    by_question = {question: way for way, question in asked.items()}
-    found = {by_question[question]: (question, got) for question, got in site.ask(asked.values())}
-    for way, (question, got) in found.items():
-        if way.driver != "pynet":
-            continue
-        beside = found.get(way._replace(driver="bridge"))
-        is_open = question.wrong(got) is None if question.seen else got is not None
-        if way.name in closed:
-            if got is not None:
-                yield f"{when}: {way} is open"
-        elif way.name == APART:
-            if is_open:
-                yield f"{when}: {way} is open"
-        elif not is_open:
-            bridge = "not asked" if beside is None else f"the bridge gets {beside[1]}"
-            yield f"{when}: {way}: {question.wrong(got)}; {bridge}"
+    `closed` has the ways, by family and name, that the operator has closed; all others are to be
+    open, but those between networks. `proxied` has those of them that are open on Docker's bridge
+    all the same, for its proxy is a program of the host's.
+    """
+    wanted = {way: way.name != APART and way[1:] not in closed for way in asked}
+    # Docker's bridge is no more than looked at: nobody waits for what it may not have.
+    questions = {
+        way: question if wanted[way] and way.driver == "pynet" else replace(question, seen=None)
+        for way, question in asked.items()
+    }
+    by_question = {question: way for way, question in questions.items()}
+    answers = {by_question[question]: got for question, got in site.ask(questions.values())}
+    for way, got in answers.items():
+        beside = answers.get(way._replace(driver="bridge"), "not asked")
+        text = f"{when}: {way.name}, IPv{way.version}: {got}; Docker's bridge: {beside}"
+        if way.driver == "pynet" and (
+            questions[way].wrong(got)
+            or (beside not in (None, "not asked") and way[1:] in {*closed} - {*proxied})
+        ):
+            yield text
