@@ -24,7 +24,7 @@ from driver.model import Relay
 from driver.relay import relay as relay_module
 from driver.relay import tcp, udp, wire
 from tests.engine.wait import wait_until
-from tests.kernel.host import bound, run
+from tests.kernel.host import bound, relays, run
 from tests.samples import place
 
 if TYPE_CHECKING:
@@ -77,25 +77,6 @@ class Site:
         self.kernel.close()
         self.server.close()
         self.datagrams.close()
-
-
-def relays() -> list[int]:
-    """List the relays in this network namespace."""
-    ours = Path("/proc/self/ns/net").readlink()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes()
-            is_here = (folder / "ns/net").readlink() == ours
-        except (
-            FileNotFoundError,
-            ProcessLookupError,
-            PermissionError,
-        ):  # it has just ended, or is none of ours
-            continue
-        if b"driver/relay/__main__.py" in command and is_here:
-            found.append(int(folder.name))
-    return found
 
 
 @pytest.fixture
