@@ -32,6 +32,14 @@ class Kind(StrEnum):
     PARAMETER = "parameter"
     MAC = "MAC address"  # that two have: a container's own doing, or somebody's on the bridge
 
+    @property
+    def heals(self) -> bool:
+        """Whether it is the healer's to mend: not what nobody can, nor what mends itself.
+
+        The relay's own supervisor starts it, and tries again for as long as that fails.
+        """
+        return self not in (Kind.SEVERED, Kind.RELAY)
+
 
 class Existence(Enum):
     """Whether a sandbox is there, as far as this process can tell."""

@@ -146,7 +146,7 @@ class Healer:
         by_thing: dict[str, list[Difference]] = {}
         blocked = {_thing(each): each for each in found if each.blocked}
         for difference in found:
-            if difference.kind is not Kind.SEVERED and not difference.blocked:
+            if difference.kind.heals and not difference.blocked:
                 by_thing.setdefault(_thing(difference), []).append(difference)
         for thing in self._given_up - by_thing.keys() - blocked.keys():
             self._forgive(thing)

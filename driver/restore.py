@@ -161,12 +161,12 @@ class Restorer:
     def _glimpse(self) -> set[tuple[Kind, str]]:
         """Return what seems to be damaged, by kind and subject, while requests go on.
 
-        Without what only Docker can mend: an endpoint on its way out looks like that.
+        Without what only Docker can mend, for an endpoint on its way out looks like that.
         """
         with self._lock:
             intent = self._intent()
         found = self._find_damage(intent)
-        return {(each.kind, each.subject) for each in found if each.kind is not Kind.SEVERED}
+        return {(each.kind, each.subject) for each in found if each.kind.heals}
 
     def repair_all(self) -> tuple[Difference, ...]:
         """Mend everything that `check` finds; return what differs afterwards."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 from driver.check import Difference, Kind
 from driver.counts import Counts
 from driver.errors import KernelError
@@ -20,13 +22,12 @@ from driver.health import Health
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
-    import pytest
-
     from driver.heal import Choice
 
 BRIDGE = Difference(Kind.BRIDGE, "pn-1", "is down")
 RULES = tuple(Difference(Kind.RULES, f"line {number}", "is missing") for number in range(9))
 SEVERED = Difference(Kind.SEVERED, "pnh1", "is gone")
+RELAY = Difference(Kind.RELAY, "[::]:8080/tcp", "is not served")
 
 
 def spend(backoff: Backoff, thing: str, now: float) -> None:
@@ -106,8 +107,9 @@ def test_all_that_is_damaged_is_mended_and_looked_at_once_more() -> None:
     assert patient.counts.repairs == {Kind.BRIDGE: 1, Kind.RULES: 1}
 
 
-def test_what_nobody_can_mend_is_not_tried() -> None:
-    patient = Patient(SEVERED)
+@pytest.mark.parametrize("difference", [SEVERED, RELAY], ids=str)
+def test_what_nobody_can_mend_or_mends_itself_is_not_tried(difference: Difference) -> None:
+    patient = Patient(difference)
     assert heal(patient) == []
     assert patient.looks == 1
 
