@@ -57,6 +57,8 @@ class Kind(StrEnum):
 
 # What the driver does not mend by itself: only Docker can, or it is the operator's to decide.
 TOLD = frozenset({Kind.SEVERED, Kind.FORWARDING, Kind.ROUTE, Kind.FILTER})
+# The relay's own supervisor starts it, and tries again for as long as that fails.
+MENDS_ITSELF = frozenset({Kind.RELAY})
 
 
 class Existence(Enum):

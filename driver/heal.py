@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
-from driver.check import TOLD, Kind
+from driver.check import MENDS_ITSELF, TOLD, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -201,7 +201,7 @@ class Healer:
         by_thing: dict[str, list[Difference]] = {}
         others = {_thing(each): each for each in found if each.blocked or each.kind in TOLD}
         for difference in found:
-            if not (difference.blocked or difference.kind in TOLD):
+            if not (difference.blocked or difference.kind in TOLD | MENDS_ITSELF):
                 by_thing.setdefault(_thing(difference), []).append(difference)
         for thing in self._told - others.keys():
             self._health.clear(thing)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from driver import firewall
 from driver.check import (
+    MENDS_ITSELF,
     Difference,
     Existence,
     Kind,
@@ -167,7 +168,7 @@ class Restorer:
         with self._lock:
             intent = self._intent()
         found = self._find_damage(intent)
-        return {(each.kind, each.subject) for each in found}
+        return {(each.kind, each.subject) for each in found if each.kind not in MENDS_ITSELF}
 
     def repair_all(self) -> tuple[Difference, ...]:
         """Mend everything that `check` finds; return what differs afterwards."""

@@ -116,15 +116,20 @@ class Owner:
 
 
 class Pipes:
-    """Empty pipes, for as long as bytes are on their way: a connection at rest needs none."""
+    """Empty pipes, for as long as bytes are on their way: a connection at rest needs none.
+
+    Some are there from the beginning: with them the connections that there are go on when no
+    descriptor is left for another one.
+    """
 
     def __init__(self) -> None:
-        self._idle: list[tuple[int, int]] = []
+        self._idle = [self._make() for _ in range(IDLE_PIPES)]
 
     def take(self) -> tuple[int, int]:
-        """Return an empty pipe's two ends."""
-        if self._idle:
-            return self._idle.pop()
+        """Return an empty pipe's two ends. Raises OSError."""
+        return self._idle.pop() if self._idle else self._make()
+
+    def _make(self) -> tuple[int, int]:
         ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         with suppress(PermissionError):  # beyond what a user may have in pipes: 64 KB do as well
             fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, PIPE_BYTES)

@@ -30,7 +30,7 @@ from plugin.calls import DockersCalls
 from tests.engine.soak import PART, repetitions
 from tests.engine.wait import wait_until
 from tests.kernel.daemon import Daemon
-from tests.kernel.host import run
+from tests.kernel.host import relays, run
 from tests.kernel.libnetwork import Sandbox, network_call, port_options
 from tests.kernel.seams import stepping_in
 from tests.samples import KEEPALIVE, RP_FILTER, SOMAXCONN, endpoint_id, network_id
@@ -205,7 +205,10 @@ class Host:
 
 
 def clear() -> None:
-    """Lose every link and rule of the test's own namespace."""
+    """Lose every link, rule and relay of the test's own namespace."""
+    for process in relays():
+        os.kill(process, signal.SIGKILL)
+    wait_until(lambda: not relays(), SECONDS, "the relay's end")
     run("nft", "flush", "ruleset")
     for link in json.loads(run("ip", "-json", "link")):
         if link["ifname"] != "lo":

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -261,7 +262,10 @@ with socket.create_connection(("::1", 8081), 10) as connection:
 
 
 def test_the_relay_runs_when_it_is_needed_and_outlives_the_driver(service: Machine) -> None:
-    """`systemctl restart pynet`, and an upgrade: a connection goes on, and the port answers."""
+    """`systemctl restart pynet`, and an upgrade: a connection goes on, and the port answers.
+
+    An upgrade brings another relay, which takes over the port; the old one keeps the connection.
+    """
     assert show(service, "SubState", RELAY_SOCKET) in ("listening", "running")
     wait_until(lambda: show(service, "SubState", RELAY) == "dead", 30, "no relay without a port")
     both = publish(service, 8081)
@@ -278,15 +282,26 @@ def test_the_relay_runs_when_it_is_needed_and_outlives_the_driver(service: Machi
             answered = Question(service.root / SOCKET).answer()
             again = "import socket; print(socket.create_connection(('::1', 8081), 10).recv(9))"
             second = service.run("python3", "-c", again, check=False).stdout
+            same = show(service, "MainPID", RELAY)
+            (code,) = (service.root / "usr/lib/pynet/lib").glob("python3*/*/driver/relay/udp.py")
+            with code.open("a") as file:
+                file.write("# another version\n")
+            service.run("systemctl", "restart", "pynet.service")
+            is_another = partial(
+                lambda old: show(service, "MainPID", RELAY) not in (old, "0"), relay
+            )
+            wait_until(is_another, 20, "the relay of the other version")
+            another = show(service, "MainPID", RELAY)
+            third = service.run("python3", "-c", again, check=False).stdout
             client.stdin.write("\n")
             client.stdin.flush()
             first = client.stdout.readline()
             client.kill_group()
         server.kill_group()
     assert answered
-    assert (first, second) == ("b'still here'\n", "b'hello'\n")
-    assert show(service, "MainPID", RELAY) == relay
-    status = (service.root / f"proc/{relay}/status").read_text()
+    assert (first, second, third) == ("b'still here'\n", "b'hello'\n", "b'hello'\n")
+    assert same == relay
+    status = (service.root / f"proc/{another}/status").read_text()
     assert re.search(r"^CapBnd:\t0{16}$", status, re.MULTILINE)
     assert re.search(r"^Uid:\t[1-9]", status, re.MULTILINE)
     withdraw(service, both)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BRIDGE = Difference(Kind.BRIDGE, "pn-1", "is down")
 RULES = tuple(Difference(Kind.RULES, f"line {number}", "is missing") for number in range(9))
 SEVERED = Difference(Kind.SEVERED, "pnh1", "is gone")
+RELAY = Difference(Kind.RELAY, "[::]:8080/tcp", "is not served")
 
 
 def contest(backoff: Backoff, thing: str, now: float) -> None:
@@ -158,6 +159,12 @@ def test_what_only_others_can_mend_is_looked_at_now_and_then(
     patient.damage = ()
     wait_until(lambda: not health.problems(), 5, "it is seen that it is gone")
     healer.close()
+
+
+def test_what_mends_itself_is_not_tried() -> None:
+    patient = Patient(RELAY)
+    assert heal(patient) == []
+    assert patient.looks == 1
 
 
 def test_a_remedy_that_does_not_help_is_tried_a_few_times(
