@@ -201,6 +201,11 @@ def test_the_zone_is_there_as_long_as_networks_are(site: Site) -> None:
         steps.create_network(engine, "again")
         assert wall.command(*ZONE) == bridge_of(site, "again")
 
+        wall.stop()
+        engine.docker("network", "rm", "again")
+        wall.start()
+        wait_until(lambda: not is_defined(wall), SECONDS, "what went meanwhile is forgotten, too")
+
 
 def test_nobody_waits_for_a_firewalld_that_hangs(engine28: Engine) -> None:
     """Nobody but Docker: engines up to 26.1 ask firewalld at every network, for whatever driver."""
