@@ -175,6 +175,19 @@ def test_an_interface_that_never_came_up_is_a_miss_unless_it_had_left(
     assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
 
+@pytest.mark.parametrize("has_come", [True, False])
+def test_a_sandbox_that_never_came_is_a_miss(
+    driver: BridgeDriver, kernel: FakeKernel, *, has_come: bool
+) -> None:
+    driver.create_network(network(1, f"{KEEPALIVE}=600"))
+    driver.create_endpoint(new_endpoint())
+    driver.join(new_join())
+    if has_come:
+        kernel.arrive(sandbox_key(1))
+    driver.leave(network_id(1), endpoint_id(1))
+    assert driver.counts.watch_misses == (0 if has_come else 1)
+
+
 def test_parameters_are_counted_as_they_are_written(
     driver: BridgeDriver, kernel: FakeKernel
 ) -> None:

@@ -140,6 +140,18 @@ def test_whichever_is_deleted_comes_back_with_its_ports(
     assert kernel.state() == before
 
 
+@pytest.mark.parametrize("name", [FIRST, SECOND])
+@pytest.mark.parametrize("damage", [{"up": False}, {"mtu": 1400}, {"mac": "02:00:00:00:00:09"}])
+def test_whichever_is_damaged_is_named_and_mended(
+    wide: BridgeDriver, kernel: FakeKernel, name: str, damage: dict[str, object]
+) -> None:
+    before = kernel.state()
+    kernel.links[name] = replace(kernel.links[name], **damage)  # type: ignore[arg-type]
+    assert {each.subject for each in wide.check()} == {name}
+    assert wide.repair_all() == ()
+    assert kernel.state() == before
+
+
 # The second family, alone.
 
 

@@ -142,6 +142,24 @@ def test_nor_when_a_dead_container_had_it(store: Store, kernel: FakeKernel) -> N
     assert driver.check() == ()
 
 
+@pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "20.10 to 27"])
+def test_what_guards_a_link_is_there_before_its_first_packet(
+    store: Store, kernel: FakeKernel, *, sandbox_first: bool
+) -> None:
+    def look(kernel: FakeKernel) -> None:
+        if END in kernel.links:
+            assert END in str(kernel.tables["bridge pynet"].elements)
+
+    driver = BridgeDriver(store, cast("Kernel", Between(kernel, look)))
+    driver.create_network(DUAL)
+    driver.create_endpoint(new_endpoint(ipv6="fd00:1::2/64"))
+    if sandbox_first:
+        kernel.add_sandbox(sandbox_key(1))
+    driver.join(new_join(has_ports=True))
+    assert END in kernel.links
+    assert driver.check() == ()
+
+
 # While the driver starts.
 
 

@@ -209,6 +209,9 @@ def test_without_the_copy_what_the_kernel_shows_comes_back(
     assert networks[BACK.id].options.sysctls == ()
     assert networks[FRONT.id].options == FRONT.options
     assert kernel.state()["links"].keys() == before["links"].keys()
+    guarded = str(kernel.tables["bridge pynet"].elements)
+    for number in (1, 2):  # the frames of all that are not guarded are dropped
+        assert f'"{host_end_name(endpoint_id(number))}"' in guarded
     (problem,) = problems
     assert "networks 010101010101, 020202020202 are known from their bridges" in problem
     assert "endpoints e1e1e1e1e1e1, e2e2e2e2e2e2 are known from their links" in problem
