@@ -151,9 +151,8 @@ class LinuxKernel:
         """See `Kernel`."""
         found = links.observe_links()
         # A bridge of Docker's stays one when its last container goes.
-        self._dockers = {
-            name for name, each in found.items() if each.dockers or name in self._dockers
-        }
+        self._dockers.update(name for name, each in found.items() if each.dockers)
+        self._dockers.intersection_update(found)
         return {
             name: replace(each, dockers=True) if name in self._dockers else each
             for name, each in found.items()
