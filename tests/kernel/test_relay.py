@@ -117,6 +117,24 @@ def test_a_reset_gets_through_with_what_came_before(site: Site, *, is_client: bo
     other.close()
 
 
+def test_an_answer_gets_through_before_the_reset_that_follows_it(site: Site) -> None:
+    """Of a server that answers and closes with something unread; what is sent to it is refused."""
+    site.relay(TCP)
+    client, served = site.connect()
+    client.sendall(b"question")
+    assert served.recv(1) == b"q"
+    (process,) = relays()
+    os.kill(process, signal.SIGSTOP)  # so that it finds all of it at once
+    client.sendall(b"and more")
+    served.sendall(b"answer")
+    served.close()
+    os.kill(process, signal.SIGCONT)
+    assert client.recv(100) == b"answer"
+    with pytest.raises(ConnectionResetError):
+        client.recv(100)
+    client.close()
+
+
 def test_who_is_refused_by_the_container_is_reset(site: Site) -> None:
     site.relay(TCP)
     site.server.close()
@@ -412,6 +430,19 @@ def test_a_port_that_is_released_is_free_at_once(site: Site) -> None:
             with pytest.raises(ConnectionResetError):
                 end.recv(1)
             end.close()
+
+
+def test_a_port_on_which_connections_linger_is_published_again(site: Site) -> None:
+    """Whoever closes first has them in TIME_WAIT: the relay, when the container does."""
+    lingering = ("ss", "-tnH", "state", "time-wait", "sport", "=", "8080")
+    for _ in range(2):
+        site.relay(TCP)
+        client, served = site.connect()
+        served.close()
+        assert client.recv(1) == b""
+        client.close()
+        wait_until(lambda: run(*lingering), SECONDS, "a connection that lingers")
+        site.kernel.release_ports([place(TCP)])
 
 
 def test_a_datagram_port_that_is_released_is_free_at_once(site: Site) -> None:
