@@ -453,6 +453,18 @@ def test_a_datagram_port_that_is_released_is_free_at_once(site: Site) -> None:
         bound(place(UDP)).close()
 
 
+def test_what_systemd_hands_to_the_driver_is_not_the_relays(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    site.relay(TCP)
+    client, served = site.connect()
+    client.close()
+    served.close()
+    assert not site.health.problems()
+
+
 def test_nobody_waits_for_the_relay_to_start(site: Site) -> None:
     began = time.monotonic()
     site.relay(TCP)
