@@ -21,7 +21,9 @@ INHERITED = 3  # sd_listen_fds(3)
 
 def main() -> None:
     """Serve until nothing is to be served."""
-    control = socket.socket(fileno=INHERITED if "LISTEN_FDS" in os.environ else 0)
+    # What systemd says may be for the driver that has started us.
+    is_activated = os.environ.get("LISTEN_PID") == str(os.getpid())
+    control = socket.socket(fileno=INHERITED if is_activated else 0)
     users = {0, os.geteuid()}
     os.chdir("/")
     relay = Relay(control, users)

@@ -161,8 +161,11 @@ class Half:
         self.is_ended = False  # the source sends no more
         self.is_done = False  # and the sink has been told
 
-    def move(self, pipes: Pipes) -> bool:
-        """Move what can be moved; tell whether there is more. Raises OSError of either side."""
+    def move(self, pipes: Pipes, *, is_broken: bool = False) -> bool:
+        """Move what can be moved; tell whether there is more. Raises OSError of either side.
+
+        Of a connection that is broken no end is passed on: it is to be reset.
+        """
         source, sink = self.source.fileno(), self.sink.fileno()
         for _ in range(ROUNDS):
             if not self.pending:
@@ -176,6 +179,8 @@ class Half:
                     self._give_back(pipes)
                     return False
                 if not self.pending:
+                    if is_broken:
+                        return False
                     self.is_ended = True
                     continue
             assert self.pipe is not None  # noqa: S101 - there is something in it
@@ -273,7 +278,7 @@ class Connection(Owner):
             OSError
         ):  # the other side shall see what this one has seen, what came before included
             with suppress(OSError):
-                self._opposite(half).move(self._listener.pipes)
+                self._opposite(half).move(self._listener.pipes, is_broken=True)
             self.fail()
             return
         if self._from_client.is_done and self._from_server.is_done:

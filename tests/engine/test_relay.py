@@ -224,6 +224,10 @@ def test_one_process_for_all_ports_and_none_without(site: Site) -> None:
     site.serve("web", "tcp", PORT)
     check(site, [*from_ipv6("tcp", 8000), *from_ipv6("tcp", 8099)])
     (process,) = relays(engine)
+    # As docs/operations.md says.
+    listening = engine.run("ss", "-Htlnp", "sport", "=", "8099").stdout
+    assert "[::]:8099" in listening
+    assert f"pid={process}," in listening
     memory = engine.run("cat", f"/proc/{process}/smaps_rollup").stdout
     (resident,) = (int(line.split()[1]) for line in memory.splitlines() if line.startswith("Rss:"))
     assert resident < 15 * 1024, f"the relay has {resident} KB"

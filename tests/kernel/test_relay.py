@@ -117,6 +117,24 @@ def test_a_reset_gets_through_with_what_came_before(site: Site, *, is_client: bo
     other.close()
 
 
+def test_an_answer_gets_through_before_the_reset_that_follows_it(site: Site) -> None:
+    """Of a server that answers and closes with something unread; what is sent to it is refused."""
+    site.relay(TCP)
+    client, served = site.connect()
+    client.sendall(b"question")
+    assert served.recv(1) == b"q"
+    (process,) = relays()
+    os.kill(process, signal.SIGSTOP)  # so that it finds all of it at once
+    client.sendall(b"and more")
+    served.sendall(b"answer")
+    served.close()
+    os.kill(process, signal.SIGCONT)
+    assert client.recv(100) == b"answer"
+    with pytest.raises(ConnectionResetError):
+        client.recv(100)
+    client.close()
+
+
 def test_who_is_refused_by_the_container_is_reset(site: Site) -> None:
     site.relay(TCP)
     site.server.close()
@@ -414,12 +432,37 @@ def test_a_port_that_is_released_is_free_at_once(site: Site) -> None:
             end.close()
 
 
+def test_a_port_on_which_connections_linger_is_published_again(site: Site) -> None:
+    """Whoever closes first has them in TIME_WAIT: the relay, when the container does."""
+    lingering = ("ss", "-tnH", "state", "time-wait", "sport", "=", "8080")
+    for _ in range(2):
+        site.relay(TCP)
+        client, served = site.connect()
+        served.close()
+        assert client.recv(1) == b""
+        client.close()
+        wait_until(lambda: run(*lingering), SECONDS, "a connection that lingers")
+        site.kernel.release_ports([place(TCP)])
+
+
 def test_a_datagram_port_that_is_released_is_free_at_once(site: Site) -> None:
     for _ in range(20):
         site.relay(UDP)
         wait_until(relays, SECONDS, "the relay")
         site.kernel.release_ports([place(UDP)])
         bound(place(UDP)).close()
+
+
+def test_what_systemd_hands_to_the_driver_is_not_the_relays(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    site.relay(TCP)
+    client, served = site.connect()
+    client.close()
+    served.close()
+    assert not site.health.problems()
 
 
 def test_nobody_waits_for_the_relay_to_start(site: Site) -> None:
