@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from driver.filters import BaseChain
-    from driver.model import Bridge, Endpoint, HostPort, IPAddress, Network, NetworkId, SandboxKey
+    from driver.model import (
+        Bridge,
+        Endpoint,
+        HostPort,
+        IPAddress,
+        IPInterface,
+        Network,
+        NetworkId,
+        SandboxKey,
+    )
     from driver.reality import Link, Passage
 
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
@@ -228,9 +237,14 @@ def find_ends(
         if network.shared or network.bridge_name in damaged:
             continue
         for address in endpoint.addresses:
-            if network.subnets(address.version):
+            if any(_leads_to(own, address.ip) for own in network.bridge.addresses):
                 ends.setdefault((network.bridge_name, address.version), address.ip)
     return {ip: bridge for (bridge, _), ip in ends.items()}
+
+
+def _leads_to(own: IPInterface, ip: IPAddress) -> bool:
+    """Tell whether the kernel has a route to an address from a bridge's own."""
+    return ip in own.network and ip != own.ip
 
 
 def compare_passage(
