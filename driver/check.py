@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Endpoint,
         HostPort,
         IPAddress,
+        IPInterface,
         Network,
         NetworkId,
         Relay,
@@ -246,9 +247,14 @@ def find_ends(
         if network.shared or network.bridge_name in damaged:
             continue
         for address in endpoint.addresses:
-            if network.subnets(address.version):
+            if any(_leads_to(own, address.ip) for own in network.bridge.addresses):
                 ends.setdefault((network.bridge_name, address.version), address.ip)
     return {ip: bridge for (bridge, _), ip in ends.items()}
+
+
+def _leads_to(own: IPInterface, ip: IPAddress) -> bool:
+    """Tell whether the kernel has a route to an address from a bridge's own."""
+    return ip in own.network and ip != own.ip
 
 
 def compare_passage(

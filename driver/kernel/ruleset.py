@@ -9,6 +9,7 @@ it; elements are read by libnftables, if all else is as pynet writes it.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from hashlib import sha256
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,20 @@ class Preview:
         self._nft, self._looking = netns.run_in_new(lambda: (Nft(), Looking()))
         self._lock = Lock()
         self._outlines: frozenset[str] = frozenset()
+        self._last: tuple[bytes, frozenset[str]] = b"", frozenset()
 
     def list_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
-        """Return what the tables would hold if nothing but this text had been given to them."""
-        with self._showing(text) as (_, _, lines):
-            return list_elements(self._nft, tables) | lines
+        """Return what the tables would hold if nothing but this text had been given to them.
+
+        Mostly it is asked for the same as before, several times in a row.
+        """
+        asked = sha256(text.encode()).digest()
+        last, found = self._last
+        if asked != last:
+            with self._showing(text) as (_, _, lines):
+                found = list_elements(self._nft, tables) | lines
+            self._last = asked, found
+        return found
 
     def compile(self, text: str) -> tuple[Making, ...]:
         """Return the messages by which our tables become what this text makes of them."""

@@ -242,3 +242,12 @@ def test_a_table_of_others_is_read_as_far_as_packets_go_and_no_further(
     steps = (step for rule in chain.chains["forward"] or () for step in rule)
     lookups = [step for step in steps if isinstance(step, Lookup)]
     assert [step.members for step in lookups] == [None]
+
+
+def test_a_bridge_without_an_address_needs_no_route(
+    driver: BridgeDriver, real: RealHost, as_docker_leaves_it: None
+) -> None:
+    """As with an external gateway."""
+    driver.create_network(network(1, inhibit_ipv4=True))
+    start(driver, real, 1, new_endpoint(1))
+    assert driver.check() == ()
