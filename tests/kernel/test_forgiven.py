@@ -310,6 +310,26 @@ def test_a_link_that_could_not_be_deleted_is_seen_like_any_other(
     assert VETH.host_end not in linux.observe_links()
 
 
+def test_a_link_that_is_on_its_way_out_is_not_seen_any_more(
+    linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be named by a check, and deleted as somebody's leftover."""
+    two_pairs(linux)
+    go_on = threading.Event()
+    original = links.delete_links
+
+    def behind(which: Iterable[str | int]) -> None:
+        go_on.wait(SECONDS)
+        original(which)
+
+    monkeypatch.setattr(links, "delete_links", behind)
+    linux.release_links([VETH.host_end])
+    assert links.find_index(VETH.host_end) is not None
+    assert VETH.host_end not in linux.observe_links()
+    assert OTHER.host_end in linux.observe_links()
+    go_on.set()
+
+
 @pytest.mark.parametrize("is_idle", [True, False])
 def test_the_end_comes_behind_all_that_was_released(
     linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch, *, is_idle: bool

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+from concurrent.futures import Future
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +15,7 @@ from driver.bridge import BridgeDriver
 from driver.errors import Busy, InvalidRequest, KernelError
 from driver.model import Trace, host_end_name
 from driver.sysctls import VALUE_LENGTH, foresee_traces, parse_sysctl
+from plugin import server
 from plugin.app import create_app
 from plugin.calls import BODILESS
 from plugin.explain import Finding, suggest_compose
@@ -84,6 +87,26 @@ def test_while_the_driver_starts_only_what_needs_it_is_put_off(method: str) -> N
     needs_none = method in BODILESS or method.endswith(("GwAllocCheck", "New", "Delete"))
     needs_none &= not method.endswith(("DeleteNetwork", "DeleteEndpoint"))
     assert response.status_code == (200 if needs_none else 503)
+
+
+def test_who_needs_a_driver_that_does_not_come_to_its_start_is_put_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "STARTING_SECONDS", 0.1)
+    put_off: list[Busy] = []
+
+    def wait() -> None:
+        try:
+            server._await(Future())
+        except Busy as error:
+            put_off.append(error)
+
+    waiting = Thread(target=wait, daemon=True)
+    waiting.start()
+    waiting.join(20)
+    assert [str(each) for each in put_off] == [
+        "the driver is starting and restores its networks; try again"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,20 @@ def test_a_sandbox_that_one_of_two_has_left_is_still_known_to_have_been(
     assert driver.repair_all() == ()
 
 
+def test_a_sandbox_that_came_and_went_unlooked_at_has_ended(
+    driver: BridgeDriver, kernel: FakeKernel
+) -> None:
+    """On engines up to 27, where it comes after the join: only who awaited it has seen it."""
+    driver.create_network(network(1))
+    driver.create_endpoint(new_endpoint())
+    driver.join(new_join())
+    assert driver.check() == ()
+    kernel.arrive(sandbox_key(1), [host_end_name(endpoint_id(1))])
+    del kernel.sandboxes[sandbox_key(1)]
+    assert [each.kind for each in driver.check()] == [Kind.DEAD]
+    assert driver.repair_all() == ()
+
+
 def test_a_sandbox_whose_path_comes_again_has_not_ended(
     driver: BridgeDriver, kernel: FakeKernel
 ) -> None:

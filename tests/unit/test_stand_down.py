@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from concurrent.futures import Future
 from copy import deepcopy
@@ -121,19 +122,39 @@ def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
     assert not kernel.tables
 
 
+def end_process(driver: BridgeDriver) -> None:
+    """Do what the process does at its end."""
+    starting: Future[BridgeDriver] = Future()
+    starting.set_result(driver)
+    worker = SimpleNamespace(app=SimpleNamespace(starting=starting))
+    server._end(cast("Any", None), cast("Any", worker))
+
+
+def test_the_end_of_the_process_finishes_what_goes_on_beside_requests(
+    busy: BridgeDriver, store: Store, kernel: FakeKernel
+) -> None:
+    """Such as links that are being deleted, and the log of the state file."""
+    busy.join(new_join(2, 2, sandbox_key(2)))
+    busy.keep_whole()
+    assert kernel.watches
+    end_process(busy)
+    assert not kernel.watches
+    assert BRIDGES[0] in kernel.links
+    assert not [each for each in threading.enumerate() if each.name == "healer"]
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        busy.describe()
+
+
 def test_the_end_waits_for_a_lock_that_is_held_for_ever_no_longer_than_it_is_given(
     driver: BridgeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else whoever told it to end kills it, and what it has set going with it."""
     monkeypatch.setattr(server, "STAND_DOWN_SECONDS", 0.1)
-    starting: Future[BridgeDriver] = Future()
-    starting.set_result(driver)
-    worker = cast("Any", SimpleNamespace(app=SimpleNamespace(starting=starting)))
     ended: list[Exception] = []
 
     def end() -> None:
         try:
-            server._end(cast("Any", None), worker)
+            end_process(driver)
         except Busy as error:
             ended.append(error)
 
