@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
@@ -32,7 +32,7 @@ VETH, OTHER = (
 )
 PAIR = firewall.LOOPBACK_PAIR
 PUBLISHED = [binding("0.0.0.0:53/udp", "10.1.0.2:53/udp")]
-FOREIGN = network(1, bridge_name="br0", pools=DUAL.pools).bridge
+FOREIGN = replace(network(1, bridge_name="br0", pools=DUAL.pools), shared=True).bridge
 SECONDS = 20  # in which what comes at once must have come, on however busy a machine
 
 
