@@ -17,7 +17,7 @@ from driver.health import Health
 from driver.kernel import sysctl
 from driver.kernel.nft import Nft
 from driver.model import Attach, host_end_name
-from driver.options import GUARD, ICC, parse_change
+from driver.options import GUARD, ICC, MTU, parse_change
 from driver.recovery import open_state
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip, run
@@ -79,7 +79,7 @@ def end(net: Network, number: int) -> Iterator[Call]:
     yield lambda driver: driver.delete_endpoint(*of)
 
 
-CHANGE = parse_change({ICC: "false", GUARD: "address", SOMAXCONN: "99"}, ())
+CHANGE = parse_change({ICC: "false", GUARD: "address", MTU: "1400", SOMAXCONN: "99"}, ())
 
 
 @pytest.mark.parametrize("net", NETWORKS.values(), ids=NETWORKS)
