@@ -34,15 +34,17 @@ def repetitions(full: int) -> int:
     return full if is_in_full() else full // PART
 
 
-def make_all_threads(socket: Path, count: Callable[[], int], processes: int) -> None:
+def make_all_threads(socket: Path, count: Callable[[], int], processes: Callable[[], int]) -> None:
     """Have a new server make all the threads that it keeps, by asking much at once.
 
-    `count` returns those of its `processes` now, each of which has a first thread of its own.
+    `count` returns those of its `processes` now, each of which has a first thread of its own; one
+    that has just begun may still have a command running.
     """
 
     def has_all() -> bool:
         list(callers.map(lambda _: request(socket, "GET", "/networks"), range(2 * THREADS)))
-        return at_rest(count) >= MOST_IDLE + len(BACKGROUND) + processes
+        threads, running = at_rest(lambda: (count(), processes()))
+        return threads >= MOST_IDLE + len(BACKGROUND) + running
 
     with ThreadPoolExecutor(2 * THREADS) as callers:
         wait_until(has_all, REST_SECONDS, "all threads")

@@ -37,7 +37,7 @@ def cycle(engine: Engine, times: int) -> None:
 @pytest.mark.timeout(1800)
 def test_nothing_grows_with_the_number_of_starts(engine: Engine) -> None:
     driver = revive_driver(engine)
-    make_all_threads(driver.socket, lambda: Usage.of(engine).threads, len(driver.pids))
+    make_all_threads(driver.socket, lambda: Usage.of(engine).threads, lambda: len(driver.pids))
     create_network(engine, "front", *sysctl_options({KEEPALIVE: "600"}))
     create_network(engine, "back", *sysctl_options({"net.ipv4.conf.IFNAME.arp_notify": "1"}))
     engine.docker("create", "--name", "box", "--network", "front", "bb", "sleep", "1000")

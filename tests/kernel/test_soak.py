@@ -128,7 +128,7 @@ def test_lives(
     host = Host(daemon, tmp_path)
     host.create_networks()
     at_first = host.held()
-    make_all_threads(daemon.socket, lambda: host.held()["threads"], 1)
+    make_all_threads(daemon.socket, lambda: host.held()["threads"], lambda: 1)
     settled = min(SETTLED, repetitions(LIVES) // 2)
     for _ in range(settled):
         host.live()
