@@ -67,7 +67,11 @@ def before(site: Site) -> Presence:
     site.network("pynet", "short", 60)
     site.network(NAME, "full", 61)
     # Forwarding of IPv6 was off: it stays on, and so does FORWARD dropping what nobody accepts.
-    return replace(before, rules=before.rules.replace(f"{FORWARD}accept", f"{FORWARD}drop"))
+    rules = before.rules.replace(f"{FORWARD}accept", f"{FORWARD}drop")
+    if "table ip6 filter" not in rules:  # up to 26 Docker does nothing about IPv6
+        chain = f"\tchain FORWARD {{\n\t\ttype filter {FORWARD}drop;\n\t}}\n"
+        rules += f"table ip6 filter {{\n{chain}}}\n"
+    return replace(before, rules=rules)
 
 
 def await_presence(engine: Engine, wanted: Presence) -> None:
