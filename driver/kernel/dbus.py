@@ -7,7 +7,6 @@ that are not on every host, and the others of Python are made for an event loop.
 
 from __future__ import annotations
 
-import select
 from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
@@ -25,6 +24,7 @@ from jeepney.io.blocking import DBusConnection, prep_socket
 from jeepney.wrappers import unwrap_msg
 
 from driver.errors import KernelError
+from driver.kernel.waiting import wait_readable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,8 +107,8 @@ class Service:
     def wait(self, wake: int, seconds: float | None) -> frozenset[str]:
         """Wait for a signal, for `wake` to be readable, or so long; return the signals' names."""
         if not self._signals:
-            ready, _, _ = select.select([self._bus.sock, wake], [], [], seconds)
-            if self._bus.sock in ready:
+            ready = wait_readable([self._bus.sock.fileno(), wake], seconds)
+            if self._bus.sock.fileno() in ready:
                 self._receive()
         names = frozenset(str(each.header.fields[3]) for each in self._signals)
         self._signals.clear()

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver.errors import KernelError
 from driver.kernel.dbus import RefusedError, Service
+from driver.kernel.waiting import wait_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -188,7 +188,7 @@ class Zone:
 
     def _read_wake(self, seconds: float) -> None:
         """Wait so long for somebody to ask for something."""
-        if select.select([self._wake], [], [], seconds)[0]:
+        if wait_readable([self._wake], seconds):
             os.eventfd_read(self._wake)
 
 

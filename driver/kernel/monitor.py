@@ -21,6 +21,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from driver.kernel.netlink import parse_attributes, parse_messages, parse_number, parse_text
+from driver.kernel.waiting import wait_readable
 from driver.reality import is_dockers_port
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Monitor:
                 for each in current or ():
                     each.close()
                 current = None
-            if select.select([self._wake], [], [], RETRY_SECONDS)[0]:
+            if wait_readable([self._wake], RETRY_SECONDS):
                 return
 
     def _watch(self, sockets: Sockets, then: Callable[[], None]) -> None:

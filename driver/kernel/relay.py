@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from driver.errors import KernelError
+from driver.kernel.waiting import wait_readable
 from driver.model import HostPort, Protocol, Relay
 from driver.relay import __main__ as program
 from driver.relay import wire
@@ -200,12 +200,8 @@ class RelayClient:
 
     def _wait(self, delay: float | None) -> None:
         """Wait until there is something to do: a change, the relay's end, or the end of a delay."""
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        if self._connection is not None:
-            poll.register(self._connection, select.POLLIN)
-        ready = poll.poll(None if delay is None else delay * 1000)
-        if any(number == self._wake for number, _ in ready):
+        connection = [] if self._connection is None else [self._connection.fileno()]
+        if self._wake in wait_readable([self._wake, *connection], delay):
             os.eventfd_read(self._wake)
 
     def _bring_up_to_date(self) -> None:
@@ -261,7 +257,7 @@ class RelayClient:
 
     def _hear(self) -> None:
         """Hear what the relay says of its own accord. Raises OSError if it has ended."""
-        while self._connection is not None and select.select([self._connection], [], [], 0)[0]:
+        while self._connection is not None and wait_readable([self._connection.fileno()], 0):
             try:
                 _log_answer(wire.receive(self._connection))
             except OSError as error:

@@ -155,8 +155,10 @@ def _lan_refusal(world: World, rules: Rules, frame: Frame, arrival: Arrival) -> 
 
 
 def _far_refusal(world: World, rules: Rules, frame: Frame, arrival: Arrival) -> str | None:
-    """Judge what came to another network."""
-    return _routed_refusal(world, rules, frame) or _port_refusal(world, frame, arrival)
+    """Judge what came to another network: by a rule, or by pynet's relay, a program of the host."""
+    if rules.internal:
+        return "nothing leaves an internal network"
+    return _published_refusal(world, rules, frame, arrival, "far gateway")
 
 
 def _inner_refusal(*_: object) -> str:
@@ -165,13 +167,20 @@ def _inner_refusal(*_: object) -> str:
 
 
 def _docker_refusal(world: World, rules: Rules, frame: Frame, arrival: Arrival) -> str | None:
-    """Judge what came to Docker's own bridge: by a rule, or by its proxy, a program of the host.
+    """Judge what came to Docker's own bridge: by a rule, or by its proxy, a program of the host."""
+    return _published_refusal(world, rules, frame, arrival, "dock gateway")
 
-    The proxy gets what the host does and no rule translates, and sends it on as the host.
+
+def _published_refusal(
+    world: World, rules: Rules, frame: Frame, arrival: Arrival, gateway_name: str
+) -> str | None:
+    """Judge what came to a published port: by a rule, or by a program of the host.
+
+    The program gets what the host does and no rule translates, and sends it on as the host.
     """
     if fault := _port_refusal(world, frame, arrival):
         return fault
-    gateway = world.packed[4 if frame.kind is Kind.IP4 else 6]["dock gateway"]
+    gateway = world.packed[4 if frame.kind is Kind.IP4 else 6][gateway_name]
     if frame.flow.protocol == UDP and arrival.flow.source == gateway:
         return _host_refusal(world, rules, frame, arrival)
     return _routed_refusal(world, rules, frame)
@@ -206,7 +215,7 @@ def _port_refusal(world: World, frame: Frame, arrival: Arrival) -> str | None:
 
 def _is_published(world: World, flow: Flow, place: Place) -> bool:
     is_host = flow.target in _host_addresses(world, flow.target)
-    is_heard = place is Place.DOCK and _is_heard(flow.target)
+    is_heard = flow.protocol == UDP and _is_heard(flow.target)
     return (is_host or is_heard) and any(
         (each.place, each.protocol, each.port) == (place, flow.protocol, flow.dport)
         for each in world.published

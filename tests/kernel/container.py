@@ -89,7 +89,7 @@ def arrives(caller: socket.socket, address: str, port: int) -> bool:
 
 def is_connected(caller: socket.socket, seconds: float = 0) -> bool:
     """Tell whether a connection comes about in so many seconds."""
-    _, connected, _ = select.select([], [caller], [], seconds)
+    _, connected, _ = select.select([], [caller], [], seconds)  # noqa: TID251 - few are open
     return bool(connected) and caller.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
