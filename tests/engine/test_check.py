@@ -187,6 +187,8 @@ def test_an_interface_that_is_gone_is_told_until_its_container_has_one_again(sit
     (problem,) = wait_until(lambda: health(engine), SECONDS, "health says so")
     assert problem.startswith("severed pnh")
     assert "is gone while its container runs" in problem
+    # Its thread may not have written it yet, and the driver is killed.
+    wait_until(lambda: len(lines(engine, problem)) == before + 1, SECONDS, "the log says so")
     revive_driver(engine)
     wait_until(lambda: health(engine) == [problem], 5 * SECONDS, "a driver that starts says so")
     wait_until(
