@@ -17,6 +17,7 @@ from tests.engine import steps
 from tests.engine.driver import REPOSITORY
 from tests.engine.rootfs import SUITES, ensure_root, program
 from tests.engine.site import HOST_ADDRESS, LAN, LAN_ADDRESS, Question, Site, check
+from tests.engine.soak import at_rest
 from tests.engine.unixhttp import request
 from tests.engine.wait import wait_until
 
@@ -100,7 +101,7 @@ def works(site: Site) -> None:
 def test_tables_of_others_do_no_harm(site: Site, suite: str) -> None:
     engine = site.engine
     assert engine.driver is not None
-    workers = set(engine.driver.pids)
+    workers = at_rest(lambda: processes(engine))
     with others(engine, suite):
         before = nft(engine, "list", "tables").stdout
         site.network("pynet", "a", 60)
@@ -114,7 +115,7 @@ def test_tables_of_others_do_no_harm(site: Site, suite: str) -> None:
         nft(engine, "delete", "table", "bridge", "pynet")
         wait_until(lambda: not differences(engine), 5, "it is back")
         works(site)
-        assert set(engine.driver.pids) >= workers, "no process has died meanwhile"
+        assert processes(engine) >= workers, "no process has died meanwhile"
         steps.revive_driver(engine)
         works(site)
         engine.docker("rm", "-f", "web", "near")
@@ -133,11 +134,17 @@ def test_a_table_with_our_name_is_replaced_without_being_read(site: Site, suite:
     site.container("web", "a", "-p", f"{PUBLISHED}:{PORT}")
     site.serve("web", "tcp", PORT)
     works(site)
-    workers = set(engine.driver.pids)
+    workers = at_rest(lambda: processes(engine))
     write(engine, suite, "inet pynet")
     wait_until(lambda: not differences(engine), 5, "it is ours again")
     works(site)
-    assert set(engine.driver.pids) >= workers, "no process has died meanwhile"
+    assert processes(engine) >= workers, "no process has died meanwhile"
+
+
+def processes(engine: Engine) -> frozenset[int]:
+    """Return the driver's processes, commands that it has running included."""
+    assert engine.driver is not None
+    return frozenset(engine.driver.pids)
 
 
 def differences(engine: Engine) -> list[object]:
