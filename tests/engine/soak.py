@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.engine.engine import Engine
+
 T = TypeVar("T")
 
 PART = 10
@@ -60,3 +62,9 @@ def at_rest(look: Callable[[], T]) -> T:
 
     wait_until(is_at_rest, REST_SECONDS, "a driver that does nothing")
     return seen[0]
+
+
+def processes(engine: Engine) -> frozenset[int]:
+    """Return the driver's processes, commands that it has running included."""
+    assert engine.driver is not None
+    return frozenset(engine.driver.pids)

@@ -17,7 +17,7 @@ from tests.engine import steps
 from tests.engine.driver import REPOSITORY
 from tests.engine.rootfs import SUITES, ensure_root, program
 from tests.engine.site import HOST_ADDRESS, LAN, LAN_ADDRESS, Question, Site, check
-from tests.engine.soak import at_rest
+from tests.engine.soak import at_rest, processes
 from tests.engine.unixhttp import request
 from tests.engine.wait import wait_until
 
@@ -139,12 +139,6 @@ def test_a_table_with_our_name_is_replaced_without_being_read(site: Site, suite:
     wait_until(lambda: not differences(engine), 5, "it is ours again")
     works(site)
     assert processes(engine) >= workers, "no process has died meanwhile"
-
-
-def processes(engine: Engine) -> frozenset[int]:
-    """Return the driver's processes, commands that it has running included."""
-    assert engine.driver is not None
-    return frozenset(engine.driver.pids)
 
 
 def differences(engine: Engine) -> list[object]:
