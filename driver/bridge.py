@@ -197,9 +197,7 @@ class BridgeDriver:
                 ensure_bridges(self._kernel, new)
             if new.options.mtu > old.options.mtu:
                 for endpoint in joined:
-                    self._kernel.ensure_port(
-                        veth_of(endpoint, new, hairpin=bool(endpoint.bindings))
-                    )
+                    self._kernel.ensure_port(veth_of(endpoint, new))
             return self._sandboxes.follow(old, new, undo)
 
     def delete_network(self, network_id: NetworkId) -> None:
@@ -347,7 +345,7 @@ class BridgeDriver:
                 undo.push(self._kernel.delete_links, [host_end])
                 # Before the link: what guards it is there when its first packet comes.
                 self._rules.join(joined, network, undo)
-                joined = self._attach_where_room_is(joined, network, undo, hairpin=new.has_ports)
+                joined = self._attach_where_room_is(joined, network, undo)
                 if self._sandboxes.is_complete(joined):
                     joined = joined.configured()
                 self._store.put_endpoint(joined)
@@ -363,7 +361,7 @@ class BridgeDriver:
             return _join_info(joined, network)
 
     def _attach_where_room_is(
-        self, endpoint: Endpoint, network: Network, undo: Rollback, *, hairpin: bool
+        self, endpoint: Endpoint, network: Network, undo: Rollback
     ) -> Endpoint:
         """Make the veth pair on the network's first bridge that has room; return the endpoint.
 
@@ -377,7 +375,7 @@ class BridgeDriver:
                 self._rules.add_part(network, number, undo)
             placed = endpoint.on_bridge(number)
             try:
-                self._attach(placed, network, veth_of(placed, network, hairpin=hairpin))
+                self._attach(placed, network, veth_of(placed, network))
             except BridgeFull as error:
                 log.info("endpoint %s goes on the next bridge: %s", short(endpoint.id), error)
                 continue

@@ -796,9 +796,14 @@ def connections_of(endpoint: Endpoint, network: Network) -> int | None:
     return network.options.connections if own is None else own
 
 
-def veth_of(endpoint: Endpoint, network: Network, *, hairpin: bool = False) -> Veth:
-    """Return the veth pair that joins the endpoint to the network's bridge."""
-    number = endpoint.attachment.bridge if endpoint.attachment else 0
+def veth_of(endpoint: Endpoint, network: Network) -> Veth:
+    """Return the veth pair that joins the endpoint to the network's bridge.
+
+    With hairpin as soon as its container publishes ports: they may be programmed later, or by
+    another of its endpoints for now.
+    """
+    attachment = endpoint.attachment
+    number = attachment.bridge if attachment else 0
     bridge = network.part(number) if number else network.bridge
     return Veth(
         host_end=host_end_name(endpoint.id),
@@ -807,7 +812,7 @@ def veth_of(endpoint: Endpoint, network: Network, *, hairpin: bool = False) -> V
         bridge=bridge.name,
         mac=endpoint.mac,
         mtu=network.options.mtu,
-        hairpin=hairpin,
+        hairpin=bool(endpoint.bindings or (attachment and attachment.wants_ports)),
         bridge_alias=bridge.required_alias,
     )
 

@@ -355,11 +355,7 @@ class Restorer:
         return self._kernel.ensure_port(self._veth(endpoint, intent))
 
     def _veth(self, endpoint: Endpoint, intent: Intent) -> Veth:
-        network = intent.networks[endpoint.network_id]
-        # As its join made it: its ports may be yet to come, or be another way out's for now.
-        attachment = endpoint.attachment
-        has_ports = bool(endpoint.bindings or (attachment and attachment.wants_ports))
-        return veth_of(endpoint, network, hairpin=has_ports)
+        return veth_of(endpoint, intent.networks[endpoint.network_id])
 
     def _raise_rules(self, intent: Intent) -> None:
         self._rules.raise_for(intent.networks.values(), intent.endpoints)

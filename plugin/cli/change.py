@@ -29,8 +29,8 @@ def change(
 
     Kernel parameters are written into every running container that has them from the network;
     what a container set itself stays. The other options that can be changed are those that
-    docs/options.md marks so: MTU, enable_icc, enable_ip_masquerade, trusted_host_interfaces,
-    pynet.sysctl.inherit. All of it is done, or none.
+    docs/options.md marks so, such as MTU, enable_icc, enable_ip_masquerade, pynet.guard,
+    pynet.sysctl.inherit and pynet.sysctl.priority. All of it is done, or none.
 
     Connections that exist keep what they were opened with. `docker network inspect` goes on
     showing what the network was made with; `pynet inspect` shows what it is.

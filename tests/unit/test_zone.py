@@ -53,6 +53,17 @@ def test_a_bridge_that_leads_out_of_the_host_stays_where_its_operator_has_it(
     assert kernel.zone == {ONE.bridge_name}
 
 
+def test_a_bridge_of_the_operators_that_leads_nowhere_is_let_be(
+    driver: BridgeDriver, kernel: FakeKernel
+) -> None:
+    kernel.add_foreign("br0")
+    driver.create_network(ONE)
+    driver.create_network(network(2, bridge_name="br0"))
+    assert kernel.zone == {ONE.bridge_name, "br0"}
+    driver.restore()
+    assert kernel.zone == {ONE.bridge_name, "br0"}
+
+
 def test_a_network_that_firewalld_keeps_waiting_is_made(
     driver: BridgeDriver, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
 ) -> None:
