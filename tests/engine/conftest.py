@@ -7,6 +7,7 @@ marked `managed` runs with the managed plugin as well (see `pytest_generate_test
 from __future__ import annotations
 
 import os
+import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from driver.heal import REPAIRS
 from tests.engine import plugin_image
 from tests.engine.driver import DriverProcess
 from tests.engine.engine import Engine
@@ -21,6 +23,8 @@ from tests.engine.managed import ManagedPlugin
 from tests.engine.remains import await_nothing_left
 from tests.engine.rootfs import SUITES
 from tests.engine.soak import is_in_full
+from tests.engine.steps import revive_driver
+from tests.engine.unixhttp import request
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -91,6 +95,8 @@ def settle(engine: Engine, *, driver: bool) -> None:
     if engine.driver and engine.driver.running and (engine.driver.env or engine.driver.wrapper):
         engine.driver.terminate()
     start(engine, driver=driver)
+    if driver and has_repaired(engine):
+        revive_driver(engine)
 
 
 def start(engine: Engine, *, driver: bool) -> None:
@@ -101,6 +107,17 @@ def start(engine: Engine, *, driver: bool) -> None:
         engine.start_driver()
     if not engine.dockerd_running:
         engine.start_dockerd()
+
+
+def has_repaired(engine: Engine) -> bool:
+    """Tell whether the driver has put so much back that the next repair may be a contested one.
+
+    It remembers that for a minute, and health tells it, which the next test would find.
+    """
+    assert engine.driver is not None
+    metrics = request(engine.driver.socket, "GET", "/metrics")[1].decode()
+    counts = re.findall(r"^pynet_repairs_total\{.*\} (\d+)", metrics, re.MULTILINE)
+    return sum(map(int, counts)) >= REPAIRS
 
 
 def clean(engine: Engine, *, driver: bool) -> None:
