@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from driver.filters import Hook, Interface, describe_packet
-from driver.firewall import LOOPBACK_PAIR
 from driver.model import short
 from driver.reality import find_uplinks
 
@@ -50,7 +49,6 @@ def find_entrances(links: Mapping[str, Link]) -> frozenset[str]:
     a port that is no container's.
     """
     uplinks = find_uplinks(links)
-    own = {"lo", LOOPBACK_PAIR.out_end, LOOPBACK_PAIR.in_end}
     return frozenset(
         name
         for name, link in links.items()
@@ -58,7 +56,7 @@ def find_entrances(links: Mapping[str, Link]) -> frozenset[str]:
         and link.bridge is None
         and not link.is_ours
         and link.kind not in HARMLESS_KINDS
-        and name not in own
+        and name != "lo"
         and (link.kind != "bridge" or name in uplinks)
     )
 

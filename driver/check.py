@@ -45,7 +45,6 @@ class Kind(StrEnum):
     RULES = "rules"
     UPLINK = "uplink"  # a bridge of others that came or went, or turned out to be Docker's
     ACCEPT = "forward accept"
-    LOOPBACK = "loopback pair"
     RESERVATION = "reservation"
     RELAY = "relay"
     PARAMETER = "parameter"

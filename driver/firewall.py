@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from driver.model import (
     GatewayMode,
     Guard,
-    LoopbackPair,
     connections_of,
     derive_link_local,
     guard_of,
@@ -42,24 +41,11 @@ ACCEPTED_MARK = 0x20000000
 FORWARD_PRIORITY = -10  # of the chain that sets it, which is nft's "filter - 10"
 # Translated to another container of the same bridge: passes between closed ports.
 TRANSLATED_MARK = 0x40000000
-# From the host's ::1 to a published port: takes the way through the loopback pair.
-LOOPBACK_MARK = 0x08000000
 # From a port with `pynet.guard=network`, and not from an address of the endpoint's own: on its way
 # to where the host looks at its source. An address family's own hook does not see the port.
 CHECKED_MARK = 0x10000000
 # The same with `pynet.guard=off`: any source but the host's own, and loopback addresses.
 UNGUARDED_MARK = 0x04000000
-
-# The host reaches published ports by ::1 over a veth pair of its own, both ends in the host: the
-# kernel takes a reply to ::1 only from an interface that has ::1 as a local address, and behind
-# br_netfilter a bridge hands it over too early (ip6_rcv_core()). RFC 9780 gives the address.
-LOOPBACK_PAIR = LoopbackPair(
-    out_end="pnlo-out",
-    in_end="pnlo-in",
-    source=IPv6Address("100:0:0:1::8"),
-    mark=LOOPBACK_MARK,
-    table=7064,
-)
 
 # Why a packet is dropped, by the table that does it. Each has a counter, and a set of the
 # interfaces by which such packets came during the last day.
@@ -70,7 +56,6 @@ REASONS = {
         "subnet": "a container's source address, from where no container of its network is",
         "own": "a source address of the host itself",
         "loopback": "a loopback address",
-        "pair": "the address of the way from ::1 to published ports",
         "internal": "into or out of an internal network",
         "connections": "more connections than pynet.limit.connections",
         "untranslated": "would leave with a container's own address",
@@ -200,10 +185,6 @@ table {TABLE} {{
 		typeof meta l4proto . th dport : ip6 daddr . th dport
 		comment "ports published on all addresses of the host"
 	}}
-	set loopback6 {{
-		typeof meta l4proto . th dport
-		comment "ports that the host reaches by ::1"
-	}}
 	set relayed4 {{
 		typeof meta l4proto . th dport
 		comment "ports at which the relay serves what cannot be translated"
@@ -233,21 +214,15 @@ table {TABLE} {{
 	map arrivals {{
 		typeof iifname : verdict
 		comment "where a packet is looked at that arrives by an interface of pynet"
-		elements = {{ "lo" comment "the host itself" : accept, \
-"{LOOPBACK_PAIR.in_end}" comment "from ::1" : goto from_pair, \
-"{LOOPBACK_PAIR.out_end}" comment "back to ::1" : goto to_loopback }}
+		elements = {{ "lo" comment "the host itself" : accept }}
 	}}
 	map leaving {{
 		typeof iifname : verdict
 		comment "who decides on a packet that comes from a bridge"
-		elements = {{ "{LOOPBACK_PAIR.in_end}" comment "from ::1" : goto from_loopback, \
-"{LOOPBACK_PAIR.out_end}" comment "back to ::1 and no further" : drop }}
 	}}
 	map entering {{
 		typeof oifname : verdict
 		comment "who decides on a packet that goes to a bridge from elsewhere"
-		elements = {{ "{LOOPBACK_PAIR.in_end}" comment "answers to ::1 are from a bridge" : drop, \
-"{LOOPBACK_PAIR.out_end}" comment "only what the host sends to ::1" : drop }}
 	}}
 
 	chain guard {{
@@ -256,8 +231,6 @@ table {TABLE} {{
 		iifname vmap @arrivals
 		ip saddr @subnets4 goto drop_subnet
 		ip6 saddr @subnets6 goto drop_subnet
-		ip6 saddr {LOOPBACK_PAIR.source} goto drop_pair
-		ip6 daddr {LOOPBACK_PAIR.source} goto drop_pair
 	}}
 	chain from_bridge {{
 		meta pkttype host ip6 saddr != fe80::/10 fib saddr type local goto drop_own
@@ -271,8 +244,6 @@ table {TABLE} {{
 		ip daddr 127.0.0.0/8 goto drop_loopback
 		ip saddr 127.0.0.0/8 goto drop_loopback
 		ip6 daddr ::1 goto drop_loopback
-		ip6 daddr {LOOPBACK_PAIR.source} goto drop_pair
-		ip6 saddr {LOOPBACK_PAIR.source} goto drop_pair
 		goto check_source
 	}}
 	chain check_source {{
@@ -297,12 +268,6 @@ table {TABLE} {{
 mld-listener-report, mld-listener-done, mld2-listener-report }} goto permitted
 		goto drop_source
 	}}
-	chain from_pair {{
-		meta mark set 0 ct original zone set {LOOPBACK_PAIR.table}
-	}}
-	chain to_loopback {{
-		meta mark set meta mark | {LOOPBACK_MARK:#x}
-	}}
 	chain count_connections {{
 		type filter hook prerouting priority mangle; policy accept;
 		ct state new ip saddr @connections4 goto drop_connections
@@ -311,17 +276,11 @@ mld-listener-report, mld-listener-done, mld2-listener-report }} goto permitted
 	chain prerouting {{
 		type nat hook prerouting priority dstnat - 5; policy accept;
 		ip daddr 127.0.0.0/8 return
-		ip6 daddr ::1 return
 		goto translate
 	}}
 	chain mark_translated {{
 		type filter hook prerouting priority dstnat + 5; policy accept;
 		ct status dnat iifname @bridges meta mark set meta mark | {TRANSLATED_MARK:#x}
-	}}
-	chain route_loopback {{
-		type route hook output priority mangle; policy accept;
-		ip6 daddr ::1 meta l4proto . th dport @loopback6 \
-meta mark set meta mark | {LOOPBACK_MARK:#x}
 	}}
 	chain output {{
 		type nat hook output priority -105; policy accept;
@@ -329,6 +288,7 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 	}}
 	chain translate {{
 		ip6 saddr fe80::/10 return
+		ip6 daddr ::1 return
 		dnat ip to ip daddr . meta l4proto . th dport map @published4
 		dnat ip6 to ip6 daddr . meta l4proto . th dport map @published6
 		meta nfproto ipv4 fib daddr type local dnat ip to meta l4proto . th dport map @everywhere4
@@ -341,9 +301,7 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 	}}
 	chain postrouting {{
 		type nat hook postrouting priority srcnat - 5; policy accept;
-		oifname "{LOOPBACK_PAIR.out_end}" snat ip6 to {LOOPBACK_PAIR.source}
 		oifname @bridges ip saddr 127.0.0.0/8 masquerade
-		oifname @bridges ip6 saddr {LOOPBACK_PAIR.source} masquerade
 		ip saddr . oifname @home4 goto hairpin
 		ip6 saddr . oifname @home6 goto hairpin
 		snat ip to ip saddr map @source4
@@ -368,7 +326,6 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 		ip6 saddr fe80::/10 drop
 		oifname @bridges ct status dnat goto accepted
 		oifname @bridges goto inbound
-		oifname {{ "{LOOPBACK_PAIR.in_end}", "{LOOPBACK_PAIR.out_end}" }} drop
 		meta oifkind "bridge" oifname != @uplinks goto dockers
 		ct state invalid,untracked goto untranslated
 		ct status confirmed ct status ! snat,dnat goto untranslated
@@ -396,10 +353,6 @@ meta mark set meta mark | {LOOPBACK_MARK:#x}
 		ct state established,related goto accepted
 		ct status dnat goto accepted
 		goto inbound
-	}}
-	chain from_loopback {{
-		oifname @bridges goto accepted
-		drop
 	}}
 	chain inbound {{
 		oifname . meta nfproto @unprotected goto accepted
@@ -720,8 +673,8 @@ def _binding_elements(bindings: Iterable[PortBinding]) -> Iterator[_Element]:
         protocol = str(binding.protocol)
         target = f"{binding.container_ip} . {binding.container_port}"
         opening = f"{binding.container_ip} . {protocol} . {binding.container_port}"
-        is_elsewhere = binding.host is not None and not binding.is_translated
-        if opening not in opened and not is_elsewhere:  # a port can be published more than once
+        is_other_family = binding.host is not None and binding.host.ip.version != version
+        if opening not in opened and not is_other_family:  # it can be published more than once
             opened.add(opening)
             yield f"{TABLE} open{version}", opening, ""
         if binding.host is None:
@@ -729,18 +682,12 @@ def _binding_elements(bindings: Iterable[PortBinding]) -> Iterator[_Element]:
         place = f"{protocol} . {binding.host.port}"
         if binding.is_relayed:
             yield f"{TABLE} relayed{binding.host.ip.version}", place, ""
-        if is_elsewhere:
+        if not binding.is_translated:
             continue
         if binding.host.ip.is_unspecified:
             yield f"{TABLE} everywhere{version}", place, target
         else:
             yield f"{TABLE} published{version}", f"{binding.host.ip} . {place}", target
-        if _is_on_loopback6(binding.host.ip):
-            yield f"{TABLE} loopback6", place, ""
-
-
-def _is_on_loopback6(ip: IPAddress) -> bool:
-    return isinstance(ip, IPv6Address) and (ip.is_unspecified or ip.is_loopback)
 
 
 def _network_comment(network: Network) -> str:

@@ -280,21 +280,27 @@ class PortBinding:
 
     @property
     def is_translated(self) -> bool:
-        """Whether the kernel leads what comes to the host's port to the container's."""
-        return self.host is not None and self.host.ip.version == self.container_ip.version
+        """Whether the kernel leads what comes to the host's port to the container's.
+
+        Not from the host's ::1: the kernel takes a reply to that only from an interface that has
+        ::1 as a local address (rt6_need_strict()), and IPv6 has no route_localnet.
+        """
+        if self.host is None or self.host.ip.version != self.container_ip.version:
+            return False
+        return self.host.ip.version == 4 or not self.host.ip.is_loopback  # noqa: PLR2004
 
     @property
     def is_relayed(self) -> bool:
         """Whether something that comes to the host's port only a relay can lead there.
 
         The kernel translates between addresses of one family, forwards nothing that has a
-        link-local source, and takes broadcast and multicast for the host's own.
+        link-local source or comes from ::1, and takes broadcast and multicast for the host's own.
         """
         if self.host is None or self.protocol is Protocol.SCTP:
             return False
         if self.host.ip.version == 4:  # noqa: PLR2004
             return self.protocol is Protocol.UDP and self.host.ip.is_unspecified
-        return not (self.is_translated and self.host.ip.is_loopback)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,20 +420,6 @@ class Veth:
     mtu: int
     hairpin: bool = False
     bridge_alias: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LoopbackPair:
-    """A veth pair with both ends in the host, through which ::1 reaches published ports.
-
-    What carries `mark` leaves by `out_end`, is given `source` and comes in again by `in_end`.
-    """
-
-    out_end: str
-    in_end: str
-    source: IPv6Address
-    mark: int
-    table: int
 
 
 @dataclass(frozen=True, slots=True)

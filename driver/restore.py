@@ -121,6 +121,7 @@ class Restorer:
                     self._sandboxes.look_at_defaults,
                     *(self._ensure_bridge(each) for each in intent.networks.values()),
                     partial(self._raise_rules, intent),
+                    self._kernel.delete_loopback_pair,
                     partial(self._kernel.forget_flows, bindings),
                     lambda: links.update(self._kernel.observe_links()),
                     partial(self._sweep, intent, links),
@@ -210,7 +211,6 @@ class Restorer:
             *find_leftovers(networks, intent.endpoints, links),
             *_looked(Kind.RULES, "nftables", self._compare_tables, intent, links),
             *_looked(Kind.ACCEPT, "FORWARD", self._compare_accept, intent),
-            *_looked(Kind.LOOPBACK, firewall.LOOPBACK_PAIR.out_end, self._compare_pair, intent),
             *compare_reservations(intent.endpoints, self._kernel.list_reserved()),
             *compare_relays(intent.endpoints, intent.networks, self._kernel.list_relayed()),
             *_looked(Kind.FILTER, "nftables", self._compare_passage, intent, bridges),
@@ -244,13 +244,6 @@ class Restorer:
             )
         if not networks and self._kernel.has_forward_accept(firewall.ACCEPTED_MARK):
             yield Difference(Kind.ACCEPT, "FORWARD", "pynet's rule is left over")
-
-    def _compare_pair(self, intent: Intent) -> Iterator[Difference]:
-        networks = intent.networks.values()
-        if any(network.publishes(6) for network in networks) and not self._kernel.has_loopback_pair(
-            firewall.LOOPBACK_PAIR
-        ):
-            yield Difference(Kind.LOOPBACK, firewall.LOOPBACK_PAIR.out_end, "is not complete")
 
     def _find_equal_macs(self, intent: Intent) -> tuple[Difference, ...]:
         inside = self._kernel.read_macs(
@@ -311,7 +304,7 @@ class Restorer:
                 yield from (partial(self._drop_endpoint, each) for each in dead)
             case Kind.LEFTOVER:
                 yield partial(self._kernel.delete_links, subjects)
-            case Kind.RULES | Kind.ACCEPT | Kind.LOOPBACK | Kind.FORWARDING | Kind.UPLINK:
+            case Kind.RULES | Kind.ACCEPT | Kind.FORWARDING | Kind.UPLINK:
                 yield self._rule_remedy(kind, intent)
             case Kind.RESERVATION | Kind.RELAY:
                 yield from (

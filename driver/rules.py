@@ -46,7 +46,6 @@ class Rules:
             self.raise_for([network], [])
             return
         self._ensure_forwarding([network])
-        self._ensure_loopback([network], undo)
         links = self._kernel.observe_links()
         uplinks = firewall.render_uplinks(find_uplinks(links))
         self._kernel.apply_rules(uplinks + firewall.render_network(network))
@@ -111,7 +110,6 @@ class Rules:
         attempt_all(
             [
                 partial(self._ensure_forwarding, [each for each in networks if each.id in joined]),
-                partial(self._ensure_loopback, networks, Rollback()),
                 partial(self._render, networks, endpoints, links),
                 partial(self._set_zone, networks, links),
                 self.accept,
@@ -161,7 +159,6 @@ class Rules:
             [
                 partial(self._kernel.delete_forward_accept, firewall.ACCEPTED_MARK),
                 partial(self._kernel.apply_rules, firewall.render_no_ruleset()),
-                partial(self._kernel.delete_loopback_pair, firewall.LOOPBACK_PAIR),
                 partial(self._kernel.set_zone, ()),
             ]
         )
@@ -191,10 +188,3 @@ class Rules:
             for version in (4, 6)
             if any(network.forwards(version) for network in networks)
         )
-
-    def _ensure_loopback(self, networks: Iterable[Network], undo: Rollback) -> None:
-        """Make the way on which the host's ::1 reaches ports, if any of these networks needs it."""
-        if not any(network.publishes(6) for network in networks):
-            return
-        if self._kernel.ensure_loopback_pair(firewall.LOOPBACK_PAIR):
-            undo.push(self._kernel.delete_loopback_pair, firewall.LOOPBACK_PAIR)

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
         DirectInterface,
         IPAddress,
         IPInterface,
-        LoopbackPair,
         PortBinding,
         Relay,
         SandboxKey,
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 
 ALIAS_LENGTH = 255  # IFALIASZ less the closing NUL, include/linux/if.h
 IPV6 = 6
-LOOPBACK_ALIAS = "pynet: from the host's ::1"
 PRISTINE = {
     "net.core.somaxconn": "4096",
     "net.ipv4.conf.lo.rp_filter": "0",
@@ -332,22 +330,8 @@ class FakeKernel:
             self.forwarding.add(version)
             self.forward_policies[version] = "DROP"
 
-    def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
-        for end in (pair.out_end, pair.in_end):
-            if end in self.links and self.links[end].alias != LOOPBACK_ALIAS:
-                raise Conflict(f"create {end}: somebody else has an interface of that name")
-        is_new = pair.out_end not in self.links
-        for end, peer in ((pair.out_end, pair.in_end), (pair.in_end, pair.out_end)):
-            self.links[end] = Link("veth", LOOPBACK_ALIAS, peer=peer)
-        return is_new
-
-    def has_loopback_pair(self, pair: LoopbackPair) -> bool:
-        return pair.out_end in self.links
-
-    def delete_loopback_pair(self, pair: LoopbackPair) -> None:
-        link = self.links.get(pair.out_end)
-        if link is not None and link.alias == LOOPBACK_ALIAS:
-            self._delete(pair.out_end)
+    def delete_loopback_pair(self) -> None:
+        pass  # no earlier version was here
 
     def ephemeral_ports(self) -> range:
         return range(32768, 32868)

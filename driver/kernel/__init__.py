@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         HostPort,
         IPAddress,
         IPInterface,
-        LoopbackPair,
         PortBinding,
         Relay,
         SandboxKey,
@@ -116,14 +115,8 @@ class Kernel(Protocol):
         forwards and accepts everything is an open router. Unless the operator will not have it.
         """
 
-    def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
-        """Make the way on which the host's ::1 reaches published ports; tell whether it is new."""
-
-    def has_loopback_pair(self, pair: LoopbackPair) -> bool:
-        """Tell whether all of it is there."""
-
-    def delete_loopback_pair(self, pair: LoopbackPair) -> None:
-        """Remove it; absence is success."""
+    def delete_loopback_pair(self) -> None:
+        """Remove the interfaces by which earlier versions led ::1 to ports; absence is success."""
 
     def ephemeral_ports(self) -> range:
         """Return the host ports to choose from when nobody chose."""

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
         HostPort,
         IPAddress,
         IPInterface,
-        LoopbackPair,
         PortBinding,
         Relay,
         Sysctl,
@@ -259,17 +258,9 @@ class LinuxKernel:
         else:
             forward.set_forward_policy(self._netfilter, version, policy or "ACCEPT")
 
-    def ensure_loopback_pair(self, pair: LoopbackPair) -> bool:
+    def delete_loopback_pair(self) -> None:
         """See `Kernel`."""
-        return loopback.ensure_loopback_pair(pair)
-
-    def has_loopback_pair(self, pair: LoopbackPair) -> bool:
-        """See `Kernel`."""
-        return loopback.has_loopback_pair(pair)
-
-    def delete_loopback_pair(self, pair: LoopbackPair) -> None:
-        """See `Kernel`."""
-        loopback.delete_loopback_pair(pair)
+        loopback.delete_loopback_pair()
 
     def ephemeral_ports(self) -> range:
         """See `Kernel`."""

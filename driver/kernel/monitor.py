@@ -39,10 +39,10 @@ RETRY_SECONDS = 0.1  # after a failure
 BUFFER_BYTES = 4 * 1024 * 1024  # a flushed ruleset of 5,000 elements is some 1 MB of messages
 
 # include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_DELADDR, _RTM_DELROUTE, _RTM_DELRULE = 16, 17, 21, 25, 33
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_DELADDR, _RTM_DELROUTE = 16, 17, 21, 25
 _RTM_NEWNETCONF = 80
-# RTNLGRP_LINK, …_IPV4_IFADDR, …_IPV4_ROUTE, …_IPV6_IFADDR, …_IPV6_ROUTE, …_IPV6_RULE, …_NETCONF
-_GROUPS = (1, 5, 7, 9, 11, 19, 24, 25)
+# RTNLGRP_LINK, …_IPV4_IFADDR, …_IPV4_ROUTE, …_IPV6_IFADDR, …_IPV6_ROUTE, …_NETCONF
+_GROUPS = (1, 5, 7, 9, 11, 24, 25)
 _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_IFALIAS = 3, 10, 18, 20
 _IFLA_INFO_KIND = 1
 _IFA_ADDRESS = 1
@@ -207,11 +207,9 @@ def is_link_damage(
     another port, but for containers' beyond the first of a kind, for what may be reached by it
     changes with that (`driver.reality.find_uplinks`). A bridge of others that is new. A host end:
     gone, down or off its bridge. Any other link but a veth that goes: it may have had the name of a
-    bridge. A rule for IPv6 routes: the loopback pair has one. A route by one of our bridges or by
-    that pair that goes. Forwarding that is turned on or off, of all interfaces or of a bridge.
+    bridge. A route by one of our bridges that goes. Forwarding that is turned on or off, of all
+    interfaces or of a bridge.
     """
-    if kind == _RTM_DELRULE:
-        return True
     if kind == _RTM_DELROUTE:
         return _is_lost_route(payload)
     if kind == _RTM_NEWNETCONF:
@@ -243,7 +241,7 @@ def _is_broken(
     kind = parse_text(info.get(_IFLA_INFO_KIND, b""))
     if is_gone and kind != "veth":
         return True  # it may have had the name of one of our bridges, and kept that from coming
-    return is_off and (kind == "bridge" or name.startswith(("pnlo", "pnu", "pnd", "pn-")))
+    return is_off and (kind == "bridge" or name.startswith(("pnu", "pnd", "pn-")))
 
 
 def _is_new_port(payload: bytes, bridges: Bridges) -> bool:

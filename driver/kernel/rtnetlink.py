@@ -11,7 +11,7 @@ import errno
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING
 
 from driver.kernel.netlink import (
@@ -32,11 +32,10 @@ from driver.kernel.netlink import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from driver.model import IPAddress, IPInterface, LoopbackPair, MacAddress
+    from driver.model import IPAddress, IPInterface, MacAddress
 
 LINK_CHANGES = 1  # RTMGRP_LINK
 IFF_UP, IFF_NOARP, IFF_LOWER_UP = 1, 1 << 7, 1 << 16
-MAIN_TABLE, LOCAL_TABLE = 254, 255
 
 # What a bridge may learn: ten times a thousand endpoints (driver.model.PARTS), and room for others'
 # interfaces. One container that makes addresses up has the table full in a second otherwise.
@@ -44,14 +43,12 @@ MAX_LEARNED = 16384
 
 _LINK_HEAD = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS_HEAD = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefix length, flags, scope, index
-_NEIGHBOUR_HEAD = struct.Struct("=B3xiHBB")  # ndmsg: family, index, state, flags, type
 _ROUTE_HEAD = struct.Struct("=8BI")  # rtmsg: family, lengths, tos, table, protocol, scope, type
 _RULE_HEAD = struct.Struct("=8BI")  # fib_rule_hdr: family, lengths, tos, table, 0, 0, action
 
 _NEW_LINK, _DELETE_LINK, _GET_LINK = 16, 17, 18  # RTM_…LINK
 _NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22  # RTM_…ADDR
-_NEW_ROUTE, _GET_ROUTE, _NEW_NEIGHBOUR = 24, 26, 28
-_NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34
+_GET_ROUTE, _DELETE_RULE = 26, 33  # RTM_…
 
 # IFLA_…
 _MAC, _NAME, _MTU, _OTHER_END, _MASTER, _INFO = 1, 3, 4, 5, 10, 18
@@ -71,15 +68,12 @@ _ADDRESS, _LOCAL, _BROADCAST, _ADDRESS_FLAGS = 1, 2, 4, 8
 _NO_DAD = 0x02  # IFA_F_NODAD
 _LAST_WITH_BROADCAST = 30  # the longest prefix whose network has a broadcast address
 
-# NDA_…, RTA_…, FRA_…
-_NEIGHBOUR_ADDRESS, _NEIGHBOUR_MAC = 1, 2
-_DESTINATION, _OUT_INDEX, _GATEWAY, _PRIORITY, _TABLE = 1, 4, 5, 6, 15
+# RTA_…, FRA_…
+_DESTINATION, _OUT_INDEX = 1, 4
 _RULE_PRIORITY, _RULE_MARK, _RULE_TABLE, _RULE_MASK = 6, 10, 15, 16
-_PERMANENT = 0x80  # NUD_PERMANENT
-_TABLE_UNSPEC, _STATIC, _UNIVERSE = 0, 4, 0  # RT_TABLE_, RTPROT_, RT_SCOPE_
 # Without a route, or with one that says so (prohibit, blackhole, unreachable).
 _NO_WAY = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL})
-_UNICAST, _LOCAL_ROUTE, _TO_TABLE = 1, 2, 1  # RTN_UNICAST, RTN_LOCAL, FR_ACT_TO_TBL
+_TO_TABLE = 1  # FR_ACT_TO_TBL
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,59 +267,6 @@ class Rtnetlink(Connection):
                 found.setdefault(index, set()).add(_parse_address(answer))
         return {index: frozenset(addresses) for index, addresses in found.items()}
 
-    # -- the loopback pair's neighbours, routes and rule, all of IPv6
-
-    def add_neighbour(self, index: int, address: IPv6Address, mac: MacAddress) -> None:
-        """Write down where a neighbour is."""
-        head = _NEIGHBOUR_HEAD.pack(socket.AF_INET6, index, _PERMANENT, 0, 0)
-        where = encode_attribute(_NEIGHBOUR_ADDRESS, address.packed)
-        where += encode_attribute(_NEIGHBOUR_MAC, _packed(mac))
-        self.change(_NEW_NEIGHBOUR, head + where, CREATE | EXCLUSIVE)
-
-    def add_route(  # noqa: PLR0913 - what a route is
-        self,
-        index: int,
-        destination: IPv6Address | None,
-        *,
-        gateway: IPv6Address | None = None,
-        table: int = MAIN_TABLE,
-        priority: int | None = None,
-        is_local: bool = False,
-    ) -> None:
-        """Add a route out of an interface to one address, or to all for None."""
-        length = 0 if destination is None else destination.max_prefixlen
-        kind = _LOCAL_ROUTE if is_local else _UNICAST
-        body = _ROUTE_HEAD.pack(
-            socket.AF_INET6, length, 0, 0, _TABLE_UNSPEC, _STATIC, _UNIVERSE, kind, 0
-        )
-        body += encode_number(_OUT_INDEX, index) + encode_number(_TABLE, table)
-        if destination is not None:
-            body += encode_attribute(_DESTINATION, destination.packed)
-        if gateway is not None:
-            body += encode_attribute(_GATEWAY, gateway.packed)
-        if priority is not None:
-            body += encode_number(_PRIORITY, priority)
-        self.change(_NEW_ROUTE, body, CREATE | EXCLUSIVE)
-
-    def has_route(
-        self, index: int, destination: IPv6Address | None, *, table: int = MAIN_TABLE
-    ) -> bool:
-        """Tell whether a table has a route out of an interface to one address, or to all for None.
-
-        The kernel lists those of the interface and the table alone.
-        """
-        head = _ROUTE_HEAD.pack(socket.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
-        only = encode_number(_OUT_INDEX, index) + encode_number(_TABLE, table)
-        try:
-            found = self.dump(_GET_ROUTE, head + only)
-        except NetlinkError as error:
-            if error.errno == errno.ENOENT:  # a table that never had a route
-                return False
-            raise
-        wanted = None if destination is None else destination.packed
-        routes = (parse_attributes(body, _ROUTE_HEAD.size) for body in found)
-        return any(route.get(_DESTINATION) == wanted for route in routes)
-
     def find_way(self, address: IPAddress) -> int | None:
         """Return the index of the interface by which the host sends to an address, None for none.
 
@@ -342,23 +283,17 @@ class Rtnetlink(Connection):
         found = parse_attributes(answer, _ROUTE_HEAD.size)
         return parse_number(found.get(_OUT_INDEX)) or None
 
-    def add_rule(self, pair: LoopbackPair, priority: int) -> None:
-        """Have what carries the pair's mark look into its table."""
-        self.change(_NEW_RULE, _rule(pair, priority), CREATE | EXCLUSIVE)
-
-    def delete_rule(self, pair: LoopbackPair, priority: int) -> None:
-        """Have it do so no more."""
-        self.change(_DELETE_RULE, _rule(pair, priority))
-
-    def has_rule(self, pair: LoopbackPair) -> bool:
-        """Tell whether there is a rule by which the mark leads to the table."""
-        head = _RULE_HEAD.pack(socket.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
-        rules = (parse_attributes(body, _RULE_HEAD.size) for body in self.dump(_GET_RULE, head))
-        return any(
-            parse_number(rule.get(_RULE_TABLE)) == pair.table
-            and parse_number(rule.get(_RULE_MARK)) == pair.mark
-            for rule in rules
-        )
+    def delete_mark_rule(self, priority: int, mark: int, table: int) -> None:
+        """Delete the rule for IPv6 by which what carries a mark looks into a table."""
+        head = _RULE_HEAD.pack(socket.AF_INET6, 0, 0, 0, 0, 0, 0, _TO_TABLE, 0)
+        of_pair = {
+            _RULE_PRIORITY: priority,
+            _RULE_MARK: mark,
+            _RULE_MASK: mark,
+            _RULE_TABLE: table,
+        }
+        body = b"".join(encode_number(kind, value) for kind, value in of_pair.items())
+        self.change(_DELETE_RULE, head + body)
 
 
 def _link(index: int, *, up: bool = False, is_port: bool = False) -> bytes:
@@ -474,17 +409,6 @@ def _parse_address(body: bytes) -> IPInterface:
 def _index_of(body: bytes) -> int:
     index: int = _ADDRESS_HEAD.unpack_from(body)[4]
     return index
-
-
-def _rule(pair: LoopbackPair, priority: int) -> bytes:
-    head = _RULE_HEAD.pack(socket.AF_INET6, 0, 0, 0, _TABLE_UNSPEC, 0, 0, _TO_TABLE, 0)
-    return (
-        head
-        + encode_number(_RULE_PRIORITY, priority)
-        + encode_number(_RULE_MARK, pair.mark)
-        + encode_number(_RULE_MASK, pair.mark)
-        + encode_number(_RULE_TABLE, pair.table)
-    )
 
 
 def _mac(mac: MacAddress) -> bytes:

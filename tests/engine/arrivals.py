@@ -133,8 +133,6 @@ def _host_refusal(world: World, rules: Rules, frame: Frame, arrival: Arrival) ->
     target = arrival.flow.target
     if is_loopback(target) or arrival.place is Place.LOOPBACK:
         return "the loopback of the host is its own"
-    if target == world.packed[6]["loopback pair"]:
-        return "the loopback pair is the host's own"
     if rules.guard is Guard.ADDRESS:
         return _address_refusal(world, frame)
     return None if _is_local(world, frame) else _source_refusal(world, frame)

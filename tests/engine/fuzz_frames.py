@@ -65,7 +65,6 @@ NOTABLE = {
     },
     6: {
         "::1": "::1",
-        "loopback pair": "100:0:0:1::8",
         "::": "::",
         "all nodes": "ff02::1",
         "all routers": "ff02::2",
@@ -81,7 +80,7 @@ SOURCES = {
     "own": 90, "near": 14, "nobody": 6, "gateway": 8, "far": 9, "far gateway": 4, "inner": 12,
     "dock": 6, "host": 8, "lan": 10, "own link": 8, "near link": 2, "gateway link": 2,
     "127.0.0.1": 8, "127.0.0.2": 4, "127.0.0.53": 2, "0.0.0.0": 3, "broadcast": 1, "all hosts": 2,
-    "link-local": 3, "internet": 3, "reserved": 1, "::1": 8, "loopback pair": 6, "::": 3,
+    "link-local": 3, "internet": 3, "reserved": 1, "::1": 8, "::": 3,
     "all nodes": 2, "mapped 127.0.0.1": 2, "site-local": 1, "random": 4,
 }  # fmt: skip
 TARGETS = {
@@ -89,7 +88,7 @@ TARGETS = {
     "inner gateway": 8, "dock": 8, "dock gateway": 6, "host": 26, "lan": 22, "near link": 5,
     "gateway link": 6, "127.0.0.1": 6, "127.0.0.2": 1, "127.0.0.53": 2, "0.0.0.0": 1,
     "broadcast": 4, "all hosts": 3, "mDNS": 2, "link-local": 2, "internet": 5, "reserved": 1,
-    "::1": 5, "loopback pair": 6, "::": 1, "all nodes": 4, "all routers": 3, "all servers": 2,
+    "::1": 5, "::": 1, "all nodes": 4, "all routers": 3, "all servers": 2,
     "this interface": 1, "mapped 127.0.0.1": 2, "site-local": 1, "random": 4,
 }  # fmt: skip
 MACS = {"own": 85, "near": 4, "bridge": 3, "far": 2, "broadcast": 1, "none": 1, "random": 5}

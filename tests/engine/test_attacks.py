@@ -6,7 +6,6 @@ not have been. A test makes many on one site, on hosts of all kinds, and names t
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 BRIDGE = "com.docker.network.bridge"
 PORT, PUBLISHED, OWN, FAR = 80, 8080, 8081, 8082
 SECRET, OPEN = 5300, 5301  # of programs on the host: on its loopback only, and on all addresses
-LOOPBACK_PAIR, LOOPBACK_SOURCE = ("pnlo-out", "pnlo-in"), "100:0:0:1::8"
 EXPERIMENTAL, MPLS, PPPOE = 0x88B5, 0x8847, 0x8864
 _ports = count(7000)
 
@@ -140,35 +138,6 @@ def loopback_source(
 def nobody_beside(port: Port) -> str:
     """Return an address of a container's network that nobody has."""
     return f"{port.addresses[4].rpartition('.')[0]}.77"
-
-
-def passages(engine: Engine) -> int:
-    """Return how many packets have gone from one end of the loopback pair to the other."""
-    links = json.loads(engine.run("ip", "-json", "-s", "link", "show").stdout)
-    pair = (link for link in links if link["ifname"] in LOOPBACK_PAIR)
-    return sum(link["stats64"]["rx"]["packets"] for link in pair)
-
-
-def round_the_loopback_pair(attack: Attack, sender: Port) -> bool:
-    """Have packets enter the loopback pair, which may hand them round until their hops are used up.
-
-    A few packets of the host's own are no success: twenty are sent.
-    """
-    before = passages(attack.engine)
-    packet = frames.udp(sender.addresses[6], new_port(), LOOPBACK_SOURCE, new_port(), hops=255)
-    sender.send(*[packet] * 20)
-    attack.settle(sender)
-    return passages(attack.engine) - before >= 20
-
-
-def from_the_loopback_pair(
-    attack: Attack, sender: Port, target: str, port: int, listener: Port | None = None
-) -> bool:
-    """Reach somebody with the source address of what comes out of the loopback pair."""
-    mark = new_mark()
-    sender.send(frames.udp(LOOPBACK_SOURCE, new_port(), target, port, mark))
-    heard = attack.settle(sender, listeners=[listener] if listener else [])
-    return was_heard(heard, listener.actor.name if listener else HOST, mark)
 
 
 # -- internal networks, and ports that are not published
@@ -293,13 +262,6 @@ def all_attacks(attack: Attack) -> Attacks:
     yield "127.0.0.2 to the LAN", partial(loopback_source, attack, evil, lan.addresses[4], 9, lan)
     to_far = partial(loopback_source, attack, evil, HOST_ADDRESS[4], FAR, far)
     yield "127.0.0.2 to a published port", to_far
-    for port in (evil, dock, lan):
-        name = port.actor.name
-        yield f"round the loopback pair from {name}", partial(round_the_loopback_pair, attack, port)
-        to_host = partial(from_the_loopback_pair, attack, port, port.gateways[6], OPEN)
-        yield f"{LOOPBACK_SOURCE} from {name} to the host", to_host
-        to_far = partial(from_the_loopback_pair, attack, port, far.addresses[6], PORT, far)
-        yield f"{LOOPBACK_SOURCE} from {name} to a container", to_far
     for version in (4, 6):
         for port in (evil, dock, lan):
             name = f"by {port.actor.name}, IPv{version}"
@@ -354,7 +316,6 @@ def test_the_same_attacks_on_dockers_bridge(attack28: Attack) -> None:
     with routing(engine), bridged_frames(engine, pass_iptables=True), rp_filter(engine, 0):
         worked = those_that_worked(all_attacks(attack28))
     assert set(worked) == {
-        *(f"{LOOPBACK_SOURCE} from {each} to the host" for each in ("evil", "dock", "lan")),
         *(
             f"into an internal network, reflected by {port.actor.name}, IPv{version} from {target}"
             for port in map(attack28.port, ("evil", "dock", LAN))
@@ -397,7 +358,6 @@ def attacks_of_mode(attack: Attack, mode: str, far: Port) -> Attacks:
     yield f"{mode}: 127.0.0.2 to the LAN", to_lan
     to_far = partial(loopback_source, attack, evil, HOST_ADDRESS[4], FAR, far)
     yield f"{mode}: 127.0.0.2 to a published port", to_far
-    yield f"{mode}: round the loopback pair", partial(round_the_loopback_pair, attack, evil)
     for version in (4, 6):
         if mode == "icc":
             own = partial(by_the_hosts_source, attack, evil, helper, version)

@@ -38,13 +38,12 @@ TO_PORTS = {*PROXIED, (4, ways.LAN_IN)}
 DROPPING = """table inet operator {
     chain forward { type filter hook forward priority filter; policy drop; }
 }"""
-# Docker's bridge has a proxy for them where its rules do not get through. The host's ::1 reaches a
-# container of pynet's by forwarding.
-BY_PROXY = {(v, name) for v in (4, 6) for name in (ways.NEAR_IN, ways.FAR_IN, ways.LOOPBACK_IN)}
+# Docker's bridge has a proxy for what containers send to a port of the host, where its rules do not
+# get through; pynet forwards that, which the operator has forbidden.
+BY_PROXY = {(v, name) for v in (4, 6) for name in (ways.NEAR_IN, ways.FAR_IN)}
 NOT_FORWARDED = {
     *((v, name) for v in (4, 6) for name in (ways.OUT, ways.LAN_IN, ways.NEIGHBOUR)),
-    *((v, name) for v in (4, 6) for name in (ways.NEAR_IN, ways.FAR_IN)),
-    (6, ways.LOOPBACK_IN),
+    *BY_PROXY,
 }
 APPENDED = "appended"
 # What operators and their tools write in the chain that is theirs, and what that closes.

@@ -283,6 +283,16 @@ def run(*command: str) -> str:
     return result.stdout
 
 
+def add_loopback_pair() -> None:
+    """Make what earlier versions of the driver made for the host's ::1, as they left it."""
+    out_mac, in_mac = "02:70:6e:6c:6f:00", "02:70:6e:6c:6f:01"
+    peer = ("peer", "name", "pnlo-in", "address", in_mac)
+    ip("link", "add", "pnlo-out", "address", out_mac, "type", "veth", *peer)
+    ip("link", "set", "pnlo-out", "alias", "pynet: from the host's ::1 to published ports")
+    words = ("priority", "7064", "fwmark", "0x8000000/0x8000000", "table", "7064")
+    ip("-6", "rule", "add", *words)
+
+
 def ip(*arguments: str, sandbox: SandboxKey | None = None) -> str:
     """Run ip, in a sandbox if one is given."""
     enter = () if sandbox is None else ("nsenter", f"--net={sandbox}")

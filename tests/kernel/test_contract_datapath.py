@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver import firewall
-from driver.errors import Conflict, DriverError, KernelError, NotFound
-from driver.firewall import LOOPBACK_PAIR
+from driver.errors import Conflict, KernelError, NotFound
 from driver.model import DirectInterface, PortInUse, SandboxKey, veth_of
 from driver.reality import find_uplinks
 from tests.kernel.host import parse
@@ -108,30 +107,6 @@ def test_policies_and_forwarding_are_told_by_family(host: Host) -> None:
     host.kernel.ensure_forwarding(6)
     seen = host.kernel.observe_host([])
     assert (seen.forward_policies, set(seen.forwards)) == ({4: "DROP", 6: "ACCEPT"}, {4, 6})
-
-
-def test_the_loopback_pair_comes_once_and_goes(host: Host) -> None:
-    assert host.kernel.ensure_loopback_pair(LOOPBACK_PAIR)
-    made = host.links()
-    assert made.keys() == {LOOPBACK_PAIR.out_end, LOOPBACK_PAIR.in_end}
-    assert all(each.up for each in made.values())
-    assert not host.kernel.ensure_loopback_pair(LOOPBACK_PAIR)
-    assert host.links() == made
-    observed = host.kernel.observe_links()
-    assert not observed[LOOPBACK_PAIR.out_end].is_ours, "no endpoint's, so no leftover"
-    for _ in range(2):
-        host.kernel.delete_loopback_pair(LOOPBACK_PAIR)
-        assert host.links() == {}
-
-
-@pytest.mark.parametrize("name", [LOOPBACK_PAIR.out_end, LOOPBACK_PAIR.in_end])
-def test_a_pair_whose_name_somebody_has_leaves_nothing(host: Host, name: str) -> None:
-    host.add_foreign(name, "vxlan")
-    before = host.links()
-    with pytest.raises(DriverError, match="pnlo"):
-        host.kernel.ensure_loopback_pair(LOOPBACK_PAIR)
-    host.kernel.delete_loopback_pair(LOOPBACK_PAIR)
-    assert host.links() == before
 
 
 def test_ports_to_choose_from_are_a_range(host: Host) -> None:

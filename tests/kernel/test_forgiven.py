@@ -12,12 +12,12 @@ import pytest
 
 from driver import firewall
 from driver.errors import KernelError
-from driver.kernel import elements, links, monitor, netlink
+from driver.kernel import elements, links, loopback, monitor, netlink
 from driver.kernel.linux import INTERFACE_TIMEOUT, LinuxKernel
 from driver.kernel.rtnetlink import Rtnetlink
 from driver.model import Endpoint, MacAddress, veth_of
 from tests.kernel import seams
-from tests.kernel.host import ip, run
+from tests.kernel.host import add_loopback_pair, ip, run
 from tests.samples import binding, endpoint_id, network, pool
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ MAC = MacAddress("02:42:0a:01:00:02")
 VETH, OTHER = (
     veth_of(Endpoint(endpoint_id(number), DUAL.id, None, None, MAC), DUAL) for number in (1, 2)
 )
-PAIR = firewall.LOOPBACK_PAIR
 PUBLISHED = [binding("0.0.0.0:53/udp", "10.1.0.2:53/udp")]
 FOREIGN = replace(network(1, bridge_name="br0", pools=DUAL.pools), shared=True).bridge
 SECONDS = 20  # in which what comes at once must have come, on however busy a machine
@@ -70,18 +69,8 @@ def a_bridge_of_somebodys(kernel: LinuxKernel) -> None:
     kernel.ensure_bridge(FOREIGN)
 
 
-def half_a_pair(kernel: LinuxKernel) -> None:
-    ip("link", "add", PAIR.out_end, "type", "veth", "peer", "name", PAIR.in_end)
-    ip("link", "set", PAIR.out_end, "group", str(links.HALF_MADE))
-
-
 def half_a_bridge(kernel: LinuxKernel) -> None:
     ip("link", "add", DUAL.bridge_name, "group", str(links.HALF_MADE), "type", "bridge")
-
-
-def make_and_delete_the_loopback_pair(kernel: LinuxKernel) -> None:
-    kernel.ensure_loopback_pair(PAIR)
-    kernel.delete_loopback_pair(PAIR)
 
 
 def make_and_delete_the_bridge(kernel: LinuxKernel) -> None:
@@ -123,21 +112,15 @@ REMOVALS = {
         lambda kernel: kernel.delete_bridge(FOREIGN, FOREIGN.addresses),
         ("address", str(FOREIGN.addresses[0])),
     ),
-    "the loopback pair": Removal(
-        lambda kernel: kernel.ensure_loopback_pair(PAIR),
-        lambda kernel: kernel.delete_loopback_pair(PAIR),
-        ("link", PAIR.out_end),
+    "what earlier versions made for loopback": Removal(
+        lambda _: add_loopback_pair(),
+        lambda kernel: kernel.delete_loopback_pair(),
+        ("link", loopback.NAME),
     ),
-    "the rule of the loopback pair": Removal(
-        lambda kernel: kernel.ensure_loopback_pair(PAIR),
-        lambda kernel: kernel.delete_loopback_pair(PAIR),
-        ("rule", str(PAIR.table)),
-    ),
-    "a half made loopback pair": Removal(
-        half_a_pair,
-        make_and_delete_the_loopback_pair,
-        ("link", PAIR.out_end),
-        f"{seams.ROUTE} delete_link",
+    "their rule for it": Removal(
+        lambda _: add_loopback_pair(),
+        lambda kernel: kernel.delete_loopback_pair(),
+        ("rule", str(loopback.TABLE)),
     ),
     "a half made bridge": Removal(
         half_a_bridge,
@@ -192,9 +175,9 @@ def test_what_goes_by_itself_at_any_step_of_its_removal_is_removed(
             removal.verb(real.kernel)
         if at < 0:  # nothing has gone: how many steps there are
             last = steps.index(removal.before) if removal.before else len(steps) - 1
-        left = real.links().keys() & {PAIR.out_end, *removal.goes}
+        left = real.links().keys() & {loopback.NAME, *removal.goes}
         assert left <= {FOREIGN.name} or at < 0
-        assert str(PAIR.table) not in ip("-6", "rule")
+        assert str(loopback.TABLE) not in ip("-6", "rule")
         assert not real.flows()
         for name in (DUAL.bridge_name, FOREIGN.name, VETH.host_end, OTHER.host_end):
             go("link", name)

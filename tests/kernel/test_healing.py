@@ -13,7 +13,6 @@ import pytest
 
 from driver.check import Kind
 from driver.errors import Conflict, KernelError
-from driver.firewall import LOOPBACK_PAIR
 from driver.heal import LONGEST_REST_SECONDS, REPAIRS
 from driver.health import Health
 from driver.kernel import monitor as monitoring
@@ -69,21 +68,6 @@ DAMAGES = {
     "all addresses removed": (Kind.BRIDGE, f"ip address flush dev {BRIDGE}"),
     "a host end off its bridge": (Kind.HOST_END, f"ip link set {HOST_END} nomaster"),
     "a host end down": (Kind.HOST_END, f"ip link set {HOST_END} down"),
-    "the loopback pair deleted": (Kind.LOOPBACK, f"ip link delete {LOOPBACK_PAIR.out_end}"),
-    "the loopback pair down": (Kind.LOOPBACK, f"ip link set {LOOPBACK_PAIR.out_end} down"),
-    "its way out deleted": (
-        Kind.LOOPBACK,
-        f"ip -6 route flush table {LOOPBACK_PAIR.table}",
-    ),
-    "its ::1 deleted": (
-        Kind.LOOPBACK,
-        f"ip -6 route delete local ::1 dev {LOOPBACK_PAIR.out_end} table local",
-    ),
-    "its way back deleted": (
-        Kind.LOOPBACK,
-        f"ip -6 route delete {LOOPBACK_PAIR.source} dev {LOOPBACK_PAIR.in_end}",
-    ),
-    "its rule deleted": (Kind.LOOPBACK, f"ip -6 rule delete table {LOOPBACK_PAIR.table}"),
 }
 UNNOTICED = {
     "a bridge's MTU changed": (Kind.BRIDGE, f"ip link set {BRIDGE} mtu 1300"),

@@ -24,7 +24,7 @@ from driver.kernel import iptables, sysctl
 from driver.kernel.netlink import NetlinkError
 from driver.model import Bridge, DirectInterface, MacAddress, SandboxKey, Veth
 from tests.kernel import seams
-from tests.kernel.host import descriptors, ip, run
+from tests.kernel.host import add_loopback_pair, descriptors, ip, run
 from tests.samples import KEEPALIVE, RP_FILTER, SOMAXCONN, binding, place
 from tests.samples import sysctl as parameter
 
@@ -58,7 +58,6 @@ OTHER = replace(VETH, host_end="pnhe2e2e2e2e2e2", sandbox_end="pnce2e2e2e2e2e2")
 ADDRESSES = ip_interface("10.1.0.2/24"), ip_interface("fd00:1::2/64")
 INSIDE = DirectInterface(None, "eth", ADDRESSES, announced=True)
 MARK = firewall.ACCEPTED_MARK
-PAIR = firewall.LOOPBACK_PAIR
 PLACES = [place(each) for each in ("0.0.0.0:8080", "[::]:8080", "127.0.0.1:5353/udp")]
 WRITES = {KEEPALIVE: "600", SOMAXCONN: "99"}
 OF_INTERFACE = [parameter(f"{RP_FILTER}=2"), parameter("net.ipv4.conf.IFNAME.arp_notify=1")]
@@ -91,13 +90,9 @@ def look(sandbox: SandboxKey | None) -> dict[str, Any]:
     """Return links, routing rules and parameters of a namespace."""
     enter = () if sandbox is None else ("nsenter", f"--net={sandbox}")
     links = json.loads(ip("-json", "-details", "addr", sandbox=sandbox))
-    routes = ""
-    if sandbox is None and any(link["ifname"] == PAIR.out_end for link in links):
-        routes = ip("-6", "route", "show", "table", str(PAIR.table), sandbox=sandbox)
     return {
         "links": {link["ifname"]: outline(link) for link in links},
         "rules": ip("-6", "rule", sandbox=sandbox),
-        "routes": routes.replace(" linkdown", ""),  # until the kernel has noticed the carrier
         "parameters": run(*enter, "sysctl", "-a", "--pattern", PATTERN),
     }
 
@@ -233,11 +228,10 @@ VERBS = (
     ),
     Verb("forward IPv4", lambda stage: stage.kernel.ensure_forwarding(4)),
     Verb("forward IPv6", lambda stage: stage.kernel.ensure_forwarding(6)),
-    Verb("make the loopback pair", lambda stage: stage.kernel.ensure_loopback_pair(PAIR)),
     Verb(
-        "delete the loopback pair",
-        lambda stage: stage.kernel.delete_loopback_pair(PAIR),
-        (lambda stage: stage.kernel.ensure_loopback_pair(PAIR),),
+        "remove what earlier versions made for loopback",
+        lambda stage: stage.kernel.delete_loopback_pair(),
+        (lambda _: add_loopback_pair(),),
         deletes=True,
     ),
     Verb("reserve ports", lambda stage: stage.kernel.reserve_ports(PLACES)),
@@ -261,11 +255,6 @@ VERBS = (
     ),
     Verb("look at links", lambda stage: stage.kernel.observe_links(), (has_bridge, has_pair)),
     Verb("look at the rule", lambda stage: stage.kernel.has_forward_accept(MARK)),
-    Verb(
-        "look at the loopback pair",
-        lambda stage: stage.kernel.has_loopback_pair(PAIR),
-        (lambda stage: stage.kernel.ensure_loopback_pair(PAIR),),
-    ),
 )
 
 ERRORS: dict[str, Callable[[], Exception]] = {

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.bridge import BridgeDriver
-from driver.firewall import ACCEPTED_MARK, LOOPBACK_PAIR
+from driver.firewall import ACCEPTED_MARK
 from tests.kernel.container import reaches, serving, start
-from tests.kernel.host import ip
-from tests.kernel.test_published import DUAL, dual_endpoint, host_reaches, publish
+from tests.kernel.test_published import DUAL, host_reaches, publish
 from tests.samples import endpoint_id, network, network_id, new_endpoint, ports
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ def test_a_network_with_ipv6_works_by_ipv4_and_among_its_containers(
         assert host_reaches(4, "127.0.0.1")
     with serving(server, 6):
         assert host_reaches(6, "fd00:1::1")
-        assert host_reaches(6, "::1") == ("lo" not in names)
 
 
 @pytest.mark.usefixtures("as_docker_leaves_it")
@@ -53,26 +51,12 @@ def test_it_takes_no_other_network_along_at_a_start(
     driver.create_network(network(2))
     server = start(driver, real, 1, new_endpoint(1, 2), has_ports=True)
     turn_off("all", "default", "lo")
-    ip("link", "delete", LOOPBACK_PAIR.out_end)
     again = BridgeDriver(driver._store, linux)
     again.restore()
     assert again.check() == ()
     again.program_external_connectivity(network_id(2), endpoint_id(1), ports("80:8080"))
     with serving(server):
         assert host_reaches(4, "127.0.0.1")
-
-
-@pytest.mark.usefixtures("as_docker_leaves_it")
-def test_what_needs_ipv6_comes_back_with_it(driver: BridgeDriver, real: RealHost) -> None:
-    turn_off("lo")
-    driver.create_network(DUAL)
-    assert LOOPBACK_PAIR.out_end not in real.links()
-    server = start(driver, real, 1, dual_endpoint(1), has_ports=True)
-    driver.program_external_connectivity(DUAL.id, endpoint_id(1), ports("80:8080"))
-    (CONF / "lo/disable_ipv6").write_text("0")
-    assert driver.repair_all() == ()
-    with serving(server, 6):
-        assert host_reaches(6, "::1")
 
 
 @pytest.mark.parametrize(("name", "text"), [("all", "nobody beyond it"), ("lo", "no ::1")])

@@ -87,8 +87,6 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "zone_problem": (),
     "watch_zone": (),
     "ensure_forwarding": _ONLY_REFUSED,
-    "ensure_loopback_pair": (Fault.REFUSED, Fault.TAKEN),
-    "has_loopback_pair": _ONLY_REFUSED,
     "delete_loopback_pair": _ONLY_REFUSED,
     "ephemeral_ports": _ONLY_REFUSED,
     "reserve_ports": (Fault.REFUSED, Fault.PORT_TAKEN),

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from driver import firewall
-from driver.kernel.loopback import RULE_PRIORITY
 from driver.model import (
     EndpointOptions,
     GatewayMode,
     Guard,
     GuardAlso,
-    LoopbackPair,
     MacAddress,
     host_end_name,
 )
@@ -139,7 +137,7 @@ def published(kernel: FakeKernel, *hosts: str | None) -> set[tuple[str, str]]:
 
 OPEN4, OPEN6 = ("open4", "10.1.0.2 . tcp . 80"), ("open6", "fd00:1::2 . tcp . 80")
 EVERYWHERE4, EVERYWHERE6 = ("everywhere4", "tcp . 8080"), ("everywhere6", "tcp . 8080")
-LOOPBACK6, RELAYED6 = ("loopback6", "tcp . 8080"), ("relayed6", "tcp . 8080")
+RELAYED6 = ("relayed6", "tcp . 8080")
 
 
 @pytest.mark.parametrize(
@@ -147,8 +145,8 @@ LOOPBACK6, RELAYED6 = ("loopback6", "tcp . 8080"), ("relayed6", "tcp . 8080")
     [
         (["0.0.0.0:8080"], {OPEN4, EVERYWHERE4}),
         (["127.0.0.1:8080"], {OPEN4, ("published4", "127.0.0.1 . tcp . 8080")}),
-        (["[::]:8080"], {OPEN6, EVERYWHERE6, LOOPBACK6, RELAYED6}),
-        (["[::1]:8080"], {OPEN6, ("published6", "::1 . tcp . 8080"), LOOPBACK6}),
+        (["[::]:8080"], {OPEN6, EVERYWHERE6, RELAYED6}),
+        (["[::1]:8080"], {OPEN6, RELAYED6}),
         (["[fd00::9]:8080"], {OPEN6, ("published6", "fd00::9 . tcp . 8080"), RELAYED6}),
         ([None], {OPEN4}),
         (["0.0.0.0:8080", "0.0.0.0:8081"], {OPEN4, EVERYWHERE4, ("everywhere4", "tcp . 8081")}),
@@ -298,17 +296,10 @@ def test_the_marks_are_a_bit_each() -> None:
     marks = (
         firewall.ACCEPTED_MARK,
         firewall.TRANSLATED_MARK,
-        firewall.LOOPBACK_MARK,
         firewall.CHECKED_MARK,
         firewall.UNGUARDED_MARK,
     )
-    assert [mark.bit_count() for mark in marks] == [1] * 5
-    assert len(set(marks)) == 5
+    assert [mark.bit_count() for mark in marks] == [1] * 4
+    assert len(set(marks)) == 4
     foreign = 0x4000 | 0x8000 | 0xFF0000
     assert not sum(marks) & foreign
-
-
-def test_the_loopback_pairs_names_fit() -> None:
-    pair: LoopbackPair = firewall.LOOPBACK_PAIR
-    assert max(len(pair.out_end), len(pair.in_end)) <= 15
-    assert pair.table == RULE_PRIORITY
