@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.measure import Results
@@ -36,7 +36,6 @@ ENGINE = {
     "RevokeExternalConnectivity": "the container's process, its end, and the engine's notice of it",
 }
 NANO_PER_MILLI = 1e6
-AROUND = {"connection", "answer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +80,12 @@ def _live(engine: Engine, network: str, path: Path) -> list[tuple[str, float, di
     )
     steps: list[tuple[str, float, dict[str, float]]] = []
     last = began
-    for served in connections:
-        # What follows the answer nobody waits for.
-        answer = next(span for span in spans if span.name == "answer" and served.holds(span))
-        connection = replace(served, end=answer.end)
-        # Whatever thread did it: a sandbox is entered by one made for that.
-        inside = [span for span in spans if connection.holds(span) and span.name not in AROUND]
+    for connection in connections:
+        # Whatever thread did it: the operation has one, a sandbox is entered by one made for it.
+        inside = [span for span in spans if connection.holds(span) and span.name != "connection"]
         call = next(span for span in inside if span.name.startswith("call "))
         inside = [span for span in inside if span == call or not span.name.startswith("call ")]
-        name = call.name.rpartition(".")[2]
+        name = call.name.split()[1]
         steps.append((f"before {name}", (connection.begin - last) / NANO_PER_MILLI, {}))
         steps.append((name, _milliseconds(connection), _parts(connection, call, inside)))
         last = connection.end

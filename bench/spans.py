@@ -22,9 +22,9 @@ PATH = os.environ.get("PYNET_SPANS", "")
 
 # Module, then what is measured in it and what it is called.
 SPANS: dict[str, dict[str, str]] = {
-    "plugin.worker": {"Worker.handle": "connection", "Worker._answer": "answer"},
-    "plugin.calls": {"DockersCalls._answer": "call"},
-    "plugin.protocol": {
+    "plugin.worker": {"Worker.handle": "connection"},
+    "plugin.api.deadline": {"Deadline.run": "call"},
+    "plugin.api.protocol": {
         "decode_create_endpoint": "decode",
         "decode_endpoint_call": "decode",
         "decode_join": "decode",

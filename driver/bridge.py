@@ -277,7 +277,7 @@ class BridgeDriver:
                 raise Conflict(f"{attempt}: endpoint {short(holder.id)} of the same network has it")
             log.warning("%s: endpoint %s had it and is dead", attempt, short(holder.id))
             self._store.delete_endpoint(holder.id)
-            self.counts.evicted("endpoint")
+            self.counts.evictions.labels("endpoint").inc()
         return self._clean_up(holders, network)
 
     def _take_addresses(
@@ -294,7 +294,7 @@ class BridgeDriver:
                 "endpoint %s is given the address of %s", short(endpoint.id), short(holder.id)
             )
             self._store.delete_endpoint(holder.id)
-            self.counts.evicted("endpoint")
+            self.counts.evictions.labels("endpoint").inc()
             return self._clean_up([holder], network)
         kept = holder.without(endpoint.addresses)
         log.warning(
@@ -618,7 +618,7 @@ class BridgeDriver:
             return False
         log.warning("endpoint %s is dead and had %s", short(owner.id), place)
         self._drop_endpoint(owner)
-        self.counts.evicted("endpoint")
+        self.counts.evictions.labels("endpoint").inc()
         return True
 
     def revoke_external_connectivity(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
@@ -841,7 +841,7 @@ class BridgeDriver:
         for network_id in stale:
             log.warning("network %s is given the pool of %s", short(network.id), short(network_id))
             self.delete_network(network_id)
-            self.counts.evicted("network")
+            self.counts.evictions.labels("network").inc()
 
     def _drop_endpoint(self, endpoint: Endpoint) -> None:
         with self._store.transaction(frees=True):

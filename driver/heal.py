@@ -169,7 +169,7 @@ class Healer:
             self._backoff.note([LOOKING], failed=False)
             self._backoff.note({_thing(each) for each in mended}, failed=not went_well)
             for kind in {difference.kind: None for difference in mended}:
-                self._counts.repaired(kind)
+                self._counts.repairs.labels(kind).inc()
             if mended:
                 self._interval = max(INTERVAL_SECONDS, SHARE * (self._clock() - began))
                 self.damaged()  # look once more: a remedy can fail

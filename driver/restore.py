@@ -379,7 +379,7 @@ class Restorer:
         for leftover in leftovers:
             log.warning("deleting %s", leftover)
         self._kernel.delete_links([leftover.subject for leftover in leftovers])
-        self._counts.left_over("link", len(leftovers))
+        self._counts.leftovers.labels("link").inc(len(leftovers))
 
     def _forget_last_boot(self) -> None:
         """Drop endpoints from before a reboot: no sandbox outlives it, and no one else tells."""

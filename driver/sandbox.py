@@ -219,7 +219,7 @@ class Sandboxes:
             action = partial(self._on_arrival, sandbox, wanted, interfaces, indices)
             self._kernel.watch_sandbox(sandbox, action)
         elif self._kernel.unwatch_sandbox(sandbox):
-            self._counts.missed_watch()
+            self._counts.watch_misses.inc()
             log.warning(
                 "sandbox %s never came into sight: its container did not start, or it ran without "
                 "the network's parameters, and this driver does not see Docker's mounts",
@@ -238,7 +238,7 @@ class Sandboxes:
             sandbox_of(endpoint), host_end_name(endpoint.id), sysctls
         )
         if done:
-            self._counts.wrote_sysctls(len(sysctls))
+            self._counts.sysctl_writes.inc(len(sysctls))
         return done
 
     def settle(self, sandbox: SandboxKey) -> None:
@@ -468,9 +468,9 @@ class Sandboxes:
             if self._has_left(endpoint, sandbox):
                 log.info("endpoint %s has left meanwhile: %s", short(endpoint.id), error)
                 return
-            self._counts.missed_watch()
+            self._counts.watch_misses.inc()
             raise
-        self._counts.wrote_sysctls(len(sysctls))
+        self._counts.sysctl_writes.inc(len(sysctls))
 
     def _has_left(self, endpoint: Endpoint, sandbox: SandboxKey) -> bool:
         with self._lock, self._store.transaction():
@@ -536,7 +536,7 @@ class Sandboxes:
         except NotFound:
             log.info("sandbox %s is gone; nothing to configure", sandbox)
             return ()
-        self._counts.wrote_sysctls(len(written))
+        self._counts.sysctl_writes.inc(len(written))
         return written
 
     def _remember(

@@ -1,45 +1,54 @@
-"""Write the log in a thread of its own, so that nobody waits for who reads it.
-
-A full pipe or a disk that hangs would otherwise hold whoever logs, Docker's requests included.
-"""
+"""Write the log in a thread of its own: a full pipe or a hung disk must not block who logs."""
 
 from __future__ import annotations
 
 import logging
 import os
 from contextlib import suppress
+from logging.handlers import QueueHandler, QueueListener
 from queue import Full, Queue
-from threading import Lock, Thread
+from threading import Lock
+
+from plugin.escape import escape_lines
 
 LINES = 4096  # that wait to be written; further ones are lost, and counted
-FLUSH_SECONDS = 1.0
+FLUSH_SECONDS = 1.0  # that the end of the process waits for them
 
 
-class QueuedHandler(logging.Handler):
-    """A handler that writes whole lines to a descriptor, in order, and never blocks who logs.
+class LineFormatter(logging.Formatter):
+    """Escape what lines hold of others' words, so that no name can pass for a line of the log."""
 
-    Each process has a thread for it, which is started with its first line.
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; further ones, as of a traceback, are indented."""
+        return escape_lines(super().format(record))
+
+
+class QueuedHandler(QueueHandler):
+    """A queue handler that is bounded, and has its listener started with the first line.
+
+    Each process has a thread of its own: one does not outlive fork(2).
     """
 
     def __init__(self, descriptor: int) -> None:
-        super().__init__()
         self._descriptor = descriptor
-        self._renew()
+        self._lost = 0
+        self._starting = Lock()
+        self._is_started = False
+        self._lines: Queue[logging.LogRecord] = Queue(LINES)
+        super().__init__(self._lines)
         os.register_at_fork(after_in_child=self._renew)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Hand the line over, or count it as lost if too many wait."""
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Put the record into the queue, or count it as lost if too many wait."""
         try:
-            line = self.format(record)
-        except Exception:  # noqa: BLE001 - as logging's own handlers
-            self.handleError(record)
-            return
-        try:
-            self._lines.put_nowait(line)
+            self._lines.put_nowait(record)
         except Full:
             self._lost += 1
-        if self._thread is None:
-            self._start()
+        with self._starting:
+            if not self._is_started:
+                with suppress(RuntimeError):  # no thread is to be had: with the next line, perhaps
+                    QueueListener(self._lines, _Writer(self)).start()
+                    self._is_started = True
 
     def flush(self) -> None:
         """Wait until all lines are written, for a while."""
@@ -48,32 +57,29 @@ class QueuedHandler(logging.Handler):
                 lambda: not self._lines.unfinished_tasks, FLUSH_SECONDS
             )
 
+    def write(self, line: str) -> None:
+        """Write a line, and how many were lost before it; called by the listener's thread."""
+        lost, self._lost = self._lost, 0
+        if lost:
+            line += f"\n{lost} lines of the log were lost: they were not read in time"
+        rest = f"{line}\n".encode(errors="backslashreplace")
+        with suppress(OSError):  # there is nobody to tell
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
     def _renew(self) -> None:
         """Begin with nothing; what another process has not written yet is that one's to write."""
-        self._lines: Queue[str] = Queue(LINES)
-        self._lost = 0
+        self._lost, self._is_started = 0, False
         self._starting = Lock()
-        self._thread: Thread | None = None
+        self._lines = Queue(LINES)
 
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is None:
-                thread = Thread(target=self._run, name="log", daemon=True)
-                with suppress(RuntimeError):  # no thread is to be had: with the next line, perhaps
-                    thread.start()
-                    self._thread = thread
 
-    def _run(self) -> None:
-        while True:
-            line = self._lines.get()
-            with suppress(OSError):  # there is nobody to tell
-                self._write(line)
-                if self._lost:
-                    lost, self._lost = self._lost, 0
-                    self._write(f"{lost} lines of the log were lost: they were not read in time")
-            self._lines.task_done()
+class _Writer(logging.Handler):
+    """The listener's handler: writes what the queue handler has formatted."""
 
-    def _write(self, line: str) -> None:
-        rest = f"{line}\n".encode(errors="backslashreplace")
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+    def __init__(self, queued: QueuedHandler) -> None:
+        super().__init__()
+        self._queued = queued
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._queued.write(record.getMessage())

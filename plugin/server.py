@@ -26,7 +26,7 @@ from driver.counts import Counts
 from driver.errors import Busy, Conflict, DriverError, KernelError, StoreError
 from driver.health import Health
 from driver.lock import Request
-from plugin.escape import escape_lines
+from plugin.log import LineFormatter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
     from driver.bridge import BridgeDriver
     from driver.kernel.linux import LinuxKernel
-    from plugin.listen import Names
     from plugin.settings import Settings
+    from plugin.sockets import Names
 
-THREADS = 32
+THREADS = 64
 CONNECTIONS = 4096  # served or waiting for a thread; more wait in the socket
-STARTING_SECONDS = 5.0  # how long a request waits for a driver that is restoring
+STARTING_SECONDS = 5.0  # after which requests wait no longer for a driver that is restoring
 STAND_DOWN_SECONDS = 2.0  # how long the end waits for what is still under way
 GRACE_SECONDS = 8  # a managed plugin is killed 10 s after SIGTERM
 STARTING = "starting"  # the key of that in what health tells
@@ -125,7 +125,7 @@ class Server(BaseApplication):
 
     def load(self) -> WSGIApplication:  # type: ignore[override]  # gunicorn's is of its own kind
         """Return the application at once; the driver starts beside it, and requests wait for it."""
-        from plugin.app import create_app  # noqa: PLC0415 - imported when the socket is open
+        from plugin.api import create_app  # noqa: PLC0415 - heavy: imported when the socket is open
 
         health, counts = Health(), Counts()
         if self._refusal is not None:
@@ -134,9 +134,10 @@ class Server(BaseApplication):
         health.report(STARTING, "the driver is starting and restores its networks")
         starting: Future[BridgeDriver] = Future()
         self.starting = starting
+        give_up_at = time.monotonic() + STARTING_SECONDS
         start = partial(_start_driver, self._settings, starting, counts, health)
         Thread(target=start, daemon=True).start()
-        return create_app(partial(_await, starting), health, counts)
+        return create_app(partial(_await, starting, give_up_at), health, counts)
 
 
 class Master(Arbiter):
@@ -188,10 +189,10 @@ def _refuse(reason: str) -> BridgeDriver:
     raise Conflict(reason)
 
 
-def _await(starting: Future[BridgeDriver]) -> BridgeDriver:
+def _await(starting: Future[BridgeDriver], give_up_at: float) -> BridgeDriver:
     """Return the driver as soon as it has restored the networks; raises Busy if that takes long."""
     try:
-        return starting.result(STARTING_SECONDS)
+        return starting.result(max(give_up_at - time.monotonic(), 0))
     except TimeoutError:
         raise Busy("the driver is starting and restores its networks; try again") from None
 
@@ -242,14 +243,6 @@ def _build(settings: Settings, kernel: LinuxKernel, counts: Counts, health: Heal
     driver = BridgeDriver(store, kernel, policy, counts, health)
     driver.start()
     return driver
-
-
-class LineFormatter(logging.Formatter):
-    """Escape what lines hold of others' words, so that no name can pass for a line of the log."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line; further ones, as of a traceback, are indented."""
-        return escape_lines(super().format(record))
 
 
 def log_config(level: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from driver.bridge import NewEndpoint, NewJoin
 from driver.model import (
@@ -27,6 +27,10 @@ from driver.model import (
 KEEPALIVE = "net.ipv4.tcp_keepalive_time"
 SOMAXCONN = "net.core.somaxconn"
 RP_FILTER = "net.ipv4.conf.IFNAME.rp_filter"
+
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter
 
 
 def network_id(number: int) -> NetworkId:
@@ -122,6 +126,16 @@ _PUBLISH = re.compile(
     r"(?:(?:\[(?P<six>.*)\]|(?P<four>\d+(?:\.\d+){3})):)?"
     r"(?:(?P<first>\d*)(?:-(?P<last>\d+))?:)?(?P<port>\d+)(?:/(?P<protocol>\w+))?"
 )
+
+
+def counted(counter: Counter) -> dict[str, int]:
+    """Return what a counter has counted, by its label; under no name if it has none."""
+    (metric,) = counter.collect()
+    return {
+        "".join(sample.labels.values()): int(sample.value)
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    }
 
 
 def ports(*texts: str) -> tuple[PortRequest, ...]:

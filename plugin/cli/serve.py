@@ -6,8 +6,8 @@ import os
 
 import click
 
-from plugin.listen import Names, check_free
 from plugin.settings import parse_settings
+from plugin.sockets import Names, check_free
 
 
 @click.command

@@ -7,7 +7,6 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from plugin.crew import MOST_IDLE
 from plugin.server import THREADS
 from tests.engine.unixhttp import request
 from tests.engine.wait import wait_until
@@ -23,7 +22,7 @@ T = TypeVar("T")
 PART = 10
 SAMPLES = 30
 REST_SECONDS = 30
-BACKGROUND = ("entrance", "healer", "monitor")  # threads that every driver has from its start
+BACKGROUND = ("healer", "monitor")  # threads that every driver has from its start
 
 
 def is_in_full() -> bool:
@@ -46,7 +45,7 @@ def make_all_threads(socket: Path, count: Callable[[], int], processes: Callable
     def has_all() -> bool:
         list(callers.map(lambda _: request(socket, "GET", "/networks"), range(2 * THREADS)))
         threads, running = at_rest(lambda: (count(), processes()))
-        return threads >= MOST_IDLE + len(BACKGROUND) + running
+        return threads >= THREADS + len(BACKGROUND) + running
 
     with ThreadPoolExecutor(2 * THREADS) as callers:
         wait_until(has_all, REST_SECONDS, "all threads")

@@ -12,8 +12,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plugin.listen import Names
 from plugin.settings import Settings
+from plugin.sockets import Names
 from tests.engine.driver import REPOSITORY
 from tests.engine.unixhttp import accepts, request
 from tests.engine.wait import wait_until

@@ -12,7 +12,7 @@ from pyroute2 import IPRoute
 
 from driver.kernel import netns, sysctl
 from driver.model import SandboxKey
-from plugin.protocol import GENERIC, PORT_MAP
+from plugin.api.protocol import GENERIC, PORT_MAP
 from tests.samples import network_id
 
 if TYPE_CHECKING:

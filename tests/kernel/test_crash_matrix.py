@@ -25,8 +25,8 @@ from flask import request
 
 from driver.kernel import linux
 from driver.store import FILE_NAME
-from plugin import questions
-from plugin.calls import DockersCalls
+from plugin.api import admin, docker
+from plugin.api.reply import reply
 from tests.engine.soak import PART, repetitions
 from tests.engine.wait import wait_until
 from tests.kernel.daemon import Daemon
@@ -77,20 +77,14 @@ class FaultPoint:
         """Have every step of this process come by here, for as long as it lives."""
         self._seams = stepping_in(self.before)  # kept: it would undo itself
         self._seams.__enter__()
-        reply, answer = questions._reply, DockersCalls._answer
 
-        def reply_to_person(*args: Any) -> Any:
+        def answer(*args: Any) -> Any:
             if request.method == "POST":  # a question changes nothing
                 self.before(ANSWER)
             return reply(*args)
 
-        def answer_docker(*args: Any) -> Any:
-            answered = answer(*args)
-            self.before(ANSWER)
-            return answered
-
-        patch.object(questions, "_reply", reply_to_person).__enter__()
-        patch.object(DockersCalls, "_answer", answer_docker).__enter__()
+        for module in (docker, admin):
+            patch.object(module, "reply", answer).__enter__()
 
     def before(self, step: str) -> None:
         """Count a step; does not return if it is the one to die at.

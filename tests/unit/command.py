@@ -22,7 +22,7 @@ from flask import Flask, request
 from werkzeug.serving import make_server
 
 from driver.model import GatewayMode
-from plugin.app import create_app
+from plugin.api import create_app
 from plugin.cli import main
 from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, pool, ports
 

@@ -13,14 +13,14 @@ import secrets
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from coverage import Coverage
 
 from driver.bridge import BridgeDriver
-from plugin.app import create_app
-from plugin.calls import build_operations
-from plugin.protocol import GENERIC, INTERNAL, PORT_MAP
+from plugin.api import create_app
+from plugin.api.docker import BODILESS, OPERATIONS, STATELESS
+from plugin.api.protocol import GENERIC, INTERNAL, PORT_MAP
 from tests.samples import endpoint_id, network_id, sandbox_key
 from tests.unit.faults import TABLES
 from tests.unit.test_hostile import SNIPPETS, USUAL, WORDS, Watched, strange_lines, strange_names
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Talk = list["Request"]
 
 STRANGE_METHODS = ("NetworkDriver.AllocateNetwork", "IpamDriver.RequestPool", "networks", "", "a/b")
-METHODS = tuple(build_operations(cast("Any", None)))
+METHODS = (*BODILESS, *STATELESS, *OPERATIONS)
 QUESTIONS = ("/networks", f"/endpoints/{endpoint_id(1)}/interface", "/endpoints/x/interface", "/x")
 DEPTH = 3000  # deeper than Python's stack
 ATOMS: tuple[Any, ...] = (

@@ -11,6 +11,7 @@ from driver.errors import Conflict, InvalidRequest
 from driver.model import Guard, derive_mac, host_end_name
 from driver.options import parse_change
 from tests.samples import (
+    counted,
     endpoint_id,
     network,
     network_id,
@@ -76,7 +77,7 @@ def test_an_endpoint_that_lives_loses_the_address_and_nothing_else(
     own = [key for key in kernel.elements("own6", "bridge pynet") if key.endswith("fd00:1::2")]
     assert [key.partition(" . ")[0] for key in own] == [f'"{host_end_name(endpoint_id(2))}"']
     assert not living.check()
-    assert not living.counts.evictions
+    assert not counted(living.counts.evictions)
 
 
 def test_what_it_lost_stays_the_others_when_it_goes(
@@ -109,7 +110,7 @@ def test_an_endpoint_whose_sandbox_ended_is_evicted(
     living.create_endpoint(new_endpoint(2, ipv6="fd00:1::2/64"))
     assert found(living, 1) is None
     assert not kernel.reserved
-    assert living.counts.evictions == {"endpoint": 1}
+    assert counted(living.counts.evictions) == {"endpoint": 1}
 
 
 def test_an_endpoint_whose_interface_is_gone_is_evicted(
@@ -118,7 +119,7 @@ def test_an_endpoint_whose_interface_is_gone_is_evicted(
     del kernel.links[host_end_name(endpoint_id(1))]
     living.create_endpoint(new_endpoint(2, ipv6="fd00:1::2/64"))
     assert found(living, 1) is None
-    assert living.counts.evictions == {"endpoint": 1}
+    assert counted(living.counts.evictions) == {"endpoint": 1}
 
 
 def test_an_endpoint_that_never_joined_is_evicted(driver: BridgeDriver) -> None:

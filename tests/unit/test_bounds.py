@@ -7,36 +7,25 @@ import logging
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from tempfile import TemporaryDirectory
-from threading import Event, Thread, active_count, current_thread
+from threading import Event, Thread, current_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from werkzeug.test import Client
 
-import plugin.calls
-import plugin.desk
+import plugin.api.deadline
+import plugin.api.docker
 from driver.bridge import BridgeDriver
 from driver.errors import Busy, KernelError
 from driver.health import Health
 from driver.lock import STALLED_SECONDS, Lock, Request
 from driver.store import Store
-from plugin.app import create_app
-from plugin.crew import (
-    CALLER,
-    COMMIT_SECONDS,
-    MOST_IDLE,
-    MOST_OVERDUE,
-    Caller,
-    Crew,
-    Deadlines,
-    Task,
-)
+from plugin.api import create_app
+from plugin.api.deadline import MOST_OVERDUE, Deadline
 from tests.engine.wait import wait_until
 from tests.fakes import Calls, FakeKernel, counted_store
 from tests.samples import network, new_endpoint, new_join, sandbox_key
@@ -159,168 +148,83 @@ def test_what_is_no_request_waits_as_long_as_it_takes() -> None:
     assert done.is_set()
 
 
-def run(work: Callable[[], T], request: Request | None = None, caller: Caller | None = None) -> T:
-    """Have work done that may take 5 s."""
-    deadlines = Deadlines(Health())
-    return deadlines.run(work, request or soon(), caller or Caller(), time.monotonic() + 5)
+@pytest.fixture
+def health() -> Health:
+    return Health()
 
 
-def test_what_ends_in_time_has_its_outcome() -> None:
-    def fail() -> int:
+@pytest.fixture
+def deadline(driver: BridgeDriver, health: Health) -> Deadline:
+    return Deadline(lambda: driver, health)
+
+
+def test_what_ends_in_time_has_its_outcome(deadline: Deadline) -> None:
+    def fail(_: object) -> int:
         raise KernelError("no")
 
-    def time_out() -> int:
+    def time_out(_: object) -> int:
         raise TimeoutError("of its own")
 
-    assert run(lambda: 7) == 7
+    assert deadline.run("Join", lambda _: 7, 5) == 7
     for work, kind in ((fail, KernelError), (time_out, TimeoutError)):
         with pytest.raises(kind):
-            run(work)
-
-
-def test_nobody_is_given_up_whose_work_has_ended() -> None:
-    caller, request = Caller(), soon()
-    assert caller.give_up() is None
-    assert run(lambda: 7, request, caller) == 7
-    assert caller.give_up() is None
-    assert not request.overdue
+            deadline.run("Join", work, 5)
 
 
 @contextmanager
-def hung(deadlines: Deadlines, request: Request, go_on: Event) -> Iterator[Caller]:
-    """Have a thread do work that ends when it may go on, as it does at the latest afterwards."""
-    caller, begun, failures = Caller(), Event(), []
-
-    def hang() -> bool:
-        begun.set()
-        return go_on.wait(10)
-
-    def serve() -> None:
-        try:
-            deadlines.run(hang, request, caller, time.monotonic())
-        except Busy as error:
-            failures.append(str(error))
-
-    thread = Thread(target=serve)
-    thread.start()
-    begun.wait(10)
+def hung(deadline: Deadline, go_on: Event) -> Iterator[None]:
+    """Have an operation answered as overdue that ends when it may go on, at the latest then."""
+    with pytest.raises(Busy, match=r"^no end after 0\.\d s: the kernel or a disk"):
+        deadline.run("Join endpoint=1", lambda _: go_on.wait(10), 0.01)
     try:
-        yield caller
+        yield
     finally:
         go_on.set()
-        thread.join()
-    assert [" ".join(words.split()[:3]) for words in failures] == ["no end after"]
 
 
 def test_what_does_not_end_is_answered_reported_and_logged(
-    caplog: pytest.LogCaptureFixture,
+    deadline: Deadline, health: Health, caplog: pytest.LogCaptureFixture
 ) -> None:
-    health = Health()
-    deadlines = Deadlines(health)
-    request = soon("Join endpoint=1")
-    with caplog.at_level(logging.INFO), hung(deadlines, request, Event()) as caller:
-        assert caller.answer_by <= time.monotonic()
-        assert str(caller.give_up()).startswith("no end after 0.")
-        assert request.overdue
+    with caplog.at_level(logging.INFO), hung(deadline, Event()):
         (problem,) = health.problems()
         assert problem.startswith("Join endpoint=1: no end since ")
         assert "go_on.wait(10)" in caplog.text
-        assert deadlines.run(lambda: 7, soon(), Caller(), 0) == 7  # others go on
-    assert health.problems() == ()
-    assert "ended after" in caplog.text
+        assert deadline.run("Leave", lambda _: 7, 5) == 7  # others go on
+    wait_until(lambda: health.problems() == (), 10, "all is well")
+    wait_until(lambda: "ended after" in caplog.text, 10, "the log says so")
 
 
-def test_not_everything_may_hang() -> None:
-    deadlines, go_on = Deadlines(Health()), Event()
+def test_not_everything_may_hang(deadline: Deadline) -> None:
+    go_on = Event()
     with ExitStack() as stack:
         for _ in range(MOST_OVERDUE):
-            assert stack.enter_context(hung(deadlines, soon(), go_on)).give_up()
-        assert deadlines.is_stuck
+            stack.enter_context(hung(deadline, go_on))
         with pytest.raises(Busy, match=f"{MOST_OVERDUE} earlier requests"):
-            deadlines.run(lambda: 7, soon(), Caller(), 0)
-    assert not deadlines.is_stuck
-    assert deadlines.run(lambda: 7, soon(), Caller(), 0) == 7
+            deadline.run("Leave", lambda _: 7, 5)
+    wait_until(lambda: not deadline._overdue, 10, "their end")
+    assert deadline.run("Leave", lambda _: 7, 5) == 7
 
 
-def test_a_crew_is_as_many_as_have_work_and_a_few_more() -> None:
-    crew, most = Crew(MOST_IDLE + 3), MOST_IDLE + 3
-    before = active_count()
-    for _ in range(3):
-        go_on, done = Event(), SimpleQueue[int]()
-        working: SimpleQueue[int] = SimpleQueue()
-        for number in range(2 * most):
-            crew.hand_over(Task(partial(_work, working, go_on, done, number)))
-        first = {working.get(timeout=10) for _ in range(most)}
-        assert first == set(range(most))  # those that came first
-        assert working.empty()
-        assert active_count() - before == most
-        go_on.set()
-        assert {done.get(timeout=10) for _ in range(2 * most)} == set(range(2 * most))
-        wait_until(lambda: active_count() - before == MOST_IDLE, 5, "the others ended")
-
-
-def _work(working: SimpleQueue[int], go_on: Event, done: SimpleQueue[int], number: int) -> None:
-    working.put(number)
-    go_on.wait(10)
-    done.put(number)
-
-
-def test_a_thread_that_was_given_up_has_a_substitute_and_does_not_come_back() -> None:
-    crew, go_on = Crew(1), Event()
-    done, working = SimpleQueue[int](), SimpleQueue[int]()
-    before = active_count()
-    hanging = Task(partial(_work, working, go_on, done, 1))
-    crew.hand_over(hanging)
-    crew.hand_over(other := Task(partial(done.put, 2)))
-    assert working.get(timeout=10) == 1
-    assert done.empty()
-    crew.give_up(hanging)
-    assert done.get(timeout=10) == 2
-    assert active_count() - before == 2
-    go_on.set()
-    assert done.get(timeout=10) == 1
-    wait_until(lambda: active_count() - before == 1, 5, "the one that hung ended")
-    wait_until(lambda: other.is_done, 5, "the other task done")
-    crew.give_up(other)  # too late: nobody has to come in its place
-    for number in range(3):
-        crew.hand_over(Task(partial(done.put, number)))
-        assert done.get(timeout=10) == number
-    assert active_count() - before == 1
-
-
-def test_a_task_that_fails_is_logged_and_costs_no_thread(caplog: pytest.LogCaptureFixture) -> None:
-    crew, done = Crew(1), SimpleQueue[int]()
-
-    def fail() -> None:
-        raise KeyError("served")
-
-    crew.hand_over(Task(fail))
-    crew.hand_over(Task(partial(done.put, 1)))
-    assert done.get(timeout=10) == 1
-    assert "does not expect" in caplog.text
-
-
-def test_a_crew_that_can_have_no_thread_goes_on_when_it_can(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_waited_too_long_for_a_thread_is_not_begun(
+    driver: BridgeDriver, health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crew, done = Crew(2), SimpleQueue[int]()
-
-    def fail(_: Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Thread, "start", fail)
-        crew.hand_over(Task(partial(done.put, 1)))
-    assert "can't start new thread" in caplog.text
-    crew.hand_over(Task(partial(done.put, 2)))
-    assert [done.get(timeout=10), done.get(timeout=10)] == [1, 2]
+    monkeypatch.setattr(plugin.api.deadline, "THREADS", 1)
+    deadline, begun, go_on = Deadline(lambda: driver, health), Event(), Event()
+    with (
+        hung(deadline, go_on),
+        pytest.raises(Busy, match="too much to do"),
+    ):
+        deadline.run("Leave", lambda _: begun.set(), 0.01)
+    assert deadline.run("Leave", lambda _: 7, 5) == 7
+    assert not begun.is_set()
 
 
-def hanging(go_on: Event) -> FakeKernel:
+def hanging(begun: Event, go_on: Event) -> FakeKernel:
     """Return a kernel in which making a veth hangs until it may go on."""
 
     class Hanging(FakeKernel):
         def create_veth(self, veth: Veth) -> None:
+            begun.set()
             go_on.wait(10)
             super().create_veth(veth)
 
@@ -330,34 +234,29 @@ def hanging(go_on: Event) -> FakeKernel:
 def test_what_was_answered_with_an_error_does_not_happen(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    go_on, health = Event(), Health()
-    kernel = hanging(go_on)
+    begun, go_on, health = Event(), Event(), Health()
+    kernel = hanging(begun, go_on)
     driver = BridgeDriver(store, kernel, health=health)
     client = Client(create_app(lambda: driver, health))
 
-    def call(name: str, payload: Any, caller: Caller | None = None) -> Any:
-        answer = client.post(
-            f"/NetworkDriver.{name}",
-            data=json.dumps(payload).encode(),
-            environ_base={CALLER: caller or Caller()},
-        )
+    def call(name: str, payload: Any) -> Any:
+        answer = client.post(f"/NetworkDriver.{name}", data=json.dumps(payload).encode())
         return answer.status_code, answer.get_json(force=True)
 
     assert call("CreateNetwork", NETWORK)[0] == 200
     assert call("CreateEndpoint", ENDPOINT)[0] == 200
     before = kernel.state()
-    caller = Caller()
     with ThreadPoolExecutor(1) as others, monkeypatch.context() as hurry:
-        hurry.setattr(plugin.calls, "ANSWER_SECONDS", 0.2)
-        hurry.setattr(plugin.desk, "BEGIN_SECONDS", 0.1)
-        hurry.setattr(plugin.desk, "MOMENT_SECONDS", 0.1)
-        join = others.submit(call, "Join", JOIN, caller)
-        wait_until(lambda: time.monotonic() > caller.answer_by, 20, "the last moment")
-        refusal = caller.give_up()
+        hurry.setattr(plugin.api.docker, "DOCKER_SECONDS", 0.5)
+        hurry.setattr(plugin.api.deadline, "BEGIN_SECONDS", 0.1)
+        join = others.submit(call, "Join", JOIN)
+        assert begun.wait(20)
         status, answer = call("Leave", IDS)
         assert (status, "at work on something else: Join network=" in answer["Err"]) == (503, True)
+        status, answer = join.result()
+        assert (status, "no end after 0.5 s" in answer["Err"]) == (503, True)
         go_on.set()
-        assert join.result() == (503, {"Err": refusal})
+    wait_until(lambda: "ended after" in caplog.text, 10, "its end")
     assert "ended after" in caplog.text
     assert kernel.state() == before
     assert all(each.attachment is None for _, ends in driver.describe() for each in ends)
@@ -367,7 +266,11 @@ def test_what_was_answered_with_an_error_does_not_happen(
 @pytest.mark.parametrize("moment", ["Store.COMMIT", "after"])
 @pytest.mark.parametrize("operation", ["create_network", "create_endpoint", "join"])
 def test_what_is_committed_was_not_answered_with_an_error(
-    store: Store, kernel: FakeKernel, operation: str, moment: str
+    store: Store,
+    kernel: FakeKernel,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    moment: str,
 ) -> None:
     """The last moment comes when everything has been checked, or when it has been stored."""
     kernel.add_sandbox(sandbox_key(1))
@@ -387,48 +290,43 @@ def test_what_is_committed_was_not_answered_with_an_error(
         work[operation](BridgeDriver(counted_store(other, recorded), kernel_before))
         other.close()
     at = max(index for index, made in enumerate(recorded.made) if made == "Store.COMMIT")
-    caller, request, answers = Caller(), soon(seconds=5), []
+    refused = Event()
 
-    def give_up() -> None:
-        answers.append(caller.give_up())
+    def give_up(self: Request, *, also_stored: bool) -> bool:
+        outcome = original(self, also_stored=also_stored)
+        refused.set()
+        return outcome
 
-    calls = Calls(at if moment == "Store.COMMIT" else None, give_up)
+    original = Request.give_up
+    monkeypatch.setattr(Request, "give_up", give_up)
+
+    def wait() -> None:
+        refused.wait(10)
+
+    calls = Calls(at if moment == "Store.COMMIT" else None, wait)
     driver = BridgeDriver(counted_store(store, calls), kernel)
 
-    def serve() -> None:
-        with driver.serving(request):
-            work[operation](driver)
-        if moment == "after":
-            give_up()
+    def serve(ready: BridgeDriver) -> None:
+        work[operation](ready)
+        wait()
 
-    with suppress(Busy):
-        Deadlines(Health()).run(serve, request, caller, time.monotonic())
+    outcome = "answered"
+    try:
+        Deadline(lambda: driver, Health()).run(operation, serve, 0.2)
+    except Busy:
+        outcome = "refused"
+    assert refused.is_set()
     is_stored = BridgeDriver(store, kernel).describe() != before
-    assert is_stored == (answers == [None])
+    assert is_stored == (outcome == "answered")
 
 
-def test_a_commit_that_hangs_is_answered_nevertheless() -> None:
-    caller, request, lock = Caller(), soon(seconds=5), Lock()
+def test_a_commit_that_hangs_is_answered_nevertheless(deadline: Deadline) -> None:
+    go_on = Event()
 
-    def hang() -> None:
-        with lock.serving(request):
-            lock.check()
-        assert caller.give_up() is not None
+    def hang(driver: BridgeDriver) -> None:
+        driver._lock.check()
+        go_on.wait(10)
 
     with pytest.raises(Busy, match="no end after"):
-        Deadlines(Health()).run(hang, request, caller, time.monotonic() - COMMIT_SECONDS)
-
-
-def test_what_waited_too_long_in_the_queue_is_not_begun(
-    driver: BridgeDriver, kernel: FakeKernel
-) -> None:
-    client = Client(create_app(lambda: driver))
-    long_ago = Caller(time.monotonic() - plugin.desk.QUEUE_SECONDS - 1)
-    answer = client.post(
-        "/NetworkDriver.CreateNetwork",
-        data=json.dumps(NETWORK).encode(),
-        environ_base={CALLER: long_ago},
-    )
-    assert answer.status_code == 503
-    assert "too much to do" in answer.get_json(force=True)["Err"]
-    assert kernel.links == {}
+        deadline.run("Join", hang, 0.01)
+    go_on.set()

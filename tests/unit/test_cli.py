@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from flask import Flask, request
 
 from driver.model import Drops
-from plugin.app import create_app
+from plugin.api import create_app
 from plugin.cli import COMMANDS, DIFFERS, DRIVER_DOWN, FAILED, MISUSED, main
 from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, sandbox_key
 from tests.unit.command import DUAL, OTHER, WEB, container, docker_app, runner, table

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flask import Flask
 
-from plugin.app import create_app
+from plugin.api import create_app
 from plugin.cli import DIFFERS, FAILED
 from tests.samples import KEEPALIVE, SOMAXCONN, endpoint_id, sandbox_key
 from tests.unit.command import (
@@ -93,7 +93,7 @@ def build(
         kernel.links = {each: link for each, link in kernel.links.items() if each in own}
         kernel.links["pnhe1e1e1e1e1e1"].bridge = name
         kernel.add_foreign(name, "veth", alias=f"pynet endpoint {name}")
-        monkeypatch.setattr("plugin.questions.find_revision", lambda: name)
+        monkeypatch.setattr("plugin.api.admin.find_revision", lambda: name)
         looks = itertools.count()
 
         def read(identity: EndpointId) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ from werkzeug.test import Client
 
 from driver import options
 from driver.options import parse_change
-from plugin.app import create_app
+from plugin.api import create_app
 from plugin.cli import DIFFERS, DRIVER_DOWN, FAILED, MISUSED
 from tests.samples import KEEPALIVE, SOMAXCONN, endpoint_id, sandbox_key
 from tests.unit.command import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from concurrent.futures import Future
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -12,20 +13,22 @@ import pytest
 from werkzeug.test import Client
 
 from driver.bridge import BridgeDriver
+from driver.counts import Counts
 from driver.errors import Busy, InvalidRequest, KernelError
+from driver.health import Health
 from driver.model import Trace, host_end_name
 from driver.sysctls import VALUE_LENGTH, foresee_traces, parse_sysctl
 from plugin import server
-from plugin.app import create_app
-from plugin.calls import BODILESS
+from plugin.api import MAX_BODY, create_app
+from plugin.api.docker import BODILESS
+from plugin.api.metrics import Metrics
 from plugin.explain import Finding, suggest_compose
-from plugin.incoming import MAX_BODY
-from plugin.listen import Names, answers
-from plugin.metrics import Calls
+from plugin.sockets import Names, answers
 from tests.samples import (
     KEEPALIVE,
     RP_FILTER,
     SOMAXCONN,
+    counted,
     endpoint_id,
     network,
     network_id,
@@ -89,15 +92,12 @@ def test_while_the_driver_starts_only_what_needs_it_is_put_off(method: str) -> N
     assert response.status_code == (200 if needs_none else 503)
 
 
-def test_who_needs_a_driver_that_does_not_come_to_its_start_is_put_off(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(server, "STARTING_SECONDS", 0.1)
+def test_who_needs_a_driver_that_does_not_come_to_its_start_is_put_off() -> None:
     put_off: list[Busy] = []
 
     def wait() -> None:
         try:
-            server._await(Future())
+            server._await(Future(), time.monotonic() + 0.1)
         except Busy as error:
             put_off.append(error)
 
@@ -121,10 +121,12 @@ def test_who_needs_a_driver_that_does_not_come_to_its_start_is_put_off(
     ],
 )
 def test_every_outcome_has_its_name(status: int, outcome: str) -> None:
-    calls = Calls()
-    calls.add("Join", status, 0.1)
-    (((method, named), buckets, seconds),) = calls.histograms()
-    assert (method, named, buckets[-1], seconds) == ("Join", outcome, ("+Inf", 1), 0.1)
+    metrics = Metrics(Counts(), Health())
+    metrics.observe_call("Join", status, 0.1)
+    text, _ = metrics.render(None)
+    labels = f'{{method="Join",outcome="{outcome}"}}'
+    assert f"pynet_request_duration_seconds_count{labels} 1.0" in text.decode()
+    assert f"pynet_request_duration_seconds_sum{labels} 0.1" in text.decode()
 
 
 # What the driver counts, by what it does.
@@ -141,8 +143,8 @@ def test_nothing_is_counted_of_an_ordinary_life(driver: BridgeDriver, kernel: Fa
     driver.delete_network(network_id(1))
     counts = driver.counts
     by_kind = (counts.repairs, counts.evictions, counts.leftovers)
-    assert not any(number for counted in by_kind for number in counted.values())
-    assert (counts.sysctl_writes, counts.watch_misses) == (0, 0)
+    assert not any(number for each in by_kind for number in counted(each).values())
+    assert counted(counts.sysctl_writes) == counted(counts.watch_misses) == {"": 0}
 
 
 def test_leftovers_are_counted_one_by_one(store: Store, kernel: FakeKernel) -> None:
@@ -150,9 +152,9 @@ def test_leftovers_are_counted_one_by_one(store: Store, kernel: FakeKernel) -> N
         kernel.add_foreign(f"pnh{number:012x}", "veth", alias=f"pynet endpoint {number} network 9")
     driver = BridgeDriver(store, kernel)
     driver.restore()
-    assert driver.counts.leftovers == {"link": 2}
+    assert counted(driver.counts.leftovers) == {"link": 2}
     driver.restore()
-    assert driver.counts.leftovers == {"link": 2}
+    assert counted(driver.counts.leftovers) == {"link": 2}
 
 
 def test_a_dead_container_that_had_a_port_is_an_eviction(
@@ -168,7 +170,7 @@ def test_a_dead_container_that_had_a_port_is_an_eviction(
             driver.program_external_connectivity(network_id(1), endpoint_id(1), ports("80:80"))
             kernel.die(sandbox_key(1))
     driver.program_external_connectivity(network_id(1), endpoint_id(2), ports("80:80"))
-    assert driver.counts.evictions == {"endpoint": 1}
+    assert counted(driver.counts.evictions) == {"endpoint": 1}
 
 
 @pytest.mark.parametrize("has_left", [True, False])
@@ -194,7 +196,7 @@ def test_an_interface_that_never_came_up_is_a_miss_unless_it_had_left(
     else:
         with pytest.raises(KernelError, match="it was not up"):
             kernel.arrive(sandbox_key(1))
-    assert driver.counts.watch_misses == (0 if has_left else 1)
+    assert counted(driver.counts.watch_misses)[""] == (0 if has_left else 1)
     assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
 
@@ -208,7 +210,7 @@ def test_a_sandbox_that_never_came_is_a_miss(
     if has_come:
         kernel.arrive(sandbox_key(1))
     driver.leave(network_id(1), endpoint_id(1))
-    assert driver.counts.watch_misses == (0 if has_come else 1)
+    assert counted(driver.counts.watch_misses)[""] == (0 if has_come else 1)
 
 
 def test_parameters_are_counted_as_they_are_written(
@@ -218,9 +220,9 @@ def test_parameters_are_counted_as_they_are_written(
     driver.create_network(network(1, f"{KEEPALIVE}=600", f"{SOMAXCONN}=9"))
     driver.create_endpoint(new_endpoint())
     driver.join(new_join())
-    assert driver.counts.sysctl_writes == 1, "the other one is the container's own"
+    assert counted(driver.counts.sysctl_writes)[""] == 1, "the other one is the container's own"
     driver.leave(network_id(1), endpoint_id(1))
-    assert driver.counts.sysctl_writes == 2, "what was there before is written, too"
+    assert counted(driver.counts.sysctl_writes)[""] == 2, "what was there before is written, too"
 
 
 # What is not done twice, and what is not undone.

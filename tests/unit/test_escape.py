@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.test import Client
 
-from plugin.app import create_app
+from plugin.api import create_app
 from plugin.escape import escape, escape_lines
 from plugin.server import log_config
 

@@ -19,6 +19,7 @@ from driver.heal import (
 )
 from driver.health import Health
 from tests.engine.wait import wait_until
+from tests.samples import counted
 
 if TYPE_CHECKING:
     import pytest
@@ -126,7 +127,7 @@ def test_all_that_is_damaged_is_mended_and_looked_at_once_more() -> None:
     patient = Patient(BRIDGE, *RULES)
     assert heal(patient) == [BRIDGE, *RULES]
     assert patient.looks == 2
-    assert patient.counts.repairs == {Kind.BRIDGE: 1, Kind.RULES: 1}
+    assert counted(patient.counts.repairs) == {Kind.BRIDGE: 1, Kind.RULES: 1}
 
 
 def test_what_only_others_can_mend_is_told_and_not_tried(

@@ -18,8 +18,8 @@ from werkzeug.test import Client
 from driver import firewall, options
 from driver.bridge import BridgeDriver
 from driver.sysctls import path_components
-from plugin.app import create_app
-from plugin.protocol import GENERIC, INTERNAL, PORT_MAP
+from plugin.api import create_app
+from plugin.api.protocol import GENERIC, INTERNAL, PORT_MAP
 from tests.fakes import FakeKernel
 from tests.samples import KEEPALIVE, endpoint_id, network_id, sandbox_key
 

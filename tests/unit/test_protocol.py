@@ -13,7 +13,7 @@ from driver.bridge import NewPorts
 from driver.errors import InvalidRequest
 from driver.model import Endpoint, JoinInfo, MacAddress, SandboxKey
 from driver.options import ENDPOINT_SYSCTLS
-from plugin import protocol
+from plugin.api import protocol
 from tests.samples import (
     KEEPALIVE,
     RP_FILTER,
@@ -29,7 +29,7 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 NETWORK: dict[str, Any] = {
     "NetworkID": network_id(1),
@@ -75,8 +75,8 @@ DISCOVERY = {
 GENERIC = "com.docker.network.generic"
 
 
-def decode(decoder: Callable[[bytes], Any], call: object) -> Any:
-    return decoder(json.dumps(call).encode())
+def decode(decoder: Callable[[Mapping[str, Any]], Any], call: object) -> Any:
+    return decoder(protocol.parse_body(json.dumps(call).encode()))
 
 
 def with_pool(**changes: object) -> dict[str, Any]:
@@ -272,11 +272,24 @@ def test_a_name_that_was_asked_for_is_answered() -> None:
     assert "InterfaceName" not in inside
 
 
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 9999 + b"1"])
+def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="malformed" if body else "no body"):
+        protocol.parse_body(body)
+
+
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"NetworkID":7}', b'{"a":' * 9999 + b"1"]
+    ("call", "words"),
+    [
+        ({}, ""),
+        ({"NetworkID": 7, "EndpointID": None}, ""),
+        ({"NetworkID": network_id(1)}, " network=010101010101"),
+        (IDS, " network=010101010101 endpoint=e1e1e1e1e1e1"),
+        ({"NetworkID": "a\nb"}, " network=a\\nb"),
+    ],
 )
-def test_a_subject_is_read_as_far_as_it_can_be(body: bytes) -> None:
-    assert protocol.decode_subject(body) == protocol.Subject()
+def test_a_subject_is_told_as_far_as_it_can_be(call: dict[str, Any], words: str) -> None:
+    assert protocol.describe_subject(call) == words
 
 
 def test_a_sandbox_key_is_what_was_sent() -> None:

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from driver.bridge import BridgeDriver
 from driver.model import host_end_name
 from driver.store import Store
-from plugin.protocol import GENERIC, PORT_MAP
+from plugin.api.protocol import GENERIC, PORT_MAP
 from tests.samples import KEEPALIVE, endpoint_id, network_id, sandbox_key
 from tests.unit.strangers import Line, random_seed
 

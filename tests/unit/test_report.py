@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from plugin.report import report_networks
+from plugin.api.report import report_networks
 from tests.samples import endpoint, network, sandbox_key
 
 

@@ -1,4 +1,4 @@
-"""Say in JSON what the driver has, for `pynet` and for people; Docker never asks for it.
+"""Encode what the admin API answers: networks, endpoints, drops, differences, warnings.
 
 Names are Docker's to know: here everything goes by its id.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from driver.model import GuardAlso, guard_of, host_end_name
 
 if TYPE_CHECKING:
@@ -16,16 +18,13 @@ if TYPE_CHECKING:
     from driver.advice import Advice
     from driver.check import Difference
     from driver.model import Drops, Endpoint, Network, NetworkOptions, PortBinding
+    from driver.sandbox import Followed
+    from driver.survey import Row
 
 
 def report_networks(state: Iterable[tuple[Network, tuple[Endpoint, ...]]]) -> dict[str, Any]:
     """Return the answer to GET /networks."""
     return {"networks": [_report_network(network, endpoints) for network, endpoints in state]}
-
-
-def report_interface(name: str | None) -> dict[str, Any]:
-    """Return the answer to GET /endpoints/ID/interface: the sandbox end's name in its sandbox."""
-    return {"sandbox_end": name}
 
 
 def report_drops(drops: Drops) -> dict[str, Any]:
@@ -46,6 +45,32 @@ def report_differences(differences: Iterable[Difference]) -> dict[str, Any]:
 def report_advice(advice: Iterable[Advice]) -> dict[str, Any]:
     """Return the answer to GET /warnings: what the host's operator might think about."""
     return {"warnings": [{"setting": each.setting, "text": each.text} for each in advice]}
+
+
+def report_rows(rows: Iterable[Row]) -> dict[str, Any]:
+    """Return the answer to GET /networks/ID/sysctls and GET /endpoints/ID/sysctls."""
+    return {"rows": msgspec.to_builtins(tuple(rows))}
+
+
+def report_change(outcome: Followed) -> dict[str, Any]:
+    """Return the answer to POST /networks/ID/options: what came of it in running containers."""
+    return {
+        "changed": len(outcome.changed),
+        "awaited": len(outcome.awaited),
+        "kept": dict(outcome.kept),
+        "overruled": {
+            sandbox: [
+                {
+                    "parameter": wish.sysctl.key,
+                    "value": wish.sysctl.value,
+                    "by": wish.source,
+                    "network": wish.network,
+                }
+                for wish in wishes
+            ]
+            for sandbox, wishes in outcome.overruled.items()
+        },
+    }
 
 
 def _report_network(network: Network, endpoints: tuple[Endpoint, ...]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from driver.model import (
     parse_endpoint_id,
     parse_mac,
     parse_network_id,
+    short,
 )
 from driver.options import (
     parse_endpoint_ifname,
@@ -40,6 +41,8 @@ from driver.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from driver.model import (
         Endpoint,
         EndpointId,
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
         JoinInfo,
         NetworkId,
     )
+
+    Payload = Mapping[str, Any]
 
 INTERNAL = "com.docker.network.internal"
 GENERIC = "com.docker.network.generic"
@@ -127,28 +132,37 @@ class _Discovery(msgspec.Struct):
     data: dict[str, Any] | None = msgspec.field(name="DiscoveryData", default=None)
 
 
-class Subject(msgspec.Struct):
-    """Whom a call is about, for the log: the ids as they stand in the request."""
-
-    network_id: str = msgspec.field(name="NetworkID", default="")
-    endpoint_id: str = msgspec.field(name="EndpointID", default="")
-
-
-def decode_subject(body: bytes) -> Subject:
-    """Return whom the call is about, as far as that can be told; never raises."""
+def parse_body(body: bytes) -> Payload:
+    """Return the JSON object that is a call's body. Raises InvalidRequest."""
+    if not body:
+        raise InvalidRequest(
+            "the request has no body: a connection broke, and the engine repeated the call "
+            "without it"
+        )
     try:
-        return msgspec.json.decode(body, type=Subject)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return Subject()
+        call: Payload = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the request's body is malformed: {error}") from error
+    return call
 
 
-def decode_create_network(body: bytes) -> Network:
+def describe_subject(call: Payload) -> str:
+    """Return which network and endpoint a call is about, for the log, whatever it says."""
+    found = {"network": call.get("NetworkID"), "endpoint": call.get("EndpointID")}
+    return "".join(
+        f" {kind}={ascii(short(identity))[1:-1]}"
+        for kind, identity in found.items()
+        if identity and isinstance(identity, str)
+    )
+
+
+def decode_create_network(call: Payload) -> Network:
     """Return the network that CreateNetwork defines."""
-    call = _decode(body, _CreateNetwork)
-    network_id = parse_network_id(call.network_id)
-    options = call.options or {}
-    ipv4 = tuple(_parse_pool(pool, 4) for pool in call.ipv4 or ())
-    ipv6 = tuple(_parse_pool(pool, 6) for pool in call.ipv6 or ())
+    fields = _convert(call, _CreateNetwork)
+    network_id = parse_network_id(fields.network_id)
+    options = fields.options or {}
+    ipv4 = tuple(_parse_pool(pool, 4) for pool in fields.ipv4 or ())
+    ipv6 = tuple(_parse_pool(pool, 6) for pool in fields.ipv6 or ())
     if not ipv4 and not ipv6:
         raise InvalidRequest("the network has neither an IPv4 nor an IPv6 pool")
     return Network(
@@ -163,9 +177,9 @@ def decode_create_network(body: bytes) -> Network:
     )
 
 
-def decode_gw_alloc_check(body: bytes) -> tuple[bool, bool]:
+def decode_gw_alloc_check(call: Payload) -> tuple[bool, bool]:
     """Return, for IPv4 and IPv6, whether the network to be made needs no gateway address."""
-    options = _decode(body, _GwAllocCheck).options or {}
+    options = _convert(call, _GwAllocCheck).options or {}
     return skips_gateway(_decode_generic(options), internal=_decode_flag(options, INTERNAL))
 
 
@@ -174,19 +188,19 @@ def encode_gw_alloc_check(skips: tuple[bool, bool]) -> dict[str, Any]:
     return {"SkipIPv4": skips[0], "SkipIPv6": skips[1]}
 
 
-def decode_network_call(body: bytes) -> NetworkId:
+def decode_network_call(call: Payload) -> NetworkId:
     """Return the network that DeleteNetwork names."""
-    return parse_network_id(_decode(body, _NetworkCall).network_id)
+    return parse_network_id(_convert(call, _NetworkCall).network_id)
 
 
-def decode_create_endpoint(body: bytes) -> NewEndpoint:
+def decode_create_endpoint(call: Payload) -> NewEndpoint:
     """Return the endpoint that CreateEndpoint asks for."""
-    call = _decode(body, _CreateEndpoint)
-    interface = call.interface or _Interface()
-    options = call.options or {}
+    fields = _convert(call, _CreateEndpoint)
+    interface = fields.interface or _Interface()
+    options = fields.options or {}
     return NewEndpoint(
-        id=parse_endpoint_id(call.endpoint_id),
-        network_id=parse_network_id(call.network_id),
+        id=parse_endpoint_id(fields.endpoint_id),
+        network_id=parse_network_id(fields.network_id),
         ipv4=_parse_ipv4(interface.address),
         ipv6=_parse_ipv6(interface.address_ipv6),
         mac=parse_mac(interface.mac_address) if interface.mac_address else None,
@@ -206,36 +220,36 @@ def encode_create_endpoint(new: NewEndpoint, endpoint: Endpoint) -> dict[str, An
     return {} if new.mac is not None else {"Interface": {"MacAddress": endpoint.mac}}
 
 
-def decode_endpoint_call(body: bytes) -> tuple[NetworkId, EndpointId]:
+def decode_endpoint_call(call: Payload) -> tuple[NetworkId, EndpointId]:
     """Return the network and endpoint that a call names."""
-    call = _decode(body, _EndpointCall)
-    return parse_network_id(call.network_id), parse_endpoint_id(call.endpoint_id)
+    fields = _convert(call, _EndpointCall)
+    return parse_network_id(fields.network_id), parse_endpoint_id(fields.endpoint_id)
 
 
-def decode_external_connectivity(body: bytes) -> NewPorts:
+def decode_external_connectivity(call: Payload) -> NewPorts:
     """Return the network, the endpoint and the ports that it is to publish."""
-    call = _decode(body, _ExternalConnectivity)
-    options = call.options or {}
+    fields = _convert(call, _ExternalConnectivity)
+    options = fields.options or {}
     return NewPorts(
-        network_id=parse_network_id(call.network_id),
-        endpoint_id=parse_endpoint_id(call.endpoint_id),
+        network_id=parse_network_id(fields.network_id),
+        endpoint_id=parse_endpoint_id(fields.endpoint_id),
         requests=_decode_port_map(options),
         only_ipv4=_decode_flag(options, NO_PROXY_6TO4),
     )
 
 
-def decode_join(body: bytes) -> NewJoin:
+def decode_join(call: Payload) -> NewJoin:
     """Return the network, the endpoint and the sandbox of a Join, and whether it has ports."""
-    call = _decode(body, _Join)
-    key = call.sandbox_key
+    fields = _convert(call, _Join)
+    key = fields.sandbox_key
     is_path = key.startswith("/") and key.isprintable() and len(key) <= SANDBOX_KEY_LENGTH
     if not is_path or ".." in key.split("/"):
         raise InvalidRequest(f"SandboxKey {key[:80]!r} is no absolute path")
     return NewJoin(
-        network_id=parse_network_id(call.network_id),
-        endpoint_id=parse_endpoint_id(call.endpoint_id),
+        network_id=parse_network_id(fields.network_id),
+        endpoint_id=parse_endpoint_id(fields.endpoint_id),
         sandbox=SandboxKey(key),
-        has_ports=bool(_decode_port_map(call.options or {})),
+        has_ports=bool(_decode_port_map(fields.options or {})),
     )
 
 
@@ -252,15 +266,15 @@ def encode_join(info: JoinInfo) -> dict[str, Any]:
     return answer
 
 
-def decode_discovery(body: bytes) -> None:
+def decode_discovery(call: Payload) -> None:
     """Check the form of DiscoverNew and DiscoverDelete; a local driver has no use for them."""
-    _decode(body, _Discovery)
+    _convert(call, _Discovery)
 
 
-def _decode(body: bytes, shape: type[T]) -> T:
+def _convert(call: Payload, shape: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=shape)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        return msgspec.convert(call, shape)
+    except msgspec.ValidationError as error:
         raise InvalidRequest(f"the request's body is malformed: {error}") from error
 
 
