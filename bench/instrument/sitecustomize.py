@@ -11,6 +11,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
+from bench import calls, spans
 from bench.spans import SPANS, wrap_module
 
 if TYPE_CHECKING:
@@ -45,4 +46,7 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-sys.meta_path.insert(0, _Finder())
+if spans.PATH:
+    sys.meta_path.insert(0, _Finder())
+if calls.PATH:
+    calls.install()
