@@ -30,16 +30,16 @@ SPANS: dict[str, dict[str, str]] = {
         "decode_join": "decode",
         "decode_external_connectivity": "decode",
     },
-    "driver.store": {"Store._run": "state file", "Store._all": "state file"},
-    "driver.kernel.netlink": {
+    "driver.state.store": {"Store._run": "state file", "Store._all": "state file"},
+    "driver.linux.netlink": {
         "Connection.change_all": "netlink: changes",
         "Connection.ask": "netlink: questions",
         "Connection.dump": "netlink: questions",
     },
-    "driver.kernel.netns": {"_run_in_thread": "thread in the sandbox"},
-    "driver.kernel.elements": {"Elements.change": "nftables: elements"},
-    "driver.kernel.nft": {"Nft.run": "libnftables"},
-    "driver.kernel.ports": {"Reservations.reserve": "reserve ports"},
+    "driver.linux.netns": {"_run_in_thread": "thread in the sandbox"},
+    "driver.linux.elements": {"Elements.change": "nftables: elements"},
+    "driver.linux.nft": {"Nft.run": "libnftables"},
+    "driver.linux.ports": {"Reservations.reserve": "reserve ports"},
 }
 
 _file = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if PATH else -1

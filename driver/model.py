@@ -394,7 +394,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Drops:
-    """Packets that were dropped, by reason (`driver.firewall.REASONS`).
+    """Packets that were dropped, by reason (a counter each in `base.nft`).
 
     `totals` since the tables were made; `by_interface` by the interface that a packet came by, for
     interfaces by which any came within the last day.

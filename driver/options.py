@@ -31,7 +31,7 @@ from driver.model import (
     is_plain_ifname,
     parse_mac,
 )
-from driver.sysctls import (
+from driver.sysctl.policy import (
     IFNAME,
     is_of_interface,
     is_sysctl,

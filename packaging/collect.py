@@ -95,7 +95,7 @@ CHECK = """
 import importlib, pkgutil, driver, plugin
 for package in (driver, plugin):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if not module.name.startswith(("plugin.cli.", "plugin.inventory", "plugin.garbage")):
+        if not module.name.startswith(("plugin.cli.", "plugin.cli.names", "plugin.cli.leftovers")):
             importlib.import_module(module.name)
 import plugin.cli.serve, gunicorn.workers.gthread, prometheus_client
 """

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from gunicorn.workers.base import Worker
 
-    from driver.bridge import BridgeDriver
-    from driver.kernel.linux import LinuxKernel
+    from driver.driver import BridgeDriver
+    from driver.linux.linux import LinuxKernel
     from plugin.settings import Settings
     from plugin.sockets import Names
 
@@ -205,8 +205,8 @@ def _start_driver(
     A state file that cannot be used has every request refused with that. Whatever else makes a
     start impossible ends the process.
     """
-    from driver.kernel.linux import LinuxKernel  # noqa: PLC0415 - heavy, and not needed to answer
-    from driver.kernel.relay import RelayClient  # noqa: PLC0415 - the same
+    from driver.linux.linux import LinuxKernel  # noqa: PLC0415 - heavy, and not needed to answer
+    from driver.linux.relay import RelayClient  # noqa: PLC0415 - the same
 
     try:
         relay = RelayClient(
@@ -234,9 +234,9 @@ def _start_driver(
 
 
 def _build(settings: Settings, kernel: LinuxKernel, counts: Counts, health: Health) -> BridgeDriver:
-    from driver.bridge import BridgeDriver  # noqa: PLC0415
-    from driver.recovery import open_state  # noqa: PLC0415
-    from driver.sysctls import SysctlPolicy  # noqa: PLC0415
+    from driver.driver import BridgeDriver  # noqa: PLC0415
+    from driver.state.recovery import open_state  # noqa: PLC0415
+    from driver.sysctl.policy import SysctlPolicy  # noqa: PLC0415
 
     policy = SysctlPolicy(settings.default_sysctls, settings.sysctl_allow)
     store = open_state(settings.state_dir, kernel, health)

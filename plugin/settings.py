@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from driver.errors import InvalidRequest
 from driver.options import parse_bool
-from driver.sysctls import merge, parse_pattern, parse_sysctl
+from driver.sysctl.policy import merge, parse_pattern, parse_sysctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -26,15 +26,15 @@ from driver.model import (
     derive_link_local,
     is_our_alias,
 )
-from driver.reality import HostSettings, Passage, is_dockers_port
-from driver.reality import Link as Observed
-from driver.sysctls import path_components
+from driver.observed import HostSettings, Passage, is_dockers_port
+from driver.observed import Link as Observed
+from driver.sysctl.policy import path_components
 from tests.fake_nft import Table, apply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from driver.kernel import Kernel
+    from driver.linux import Kernel
     from driver.model import (
         Bridge,
         DirectInterface,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         Sysctl,
         Veth,
     )
-    from driver.store import Store
+    from driver.state.store import Store
 
 ALIAS_LENGTH = 255  # IFALIASZ less the closing NUL, include/linux/if.h
 IPV6 = 6

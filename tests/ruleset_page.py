@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from driver.firewall import REASONS
+from driver.firewall.base import read_base
 from driver.model import short
 from tests.typical import TYPICAL
 
@@ -19,6 +19,8 @@ PAGE = DOCS / "ruleset.md"
 TEMPLATE = DOCS / "ruleset.md.in"
 COMMAND = "PYNET_DOCS=write python -m pytest tests/kernel/test_ruleset_page.py"
 
+_BASE_TABLE = re.compile(r"^table (\w+ pynet) \{$(.*?)^\}$", re.MULTILINE | re.DOTALL)
+_COUNTER = re.compile(r'^\tcounter (\w+) \{\n\t\tcomment "([^"]*)"$', re.MULTILINE)
 _TABLE = re.compile(r"^table (\w+) pynet \{$(.*?)^\}$", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^\t(set|map|chain) (\w+) \{$(.*?)^\t\}$", re.MULTILINE | re.DOTALL)
 _ELEMENTS = re.compile(r"elements = \{(.*?)\}", re.DOTALL)
@@ -82,7 +84,7 @@ def _check_complete(blocks: list[Block]) -> None:
     described = set(re.findall(r"\{\{chain (\w+ \w+)\}\}", TEMPLATE.read_text()))
     chains = {f"{each.family} {each.name}" for each in blocks if each.kind == "chain"}
     assert described == {each for each in chains if not _DROP.search(each)} | {DROP_SHOWN}
-    told = {f"{table.split()[0]} drop_{reason}" for table in REASONS for reason in REASONS[table]}
+    told = {f"{table.split()[0]} drop_{reason}" for table, reason, _ in _reasons()}
     assert told == set(filter(_DROP.search, chains))
 
 
@@ -107,12 +109,15 @@ def _elements(blocks: list[Block], name: str) -> Iterator[str]:
             yield f"{block.name:<13} {element}"
 
 
+def _reasons() -> Iterator[tuple[str, str, str]]:
+    """Yield each reason to drop: the table, the counter's name, and what it says."""
+    for table, body in _BASE_TABLE.findall(read_base()):
+        for reason, text in _COUNTER.findall(body):
+            yield table, reason, text
+
+
 def _drops() -> str:
-    rows = [
-        f"| `{reason}` | `{table}` | {text} |"
-        for table, reasons in REASONS.items()
-        for reason, text in reasons.items()
-    ]
+    rows = [f"| `{reason}` | `{table}` | {text} |" for table, reason, text in _reasons()]
     return "\n".join(["| reason | table | what is dropped |", "| --- | --- | --- |", *rows])
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import TYPE_CHECKING, Any
 
-from driver.bridge import NewEndpoint, NewJoin
+from driver.driver import NewEndpoint, NewJoin
 from driver.model import (
     Endpoint,
     EndpointId,

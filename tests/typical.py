@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 from typing import TYPE_CHECKING, Any
 
+from driver.firewall.ports import order_requests, plan_candidates
 from driver.model import GatewayMode, Guard, GuardAlso, MacAddress
-from driver.ports import order_requests, plan_candidates
 from tests.samples import endpoint, network, new_endpoint, pool, ports, sandbox_key
 
 if TYPE_CHECKING:
-    from driver.bridge import NewEndpoint
+    from driver.driver import NewEndpoint
     from driver.model import Endpoint, Network, PortRequest
 
 EPHEMERAL = range(32768, 60999)

@@ -19,7 +19,7 @@ from plugin.api.reply import reply
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
 
 MAX_BODY = 16 * 1024 * 1024  # bytes; a CreateEndpoint with 65,535 port bindings has 6 MB
 

@@ -23,7 +23,7 @@ from plugin.version import find_revision, find_version
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from driver.health import Health
     from plugin.api.deadline import Deadline
     from plugin.api.metrics import Metrics

@@ -22,7 +22,7 @@ from driver.lock import Request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from driver.health import Health
 
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """Docker's calls of the remote network driver protocol: decode, run, encode, one line of the log.
 
-Knows no keys of the wire (`plugin.api.protocol`) and no policy (`driver.bridge`).
+Knows no keys of the wire (`plugin.api.protocol`) and no policy (`driver.driver`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from plugin.api.reply import describe_error, read_body, reply, status_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from plugin.api.deadline import Deadline
     from plugin.api.metrics import Metrics
     from plugin.api.protocol import Payload

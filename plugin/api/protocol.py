@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from driver.bridge import NewEndpoint, NewJoin, NewPorts
+from driver.driver import NewEndpoint, NewJoin, NewPorts
 from driver.errors import InvalidRequest
 from driver.model import (
     Network,

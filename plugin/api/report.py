@@ -15,11 +15,11 @@ from driver.model import GuardAlso, guard_of, host_end_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from driver.advice import Advice
-    from driver.check import Difference
     from driver.model import Drops, Endpoint, Network, NetworkOptions, PortBinding
-    from driver.sandbox import Followed
-    from driver.survey import Row
+    from driver.reconcile.advice import Advice
+    from driver.reconcile.diff import Difference
+    from driver.sysctl.report import Row
+    from driver.sysctl.sandbox import Followed
 
 
 def report_networks(state: Iterable[tuple[Network, tuple[Endpoint, ...]]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from driver.errors import DriverError
-from plugin.errors import AskError, DriverDown
+from plugin.cli.errors import AskError, DriverDown
 from plugin.escape import escape
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from driver.options import PRIORITY
-from plugin.ask import tell_driver
-from plugin.cli.terminal import json_option, print_json, print_line
-from plugin.cli.who import complete_networks, complete_parameters, look_around, socket_path
+from plugin.cli.client import tell_driver
+from plugin.cli.output import json_option, print_json, print_line
+from plugin.cli.resolve import complete_networks, complete_parameters, look_around, socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from plugin.ask import ask_driver, tell_driver
 from plugin.cli import DIFFERS
-from plugin.cli.terminal import json_option, print_json, print_line, print_table, print_title
-from plugin.cli.who import socket_path
+from plugin.cli.client import ask_driver, tell_driver
+from plugin.cli.output import json_option, print_json, print_line, print_table, print_title
+from plugin.cli.resolve import socket_path
 
 
 @click.command

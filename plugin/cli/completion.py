@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from plugin.cli.terminal import print_lines
+from plugin.cli.output import print_lines
 
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_PYNET_COMPLETE"  # click's own rule for a program called pynet

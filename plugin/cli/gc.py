@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from plugin.cli import DIFFERS
-from plugin.cli.terminal import json_option, print_json, print_line, print_table
-from plugin.cli.who import socket_path
-from plugin.garbage import compare_with_docker, remove_if_left_over
+from plugin.cli.leftovers import compare_with_docker, remove_if_left_over
+from plugin.cli.output import json_option, print_json, print_line, print_table
+from plugin.cli.resolve import socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from plugin.garbage import Garbage
+    from plugin.cli.leftovers import Garbage
 
 
 @click.command

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from plugin.ask import ask_driver, find_interface
-from plugin.cli.terminal import json_option, print_json, print_line, print_table
-from plugin.cli.who import complete_names, look_around, socket_path
+from plugin.cli.client import ask_driver, find_interface
+from plugin.cli.output import json_option, print_json, print_line, print_table
+from plugin.cli.resolve import complete_names, look_around, socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from plugin.inventory import Inventory
+    from plugin.cli.names import Inventory
 
 
 @click.command

@@ -13,20 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from plugin.ask import ask_driver
 from plugin.cli import DIFFERS
-from plugin.cli.terminal import (
-    json_option,
-    print_json,
-    print_line,
-    print_lines,
-    print_table,
-    print_title,
-)
-from plugin.cli.who import complete_names, complete_networks, look_around, socket_path
-from plugin.dropins import find_settings
-from plugin.errors import AskError, DriverDown
-from plugin.explain import (
+from plugin.cli.client import ask_driver
+from plugin.cli.errors import AskError, DriverDown
+from plugin.cli.explain import (
     Audit,
     Finding,
     Line,
@@ -39,12 +29,22 @@ from plugin.explain import (
     suggest_options,
     summarise,
 )
-from plugin.inventory import Container, ask_own_sysctls
+from plugin.cli.names import Container, ask_own_sysctls
+from plugin.cli.output import (
+    json_option,
+    print_json,
+    print_line,
+    print_lines,
+    print_table,
+    print_title,
+)
+from plugin.cli.resolve import complete_names, complete_networks, look_around, socket_path
+from plugin.cli.sysctl_d import find_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from plugin.inventory import Inventory
+    from plugin.cli.names import Inventory
 
 NOT_AS_ASKED, LOST = "!", "*"
 LEGEND = f"""\

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from plugin.ask import ask_driver
-from plugin.cli.terminal import json_option, print_json, print_line
-from plugin.cli.who import socket_path
-from plugin.errors import AskError
+from plugin.cli.client import ask_driver
+from plugin.cli.errors import AskError
+from plugin.cli.output import json_option, print_json, print_line
+from plugin.cli.resolve import socket_path
 from plugin.version import find_revision, find_version
 
 

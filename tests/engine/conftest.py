@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.heal import REPAIRS
+from driver.reconcile.watcher import REPAIRS
 from tests.engine import plugin_image
 from tests.engine.driver import DriverProcess
 from tests.engine.engine import Engine

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.heal import REPAIRS
+from driver.reconcile.watcher import REPAIRS
 from tests.engine.site import HOST, HOST_ADDRESS, LAN, LAN_ADDRESS, LOOPBACK, Question, Site, check
 from tests.engine.unixhttp import request
 from tests.engine.wait import wait_until

@@ -45,7 +45,7 @@ CRASHING = """
 """
 DIES = """
 import sys
-from driver.kernel.nft import Nft
+from driver.linux.nft import Nft
 Nft().run("add table inet probe; add chain inet probe forward; delete table inet probe\\n")
 """
 each_suite = pytest.mark.parametrize("suite", SUITES)

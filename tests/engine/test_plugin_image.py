@@ -29,7 +29,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 # What the driver gives to libnftables, through the image's own interpreter.
 LOAD_RULESET = """
 import sys
-from driver.kernel.nft import Nft
+from driver.linux.nft import Nft
 
 Nft().run(sys.stdin.read())
 """

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import pytest
 from _pytest.runner import runtestprotocol
 
-from driver.bridge import BridgeDriver
-from driver.kernel.linux import LinuxKernel
-from driver.store import Store
+from driver.driver import BridgeDriver
+from driver.linux.linux import LinuxKernel
+from driver.state.store import Store
 from tests.kernel.daemon import Daemon
 from tests.kernel.host import COMMANDS, FakeHost, RealHost, die_with_parent, run
 

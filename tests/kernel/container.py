@@ -8,15 +8,15 @@ import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from driver.bridge import NewJoin
-from driver.kernel import netns
+from driver.driver import NewJoin
+from driver.linux import netns
 from driver.model import host_end_name
 from tests.kernel.host import ip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from driver.bridge import BridgeDriver, NewEndpoint
+    from driver.driver import BridgeDriver, NewEndpoint
     from driver.model import Endpoint, SandboxKey
     from tests.kernel.host import RealHost
 

@@ -14,7 +14,7 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from driver.kernel import netns, sysctl
+from driver.linux import netns, sysctl
 from driver.model import HostPort, IPInterface, SandboxKey
 from driver.model import Protocol as Transport
 from tests.fakes import FakeKernel, Link
@@ -23,8 +23,8 @@ from tests.samples import sandbox_key
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from driver.kernel import Kernel
-    from driver.kernel.linux import LinuxKernel
+    from driver.linux import Kernel
+    from driver.linux.linux import LinuxKernel
 
 COMMANDS = {4: "iptables", 6: "ip6tables"}
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 
-from driver.kernel import netns, sysctl
+from driver.linux import netns, sysctl
 from driver.model import SandboxKey
 from plugin.api.protocol import GENERIC, PORT_MAP
 from tests.samples import network_id

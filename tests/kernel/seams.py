@@ -1,4 +1,4 @@
-"""Step in before every single thing that `driver.kernel` asks of the kernel, and every commit.
+"""Step in before every single thing that `driver.linux` asks of the kernel, and every commit.
 
 The seams are where the driver's own code ends: netlink's messages, nftables' transactions,
 /proc/sys, the iptables command, bind(2). A step is named by its seam and what is asked of it.
@@ -13,12 +13,12 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from driver.kernel import conntrack, iptables, ports, sysctl
-from driver.kernel.elements import Elements
-from driver.kernel.netlink import Connection
-from driver.kernel.netns import AFTERWARDS
-from driver.kernel.rtnetlink import Rtnetlink
-from driver.store import Store
+from driver.linux import conntrack, iptables, ports, sysctl
+from driver.linux.elements import Elements
+from driver.linux.netlink import Connection
+from driver.linux.netns import AFTERWARDS
+from driver.linux.rtnetlink import Rtnetlink
+from driver.state.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

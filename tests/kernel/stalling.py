@@ -11,7 +11,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from driver.kernel import links, sysctl
+from driver.linux import links, sysctl
 from plugin.cli import main
 
 if TYPE_CHECKING:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.bridge import NewJoin
-from driver.check import Kind
+from driver.driver import NewJoin
 from driver.model import Attach, Pool
+from driver.reconcile.diff import Kind
 from tests.engine.wait import wait_until
 from tests.kernel.container import PORT, reaches, sandbox_of, serving, start
 from tests.kernel.host import ip
 from tests.samples import network, new_endpoint, pool
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver, NewEndpoint
+    from driver.driver import BridgeDriver, NewEndpoint
     from driver.model import Endpoint
     from tests.kernel.host import RealHost
 

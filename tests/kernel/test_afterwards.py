@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver import model
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.errors import KernelError
 from driver.health import Health
-from driver.kernel import sysctl
-from driver.kernel.nft import Nft
+from driver.linux import sysctl
+from driver.linux.nft import Nft
 from driver.model import Attach, host_end_name
 from driver.options import GUARD, ICC, MTU, parse_change
-from driver.recovery import open_state
+from driver.state.recovery import open_state
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip, run
 from tests.samples import (
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from driver.kernel.linux import LinuxKernel
+    from driver.linux.linux import LinuxKernel
     from driver.model import Network
     from tests.kernel.host import RealHost
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver import firewall
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
+from driver.firewall import ruleset
 from driver.model import Bridge, Endpoint, MacAddress, Trace, Veth, endpoint_alias, veth_of
 from tests.engine.wait import wait_until
 from tests.kernel.host import parse
@@ -231,39 +231,39 @@ def test_an_alias_says_whose_a_link_is(host: Host) -> None:
 
 def test_elements_come_and_go_with_their_networks(host: Host) -> None:
     first, second = network(1), network(2)
-    host.kernel.apply_rules(firewall.render_ruleset([first], [], []))
-    host.kernel.apply_rules(firewall.render_network(second))
+    host.kernel.apply_rules(ruleset.render_ruleset([first], [], []))
+    host.kernel.apply_rules(ruleset.render_network(second))
     assert host.elements() == {
         f"{each.bridge_name} . {each.bridge_name}" for each in (first, second)
     }
-    host.kernel.apply_rules(firewall.render_no_network(first))
+    host.kernel.apply_rules(ruleset.render_no_network(first))
     assert len(host.elements()) == 1
-    host.kernel.apply_rules(firewall.render_ruleset([first], [], []))
+    host.kernel.apply_rules(ruleset.render_ruleset([first], [], []))
     assert host.elements() == {f"{first.bridge_name} . {first.bridge_name}"}
     for _ in range(2):
-        host.kernel.apply_rules(firewall.render_no_ruleset())
+        host.kernel.apply_rules(ruleset.render_no_ruleset())
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        firewall.render_no_network(network(9)),
-        firewall.render_network(network(9)).replace("same_bridge", "no_such_set"),
+        ruleset.render_no_network(network(9)),
+        ruleset.render_network(network(9)).replace("same_bridge", "no_such_set"),
         "add element inet pynet same_bridge {\n",
         "nonsense\n",
     ],
 )
 def test_rules_are_applied_all_or_not_at_all(host: Host, wrong: str) -> None:
-    host.kernel.apply_rules(firewall.render_ruleset([network(1)], [], []))
+    host.kernel.apply_rules(ruleset.render_ruleset([network(1)], [], []))
     before = host.elements()
     with pytest.raises(KernelError, match="change the firewall"):
-        host.kernel.apply_rules(firewall.render_network(network(2)) + wrong)
+        host.kernel.apply_rules(ruleset.render_network(network(2)) + wrong)
     assert host.elements() == before
 
 
 def test_rules_for_no_table_are_refused(host: Host) -> None:
     with pytest.raises(KernelError):
-        host.kernel.apply_rules(firewall.render_network(network(1)))
+        host.kernel.apply_rules(ruleset.render_network(network(1)))
 
 
 def test_checking_returns_what_a_new_namespace_has(host: Host) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver import firewall
 from driver.errors import Conflict, KernelError, NotFound
+from driver.firewall import ruleset
 from driver.model import DirectInterface, PortInUse, SandboxKey, veth_of
-from driver.reality import find_uplinks
+from driver.observed import find_uplinks
 from tests.kernel.host import parse
 from tests.samples import binding, endpoint, network, place, pool, sandbox_key
 
@@ -22,7 +22,7 @@ OURS = DUAL.bridge
 VETH = veth_of(endpoint(), DUAL)
 ADDRESSES = parse(["10.1.0.2/24", "fd00:1::2/64"])
 UNNAMED = DirectInterface(None, "eth", ADDRESSES)
-BASE = firewall.render_ruleset([], [], [])
+BASE = ruleset.render_ruleset([], [], [])
 
 
 def with_bridge(host: Host) -> Host:
@@ -278,7 +278,7 @@ def test_an_interface_is_found_once_it_is_in_its_sandbox(host: Host) -> None:
     assert host.kernel.find_interface(sandbox, VETH.host_end) in {"eth0", VETH.sandbox_end}
 
 
-PUBLISHED = firewall.render_bindings(endpoint().id, [binding("0.0.0.0:8080")])
+PUBLISHED = ruleset.render_bindings(endpoint().id, [binding("0.0.0.0:8080")])
 
 
 def test_maps_have_values(host: Host) -> None:
@@ -292,29 +292,27 @@ def test_maps_have_values(host: Host) -> None:
     "wrong",
     [
         pytest.param(
-            firewall.render_bindings(endpoint().id, [binding("0.0.0.0:8080", "10.1.0.3:80")]),
+            ruleset.render_bindings(endpoint().id, [binding("0.0.0.0:8080", "10.1.0.3:80")]),
             id="another value",
         ),
         pytest.param(
-            firewall.render_network(network(1, pools=(pool("10.1.0.1/25"),))), id="an overlap"
+            ruleset.render_network(network(1, pools=(pool("10.1.0.1/25"),))), id="an overlap"
         ),
-        pytest.param(
-            firewall.render_no_bindings([binding("0.0.0.0:8081")]), id="what is not there"
-        ),
+        pytest.param(ruleset.render_no_bindings([binding("0.0.0.0:8081")]), id="what is not there"),
     ],
 )
 def test_what_contradicts_what_is_there_changes_nothing(host: Host, wrong: str) -> None:
-    host.kernel.apply_rules(BASE + PUBLISHED + firewall.render_network(DUAL))
+    host.kernel.apply_rules(BASE + PUBLISHED + ruleset.render_network(DUAL))
     with pytest.raises(KernelError, match="change the firewall"):
-        host.kernel.apply_rules(firewall.render_network(network(2)) + wrong)
+        host.kernel.apply_rules(ruleset.render_network(network(2)) + wrong)
     assert host.elements("bridges") == {DUAL.bridge_name}
     assert host.elements("everywhere4") == {"tcp . 8080 : 10.1.0.2 . 80"}
 
 
 def test_uplinks_are_set_anew(host: Host) -> None:
-    host.kernel.apply_rules(firewall.render_ruleset([], [], ["br-lan", "br-old"]))
+    host.kernel.apply_rules(ruleset.render_ruleset([], [], ["br-lan", "br-old"]))
     assert host.elements("uplinks") == {"br-lan", "br-old"}
-    host.kernel.apply_rules(firewall.render_uplinks(["br-lan", "virbr0"]))
+    host.kernel.apply_rules(ruleset.render_uplinks(["br-lan", "virbr0"]))
     assert host.elements("uplinks") == {"br-lan", "virbr0"}
 
 

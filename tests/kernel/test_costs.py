@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from driver.bridge import NewJoin
-from driver.kernel.elements import Elements
-from driver.kernel.netlink import Change, Connection
-from driver.kernel.netns import AFTERWARDS
+from driver.driver import NewJoin
+from driver.linux.elements import Elements
+from driver.linux.netlink import Change, Connection
+from driver.linux.netns import AFTERWARDS
 from driver.model import Attach, EndpointId, host_end_name
 from tests.engine.wait import wait_until
 from tests.kernel.host import mount_namespace
@@ -24,7 +24,7 @@ from tests.samples import KEEPALIVE, RP_FILTER, network, new_endpoint, new_join,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from driver.bridge import BridgeDriver, NewEndpoint
+    from driver.driver import BridgeDriver, NewEndpoint
     from driver.model import Network
     from tests.kernel.host import RealHost
 

@@ -23,8 +23,8 @@ from unittest.mock import patch
 import pytest
 from flask import request
 
-from driver.kernel import linux
-from driver.store import FILE_NAME
+from driver.linux import linux
+from driver.state.store import FILE_NAME
 from plugin.api import admin, docker
 from plugin.api.reply import reply
 from tests.engine.soak import PART, repetitions

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver import firewall
 from driver.errors import KernelError
-from driver.kernel.elements import Elements, parse_changes
-from driver.kernel.nft import Nft
+from driver.firewall import ruleset
+from driver.linux.elements import Elements, parse_changes
+from driver.linux.nft import Nft
 from driver.model import EndpointOptions, Guard, connections_of
 from tests.kernel.host import run
 from tests.samples import binding, endpoint_id, network, pool
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 BY_ID = {network.id: network for network in NETWORKS}
 UNLIMITED = [each for each in ENDPOINTS if connections_of(each, BY_ID[each.network_id]) is None]
 COMES = [
-    firewall.render_join(each, BY_ID[each.network_id])
-    + firewall.render_bindings(each.id, each.bindings)
+    ruleset.render_join(each, BY_ID[each.network_id])
+    + ruleset.render_bindings(each.id, each.bindings)
     for each in UNLIMITED
 ]
 GOES = [
-    firewall.render_leave(each, BY_ID[each.network_id]) + firewall.render_no_bindings(each.bindings)
+    ruleset.render_leave(each, BY_ID[each.network_id]) + ruleset.render_no_bindings(each.bindings)
     for each in UNLIMITED
 ]
 GUARDED = replace(UNLIMITED[0], id=endpoint_id(30), options=EndpointOptions(guard=Guard.ADDRESS))
-COMES.append(firewall.render_join(GUARDED, BY_ID[GUARDED.network_id]))
-GOES.append(firewall.render_leave(GUARDED, BY_ID[GUARDED.network_id]))
-ONE = firewall.render_bindings("e1" * 32, [binding("0.0.0.0:8080/tcp")])
-NOT_ONE = firewall.render_no_bindings([binding("0.0.0.0:8080/tcp")])
+COMES.append(ruleset.render_join(GUARDED, BY_ID[GUARDED.network_id]))
+GOES.append(ruleset.render_leave(GUARDED, BY_ID[GUARDED.network_id]))
+ONE = ruleset.render_bindings("e1" * 32, [binding("0.0.0.0:8080/tcp")])
+NOT_ONE = ruleset.render_no_bindings([binding("0.0.0.0:8080/tcp")])
 
 
 @pytest.fixture
 def nft() -> Iterator[Nft]:
     lent = Nft()
-    lent.run(firewall.render_ruleset(NETWORKS, [], []))
+    lent.run(ruleset.render_ruleset(NETWORKS, [], []))
     yield lent
     lent.close()
 
@@ -108,7 +108,7 @@ def test_without_the_table_nothing_is_changed(elements: Elements) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        firewall.render_no_ruleset(),
+        ruleset.render_no_ruleset(),
         "add element inet pynet open4 {\n",
         "nonsense\n",
         ONE + "nonsense\n",
@@ -123,13 +123,13 @@ def test_networks_and_limits_are_what_nft_puts_there(nft: Nft, elements: Element
     """Intervals, which have an end, also of the last address, and counts of connections."""
     last = network(9, pools=(pool("255.255.255.1/24"), pool("ffff:ffff::1/32")))
     for net in (*NETWORKS, last):
-        nft.run(firewall.render_ruleset([], [], []))
+        nft.run(ruleset.render_ruleset([], [], []))
         empty = shown()
         joined = [each for each in ENDPOINTS if each.network_id == net.id]
-        comes = firewall.render_network(net) + firewall.render_uplinks(["br0", "br1"])
-        comes += "".join(firewall.render_join(each, net) for each in joined)
-        goes = "".join(firewall.render_leave(each, net) for each in joined)
-        goes += firewall.render_no_network(net) + firewall.render_uplinks([])
+        comes = ruleset.render_network(net) + ruleset.render_uplinks(["br0", "br1"])
+        comes += "".join(ruleset.render_join(each, net) for each in joined)
+        goes = "".join(ruleset.render_leave(each, net) for each in joined)
+        goes += ruleset.render_no_network(net) + ruleset.render_uplinks([])
         nft.run(comes)
         expected = shown()
         change(elements, goes)

@@ -12,17 +12,17 @@ from unittest.mock import Mock
 
 import pytest
 
-from driver import firewall
 from driver.errors import KernelError
-from driver.kernel import iptables, sysctl
-from driver.kernel.linux import FORWARDING, LinuxKernel
-from driver.kernel.nft import Nft
+from driver.firewall import ruleset
+from driver.linux import iptables, sysctl
+from driver.linux.linux import FORWARDING, LinuxKernel
+from driver.linux.nft import Nft
 from tests.kernel.host import COMMANDS, run
 from tests.samples import binding, endpoint, network, sandbox_key
 from tests.typical import TYPICAL
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-MARK = firewall.ACCEPTED_MARK
+MARK = ruleset.ACCEPTED_MARK
 
 
 def rules(command: str, chain: str) -> list[str]:
@@ -48,13 +48,13 @@ def test_nft_takes_every_golden_file_and_gives_it_back(linux: LinuxKernel, name:
     loaded = listing()
     assert loaded != base
     for text in (
-        firewall.render_no_bindings(each.endpoint.bindings),
-        firewall.render_leave(each.endpoint, each.network),
-        firewall.render_no_network(each.network),
+        ruleset.render_no_bindings(each.endpoint.bindings),
+        ruleset.render_leave(each.endpoint, each.network),
+        ruleset.render_no_network(each.network),
     ):
         linux.apply_rules(text)
     assert listing() == base
-    linux.apply_rules(firewall.render_ruleset([each.network], [each.endpoint], ["br-lan"]))
+    linux.apply_rules(ruleset.render_ruleset([each.network], [each.endpoint], ["br-lan"]))
     assert listing() == loaded
     load("gone")
     assert listing() == ""
@@ -67,16 +67,16 @@ def constant() -> list[str]:
 
 
 def test_chains_and_rules_are_as_many_for_one_as_for_many(linux: LinuxKernel) -> None:
-    linux.apply_rules(firewall.render_ruleset([network(1)], [], []))
+    linux.apply_rules(ruleset.render_ruleset([network(1)], [], []))
     one = constant()
     bindings = tuple(binding(f"0.0.0.0:{port}") for port in range(1, 1001))
     container = endpoint().joined(sandbox_key(1)).published(bindings)
     networks = [network(number) for number in range(1, 101)]
-    linux.apply_rules(firewall.render_ruleset(networks, [container], []))
+    linux.apply_rules(ruleset.render_ruleset(networks, [container], []))
     guards = 2  # that it is guarded, and its address
     assert len(re.findall("endpoint e1e1e1e1e1e1", listing())) == 1001 + guards
     assert constant() == one
-    linux.apply_rules(firewall.render_no_bindings(bindings))
+    linux.apply_rules(ruleset.render_no_bindings(bindings))
     assert len(re.findall("endpoint e1e1e1e1e1e1", listing())) == guards
 
 
@@ -90,11 +90,11 @@ def test_nfts_own_words_are_passed_on(linux: LinuxKernel) -> None:
 def test_the_table_is_replaced_and_others_stay(linux: LinuxKernel) -> None:
     run("nft", "add table inet others")
     for networks in ([network(1)], [network(1), network(2)], []):
-        linux.apply_rules(firewall.render_ruleset(networks, [], []))
+        linux.apply_rules(ruleset.render_ruleset(networks, [], []))
         shown = run("nft", "list", "set", "inet", "pynet", "bridges")
         assert shown.count('comment "network ') == len(networks)
         assert run("nft", "list", "chain", "inet", "pynet", "accepted").count("mark set") == 1
-    linux.apply_rules(firewall.render_no_ruleset())
+    linux.apply_rules(ruleset.render_no_ruleset())
     assert run("nft", "list", "tables") == "table inet others\n"
 
 

@@ -10,11 +10,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from driver import firewall
 from driver.errors import KernelError
-from driver.kernel import elements, links, loopback, monitor, netlink
-from driver.kernel.linux import INTERFACE_TIMEOUT, LinuxKernel
-from driver.kernel.rtnetlink import Rtnetlink
+from driver.firewall import ruleset
+from driver.linux import elements, links, loopback, monitor, netlink
+from driver.linux.linux import INTERFACE_TIMEOUT, LinuxKernel
+from driver.linux.rtnetlink import Rtnetlink
 from driver.model import Endpoint, MacAddress, veth_of
 from tests.kernel import seams
 from tests.kernel.host import add_loopback_pair, ip, run
@@ -195,18 +195,18 @@ def test_an_answer_that_never_comes_is_a_failure(
     """Whoever waits for it has the driver's lock: nothing of Docker's would be answered again."""
     monkeypatch.setattr(module, "ANSWER_SECONDS", 0.2)
     kernel = LinuxKernel()
-    kernel.apply_rules(firewall.render_ruleset([DUAL], [], []))
+    kernel.apply_rules(ruleset.render_ruleset([DUAL], [], []))
     kernel.ensure_bridge(DUAL.bridge)
     monkeypatch.setattr(module, "ACK", 0)  # what the kernel is not asked for it does not send
     verbs: dict[Any, Callable[[], object]] = {
         netlink: lambda: kernel.delete_bridge(DUAL.bridge, ()),
-        elements: lambda: kernel.apply_rules(firewall.render_bindings("e1" * 32, PUBLISHED)),
+        elements: lambda: kernel.apply_rules(ruleset.render_bindings("e1" * 32, PUBLISHED)),
     }
     with pytest.raises(KernelError, match="timed out"):
         verbs[module]()
     monkeypatch.undo()
     # What comes after it is answered again.
-    again = firewall.render_bindings("e1" * 32, [binding("0.0.0.0:54/udp", "10.1.0.2:54/udp")])
+    again = ruleset.render_bindings("e1" * 32, [binding("0.0.0.0:54/udp", "10.1.0.2:54/udp")])
     kernel.apply_rules(again)
     kernel.ensure_bridge(DUAL.bridge)
     assert "udp . 54" in run("nft", "list", "map", "inet", "pynet", "everywhere4")
@@ -368,7 +368,7 @@ def test_an_interface_that_comes_up_between_looking_and_listening_is_not_missed(
 
 def test_a_rule_that_was_doubled_goes_with_its_double(linux: LinuxKernel) -> None:
     """Two drivers, of which one was about to end, may each have put it there."""
-    mark = firewall.ACCEPTED_MARK
+    mark = ruleset.ACCEPTED_MARK
     linux.ensure_forward_accept(mark)
     ours = ("-m", "mark", "--mark", f"{mark:#x}/{mark:#x}", "-m", "comment", "--comment", "pynet")
     for tool in ("iptables", "ip6tables"):

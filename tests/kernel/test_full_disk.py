@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.ballast import BYTES
-from driver.ballast import NAME as RESERVE
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.errors import StoreError
 from driver.model import host_end_name
-from driver.store import COPY_NAME, Store
+from driver.state.reserve import BYTES
+from driver.state.reserve import NAME as RESERVE
+from driver.state.store import COPY_NAME, Store
 from tests.fakes import FakeKernel
 from tests.kernel.test_server_state import SIZE, fill
 from tests.samples import (

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from driver.kernel import netns
-from driver.kernel.rtnetlink import MAX_LEARNED
+from driver.linux import netns
+from driver.linux.rtnetlink import MAX_LEARNED
 from driver.model import EndpointOptions, Guard, host_end_name
 from driver.options import parse_change
 from tests.engine.wait import wait_until
@@ -25,8 +25,8 @@ from tests.kernel.host import ip, run
 from tests.samples import network, new_endpoint, pool
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver
-    from driver.kernel.linux import LinuxKernel
+    from driver.driver import BridgeDriver
+    from driver.linux.linux import LinuxKernel
     from driver.model import Endpoint, Network
     from tests.kernel.host import RealHost
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from driver.check import Kind
 from driver.errors import Conflict, KernelError
-from driver.heal import LONGEST_REST_SECONDS, REPAIRS
 from driver.health import Health
-from driver.kernel import monitor as monitoring
-from driver.kernel.monitor import Monitor
+from driver.linux import monitor as monitoring
+from driver.linux.monitor import Monitor
 from driver.model import host_end_name
+from driver.reconcile.diff import Kind
+from driver.reconcile.watcher import LONGEST_REST_SECONDS, REPAIRS
 from tests.engine.wait import wait_until
 from tests.kernel import seams
 from tests.kernel.container import FAMILIES, arrives, sandbox_of, serving, start
@@ -28,11 +28,11 @@ from tests.samples import endpoint_id, network, new_endpoint, new_join, ports
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from driver.bridge import BridgeDriver
-    from driver.check import Difference
-    from driver.heal import Choice
+    from driver.driver import BridgeDriver
     from driver.model import Endpoint
-    from driver.reality import Link
+    from driver.observed import Link
+    from driver.reconcile.diff import Difference
+    from driver.reconcile.watcher import Choice
     from tests.kernel.host import RealHost
 
 CLOSED = network(2, icc=False)

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.errors import Conflict
-from driver.kernel import links, netns, sysctl
-from driver.kernel.netlink import (
+from driver.linux import links, netns, sysctl
+from driver.linux.netlink import (
     Change,
     NetlinkError,
     parse_attributes,
     parse_messages,
     parse_text,
 )
-from driver.kernel.rtnetlink import _LINK_HEAD, IFF_UP, LINK_CHANGES, Rtnetlink
+from driver.linux.rtnetlink import _LINK_HEAD, IFF_UP, LINK_CHANGES, Rtnetlink
 from driver.model import DirectInterface, Endpoint, MacAddress, veth_of
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip
@@ -33,7 +33,7 @@ from tests.samples import endpoint_id, network, pool
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from driver.kernel.linux import LinuxKernel
+    from driver.linux.linux import LinuxKernel
     from driver.model import SandboxKey
     from tests.kernel.host import RealHost
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from driver.bridge import NewJoin
+from driver.driver import NewJoin
 from driver.model import EndpointId, SandboxKey, host_end_name
 from tests.engine.wait import wait_until
 from tests.kernel.container import start
@@ -24,7 +24,7 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from tests.kernel.host import RealHost
 
 LIVES = 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING
 
-from driver.store import FILE_NAME
+from driver.state.store import FILE_NAME
 from tests.kernel.libnetwork import network_call
 from tests.samples import network_id
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.errors import InvalidRequest, KernelError, NotFound
-from driver.kernel import netns
+from driver.linux import netns
 from tests.kernel.host import descriptors
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def test_a_sandbox_is_found_without_a_thread(
     real: RealHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox = real.add_sandbox(1)
-    monkeypatch.setattr("driver.kernel.paths.Thread", pytest.fail)
+    monkeypatch.setattr("driver.linux.paths.Thread", pytest.fail)
     assert netns.is_namespace(sandbox)
     with netns.open_namespace(sandbox):
         pass

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver import firewall
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
+from driver.firewall import ruleset
 from tests.engine.wait import wait_until
 from tests.kernel.container import calling, is_connected, reaches, sandbox_of, start
 from tests.kernel.host import COMMANDS, ip, run
 from tests.samples import KEEPALIVE, RP_FILTER, network, new_endpoint, pool
 
 if TYPE_CHECKING:
-    from driver.kernel.linux import LinuxKernel
+    from driver.linux.linux import LinuxKernel
     from driver.model import Endpoint
     from tests.kernel.host import RealHost
 
@@ -49,7 +49,7 @@ def test_it_is_our_rule_that_lets_them_pass(
     client, server = two
     assert reaches(client, server, version)
     assert dropped(COMMANDS[version]) == 0
-    linux.delete_forward_accept(firewall.ACCEPTED_MARK)
+    linux.delete_forward_accept(ruleset.ACCEPTED_MARK)
     with calling(client, server, version) as caller:
         wait_until(lambda: dropped(COMMANDS[version]), 5, "the policy drops the packet")
         assert not is_connected(caller)

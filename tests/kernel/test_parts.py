@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from driver import model, options
-from driver.bridge import BridgeDriver, NewJoin
+from driver.driver import BridgeDriver, NewJoin
 from driver.errors import KernelError
-from driver.kernel.rtnetlink import BridgePort, Rtnetlink, VethPeer
+from driver.linux.rtnetlink import BridgePort, Rtnetlink, VethPeer
 from driver.model import Attach, EndpointId, Guard, MacAddress, find_room, host_end_name
 from driver.options import parse_change
-from driver.store import Store
+from driver.state.store import Store
 from tests.engine.soak import repetitions
 from tests.engine.wait import wait_until
 from tests.kernel.container import (
@@ -36,7 +36,7 @@ from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, one_of_
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from driver.kernel.linux import LinuxKernel
+    from driver.linux.linux import LinuxKernel
     from driver.model import Endpoint
     from tests.kernel.host import RealHost
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.check import Kind
-from driver.filters import Interface, Lookup, describe_packet
-from driver.firewall import ACCEPTED_MARK, FORWARD_PRIORITY
-from driver.kernel.filters import read_filters
-from driver.kernel.links import find_index
-from driver.kernel.netlink import NETFILTER, Connection
+from driver.firewall.filters import Interface, Lookup, describe_packet
+from driver.firewall.ruleset import ACCEPTED_MARK, FORWARD_PRIORITY
+from driver.linux.filters import read_filters
+from driver.linux.links import find_index
+from driver.linux.netlink import NETFILTER, Connection
+from driver.reconcile.diff import Kind
 from tests.engine.wait import wait_until
 from tests.kernel.container import start
 from tests.kernel.host import ip, run
@@ -23,8 +23,8 @@ from tests.samples import network, new_endpoint
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from driver.bridge import BridgeDriver
-    from driver.filters import BaseChain
+    from driver.driver import BridgeDriver
+    from driver.firewall.filters import BaseChain
     from driver.model import Endpoint
     from tests.kernel.host import RealHost
 

@@ -11,8 +11,8 @@ from unittest.mock import Mock
 import pytest
 
 from driver.errors import KernelError
-from driver.kernel import paths
-from driver.kernel.paths import PathOpener
+from driver.linux import paths
+from driver.linux.paths import PathOpener
 from tests.engine.wait import wait_until
 from tests.kernel.host import descriptors
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from driver.kernel.paths import Answer
+    from driver.linux.paths import Answer
 
 
 @pytest.fixture

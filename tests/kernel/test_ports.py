@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.errors import Conflict
-from driver.kernel import ports as module
+from driver.linux import ports as module
 from driver.model import PortInUse, Protocol
 from tests.kernel.container import start
 from tests.kernel.host import bound, descriptors, run
@@ -23,7 +23,7 @@ from tests.samples import endpoint_id, network, network_id, new_endpoint, place,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from driver.kernel.linux import LinuxKernel
+    from driver.linux.linux import LinuxKernel
     from tests.kernel.host import RealHost
 
 PLACES = ("0.0.0.0:8080", "127.0.0.1:8080", "[::]:8080", "[::1]:8080", "0.0.0.0:5353/udp")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from driver.kernel import netns, procfs, sysctl
-from driver.kernel.procfs import MOST_OPENED, Procfs
+from driver.linux import netns, procfs, sysctl
+from driver.linux.procfs import MOST_OPENED, Procfs
 from tests.engine.wait import wait_until
 from tests.kernel.host import run
 from tests.samples import KEEPALIVE

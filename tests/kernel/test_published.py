@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.model import Attach
 from tests.kernel.container import FAMILIES, arrives, reaches, serving, socket_in, start
 from tests.kernel.host import add_loopback_pair, ip
 from tests.samples import endpoint_id, network, network_id, new_endpoint, new_join, pool, ports
 
 if TYPE_CHECKING:
-    from driver.bridge import NewEndpoint
+    from driver.driver import NewEndpoint
     from driver.model import Endpoint, Network
     from tests.kernel.host import RealHost
 

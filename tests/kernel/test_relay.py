@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.health import Health
-from driver.kernel.linux import LinuxKernel
-from driver.kernel.relay import RelayClient
+from driver.linux.linux import LinuxKernel
+from driver.linux.relay import RelayClient
 from driver.model import Relay
 from driver.relay import relay as relay_module
 from driver.relay import tcp, udp, wire

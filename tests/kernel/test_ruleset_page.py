@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from driver.bridge import NewJoin
+from driver.driver import NewJoin
 from tests.kernel.host import run
 from tests.ruleset_page import COMMAND, PAGE, render_page
 from tests.typical import TYPICAL
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from tests.kernel.host import RealHost
     from tests.typical import Typical
 

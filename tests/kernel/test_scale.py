@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.bridge import NewJoin
-from driver.kernel import sysctl as kernel_sysctl
+from driver.driver import NewJoin
+from driver.linux import sysctl as kernel_sysctl
 from driver.options import parse_change
 from tests.engine.soak import repetitions
 from tests.samples import KEEPALIVE, network, network_id, one_of_many, pool
@@ -16,7 +16,7 @@ from tests.samples import KEEPALIVE, network, network_id, one_of_many, pool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from driver.model import SandboxKey
     from tests.kernel.host import RealHost
 

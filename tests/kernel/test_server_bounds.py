@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from driver.kernel.paths import SECONDS as PATH_SECONDS
+from driver.linux.paths import SECONDS as PATH_SECONDS
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip
 from tests.kernel.server import Server, dead_file_system, endpoint, ids, join, network, receive

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from driver.kernel import netns, sysctl
+from driver.linux import netns, sysctl
 from driver.model import host_end_name
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip, run

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from driver.ballast import NAME as RESERVE
-from driver.store import FILE_NAME
+from driver.state.reserve import NAME as RESERVE
+from driver.state.store import FILE_NAME
 from tests.engine.unixhttp import accepts
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from driver.errors import InvalidRequest, KernelError
-from driver.inherit import Heritage
-from driver.kernel import netns, sysctl
-from driver.kernel.linux import LinuxKernel
-from driver.sysctls import DOCKER_DEFAULTS, NO_POLICY
+from driver.linux import netns, sysctl
+from driver.linux.linux import LinuxKernel
+from driver.sysctl.host import Heritage
+from driver.sysctl.policy import DOCKER_DEFAULTS, NO_POLICY
 from tests.kernel.host import run
 from tests.samples import KEEPALIVE, RP_FILTER
 from tests.samples import sysctl as parse

@@ -6,15 +6,15 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from driver.kernel import netns
+from driver.linux import netns
 from driver.model import Traffic, host_end_name
 from tests.engine.wait import wait_until
 from tests.kernel.container import sandbox_of, socket_in, start
 from tests.samples import network, new_endpoint
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver
-    from driver.kernel.linux import LinuxKernel
+    from driver.driver import BridgeDriver
+    from driver.linux.linux import LinuxKernel
     from driver.model import Endpoint
     from tests.kernel.host import RealHost
 

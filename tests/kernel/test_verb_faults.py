@@ -18,10 +18,10 @@ from unittest.mock import patch
 
 import pytest
 
-from driver import firewall
 from driver.errors import DriverError, KernelError
-from driver.kernel import iptables, sysctl
-from driver.kernel.netlink import NetlinkError
+from driver.firewall import ruleset
+from driver.linux import iptables, sysctl
+from driver.linux.netlink import NetlinkError
 from driver.model import Bridge, DirectInterface, MacAddress, SandboxKey, Veth
 from tests.kernel import seams
 from tests.kernel.host import add_loopback_pair, descriptors, ip, run
@@ -57,7 +57,7 @@ VETH = Veth(
 OTHER = replace(VETH, host_end="pnhe2e2e2e2e2e2", sandbox_end="pnce2e2e2e2e2e2")
 ADDRESSES = ip_interface("10.1.0.2/24"), ip_interface("fd00:1::2/64")
 INSIDE = DirectInterface(None, "eth", ADDRESSES, announced=True)
-MARK = firewall.ACCEPTED_MARK
+MARK = ruleset.ACCEPTED_MARK
 PLACES = [place(each) for each in ("0.0.0.0:8080", "[::]:8080", "127.0.0.1:5353/udp")]
 WRITES = {KEEPALIVE: "600", SOMAXCONN: "99"}
 OF_INTERFACE = [parameter(f"{RP_FILTER}=2"), parameter("net.ipv4.conf.IFNAME.arp_notify=1")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from driver.kernel.waiting import wait_readable
+from driver.linux.waiting import wait_readable
 
 HIGH = 5000
 

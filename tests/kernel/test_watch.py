@@ -13,8 +13,8 @@ import pytest
 
 from driver.errors import KernelError
 from driver.health import Health
-from driver.kernel import netns
-from driver.kernel.watch import SandboxWatch
+from driver.linux import netns
+from driver.linux.watch import SandboxWatch
 from driver.model import SandboxKey
 from tests.engine.wait import wait_until
 from tests.kernel.host import mount_namespace, run, unmount_namespace
@@ -73,7 +73,7 @@ def test_many_that_are_awaited_are_looked_up_by_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Mock(wraps=Thread)
-    monkeypatch.setattr("driver.kernel.paths.Thread", start)
+    monkeypatch.setattr("driver.linux.paths.Thread", start)
     watch = SandboxWatch(Health())
     watch._awaited = {SandboxKey(str(tmp_path / str(each))): print for each in range(MANY)}
     watch._look()

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.bridge import BridgeDriver
-from driver.firewall import ACCEPTED_MARK
+from driver.driver import BridgeDriver
+from driver.firewall.ruleset import ACCEPTED_MARK
 from tests.kernel.container import reaches, serving, start
 from tests.kernel.test_published import DUAL, host_reaches, publish
 from tests.samples import endpoint_id, network, network_id, new_endpoint, ports
 
 if TYPE_CHECKING:
-    from driver.kernel.linux import LinuxKernel
+    from driver.linux.linux import LinuxKernel
     from tests.kernel.host import RealHost
 
 CONF = Path("/proc/sys/net/ipv6/conf")

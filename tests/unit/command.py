@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from tests.fakes import FakeKernel
 
     Run = Callable[..., Result]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from driver.bridge import BridgeDriver
-from driver.store import Store
+from driver.driver import BridgeDriver
+from driver.state.store import Store
 from tests.fakes import FakeKernel
 from tests.unit.command import run, run_without_docker, serve, with_networks
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, StoreError
-from driver.kernel import Kernel
-from driver.store import Store
+from driver.linux import Kernel
+from driver.state.store import Store
 from tests.fakes import Calls, FakeKernel, counted_kernel, counted_store
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from coverage import Coverage
 
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from plugin.api import create_app
 from plugin.api.docker import BODILESS, OPERATIONS, STATELESS
 from plugin.api.protocol import GENERIC, INTERNAL, PORT_MAP
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from driver.model import SandboxKey
-    from driver.store import Store
+    from driver.state.store import Store
 
     Talk = list["Request"]
 

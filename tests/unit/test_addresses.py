@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.check import Kind
 from driver.errors import Conflict, InvalidRequest
 from driver.model import Guard, derive_mac, host_end_name
 from driver.options import parse_change
+from driver.reconcile.diff import Kind
 from tests.samples import (
     counted,
     endpoint_id,
@@ -24,7 +24,7 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver, NewEndpoint
+    from driver.driver import BridgeDriver, NewEndpoint
     from driver.model import Endpoint
     from tests.fakes import FakeKernel
 

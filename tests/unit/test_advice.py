@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.advice import advise, find_entrances
-from driver.reality import HostSettings, Link
+from driver.observed import HostSettings, Link
+from driver.reconcile.advice import advise, find_entrances
 from plugin.cli import DIFFERS
 from tests.samples import endpoint, network, pool, sandbox_key
 from tests.unit.command import DUAL

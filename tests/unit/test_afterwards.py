@@ -14,7 +14,7 @@ from tests.unit.faults import World
 from tests.unit.test_fault_matrix import SCENARIOS, stands_down
 
 if TYPE_CHECKING:
-    from driver.store import Store
+    from driver.state.store import Store
     from tests.unit.faults import Scenario
 
 # But for the driver's end, which takes down what a start makes again.

@@ -22,7 +22,7 @@ from tests.unit.test_protocol import DISCOVERY, ENDPOINT, IDS, JOIN, NETWORK
 if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from tests.fakes import FakeKernel
 
 CALLS: dict[str, object] = {

@@ -19,11 +19,11 @@ from werkzeug.test import Client
 
 import plugin.api.deadline
 import plugin.api.docker
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.errors import Busy, KernelError
 from driver.health import Health
 from driver.lock import STALLED_SECONDS, Lock, Request
-from driver.store import Store
+from driver.state.store import Store
 from plugin.api import create_app
 from plugin.api.deadline import MOST_OVERDUE, Deadline
 from tests.engine.wait import wait_until

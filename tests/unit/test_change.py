@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from driver import firewall, options
-from driver.bridge import BridgeDriver
+from driver import options
+from driver.driver import BridgeDriver
 from driver.errors import Conflict, InvalidRequest, NotFound
+from driver.firewall import ruleset
 from driver.model import Guard, GuardAlso, host_end_name
 from driver.options import NETWORK_OPTIONS, apply_change, parse_change
 from tests.fakes import FakeKernel
@@ -29,8 +30,8 @@ from tests.samples import (
 from tests.typical import TYPICAL
 
 if TYPE_CHECKING:
-    from driver.sandbox import Followed
-    from driver.store import Store
+    from driver.state.store import Store
+    from driver.sysctl.sandbox import Followed
 
 RMEM = "net.ipv4.tcp_rmem"
 NETWORK = network(1, f"{KEEPALIVE}=600", f"{RP_FILTER}=2")
@@ -355,10 +356,10 @@ def test_a_change_of_rules_leads_to_the_same_as_beginning_anew(
 ) -> None:
     before = TYPICAL[old]
     after = replace(before.network, options=replace(before.network.options, **new))
-    kernel.apply_rules(firewall.render_ruleset([before.network], [before.endpoint], []))
-    kernel.apply_rules(firewall.render_change(before.network, after, [before.endpoint]))
+    kernel.apply_rules(ruleset.render_ruleset([before.network], [before.endpoint], []))
+    kernel.apply_rules(ruleset.render_change(before.network, after, [before.endpoint]))
     led_to = kernel.tables
-    kernel.apply_rules(firewall.render_ruleset([after], [before.endpoint], []))
+    kernel.apply_rules(ruleset.render_ruleset([after], [before.endpoint], []))
     assert led_to == kernel.tables
 
 

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from driver.bridge import BridgeDriver
-from driver.check import (
+from driver.driver import BridgeDriver
+from driver.errors import Conflict
+from driver.firewall.filters import BaseChain, Compare, Doubt, Fact, Fate, Hook, Load, Verdict
+from driver.model import host_end_name
+from driver.observed import Link, Passage
+from driver.reconcile.diff import (
     Existence,
     Kind,
     compare_bridges,
@@ -18,10 +22,6 @@ from driver.check import (
     compare_rules,
     find_leftovers,
 )
-from driver.errors import Conflict
-from driver.filters import BaseChain, Compare, Doubt, Fact, Fate, Hook, Load, Verdict
-from driver.model import host_end_name
-from driver.reality import Link, Passage
 from tests.fakes import FakeKernel
 from tests.samples import (
     KEEPALIVE,
@@ -36,7 +36,7 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from driver.store import Store
+    from driver.state.store import Store
 
 NET = network(1)
 IS, WAS, UNSEEN = Existence

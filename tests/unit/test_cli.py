@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from wsgiref.types import WSGIApplication
 
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from tests.fakes import FakeKernel
     from tests.unit.command import Run
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from wsgiref.types import WSGIApplication
 
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from driver.model import EndpointId
     from tests.fakes import FakeKernel
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.errors import InvalidRequest
 from driver.model import host_end_name
-from driver.sysctls import SysctlPolicy
+from driver.sysctl.policy import SysctlPolicy
 from tests.samples import (
     KEEPALIVE,
     RP_FILTER,
@@ -24,7 +24,7 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from driver.store import Store
+    from driver.state.store import Store
     from tests.fakes import FakeKernel
 
 SANDBOX = sandbox_key(1)

@@ -20,7 +20,7 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from tests.fakes import FakeKernel
 
 SANDBOX = sandbox_key(1)

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 import pytest
 from werkzeug.test import Client
 
-from driver.bridge import BridgeDriver
 from driver.counts import Counts
+from driver.driver import BridgeDriver
 from driver.errors import Busy, InvalidRequest, KernelError
 from driver.health import Health
 from driver.model import Trace, host_end_name
-from driver.sysctls import VALUE_LENGTH, foresee_traces, parse_sysctl
+from driver.sysctl.policy import VALUE_LENGTH, foresee_traces, parse_sysctl
 from plugin import server
 from plugin.api import MAX_BODY, create_app
 from plugin.api.docker import BODILESS
 from plugin.api.metrics import Metrics
-from plugin.explain import Finding, suggest_compose
+from plugin.cli.explain import Finding, suggest_compose
 from plugin.sockets import Names, answers
 from tests.samples import (
     KEEPALIVE,
@@ -42,7 +42,7 @@ from tests.unit.test_app import CALLS, post, refused
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from driver.store import Store
+    from driver.state.store import Store
     from tests.fakes import FakeKernel
 
 # Limits.

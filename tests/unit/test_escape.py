@@ -15,7 +15,7 @@ from plugin.escape import escape, escape_lines
 from plugin.server import log_config
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
 
 
 @pytest.mark.parametrize(

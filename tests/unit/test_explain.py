@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from driver.options import parse_network_options
-from plugin.dropins import find_settings
-from plugin.explain import (
+from plugin.cli.explain import (
     audit,
     explain_container,
     explain_network,
@@ -19,6 +18,7 @@ from plugin.explain import (
     suggest_options,
     summarise,
 )
+from plugin.cli.sysctl_d import find_settings
 from tests.samples import KEEPALIVE, SOMAXCONN
 
 if TYPE_CHECKING:

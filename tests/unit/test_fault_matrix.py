@@ -37,9 +37,9 @@ from tests.unit.faults import FAULTS, STORE_CALLS, VERBS, After, Check, Scenario
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from driver.model import Pool
-    from driver.store import Store
+    from driver.state.store import Store
     from tests.fakes import FakeKernel
     from tests.unit.faults import Operation, Prepare
 

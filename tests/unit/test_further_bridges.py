@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.model import Attach, host_end_name
 from tests.samples import (
     counted,
@@ -24,8 +24,8 @@ from tests.samples import (
 from tests.unit.test_fault_matrix import joins, on_small_bridges
 
 if TYPE_CHECKING:
-    from driver.bridge import NewEndpoint
-    from driver.store import Store
+    from driver.driver import NewEndpoint
+    from driver.state.store import Store
     from tests.fakes import FakeKernel
 
 FOUR, SIX = pool("10.1.0.1/24"), pool("fd00:1::1/64")

@@ -22,7 +22,7 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from tests.fakes import FakeKernel
 
 TEXTS = ("8070:80", "127.0.0.1:81:81", "[::1]:81:81", "[::]:82:82/udp", "0.0.0.0:53:53/udp")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from driver.check import Difference, Kind
 from driver.counts import Counts
 from driver.errors import KernelError
-from driver.heal import (
+from driver.health import Health
+from driver.reconcile.diff import Difference, Kind
+from driver.reconcile.watcher import (
     INTERVAL_SECONDS,
     LONGEST_REST_SECONDS,
     REPAIRS,
@@ -17,14 +18,13 @@ from driver.heal import (
     Backoff,
     Healer,
 )
-from driver.health import Health
 from tests.engine.wait import wait_until
 from tests.samples import counted
 
 if TYPE_CHECKING:
     import pytest
 
-    from driver.heal import Choice
+    from driver.reconcile.watcher import Choice
 
 BRIDGE = Difference(Kind.BRIDGE, "pn-1", "is down")
 RULES = tuple(Difference(Kind.RULES, f"line {number}", "is missing") for number in range(9))
@@ -152,7 +152,7 @@ def test_what_only_others_can_mend_is_told_and_not_tried(
 def test_what_only_others_can_mend_is_looked_at_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("driver.heal.RECHECK_SECONDS", 0.01)
+    monkeypatch.setattr("driver.reconcile.watcher.RECHECK_SECONDS", 0.01)
     patient, health = Patient(SEVERED), Health()
     healer = Healer(patient, Counts(), health)
     healer.damaged()

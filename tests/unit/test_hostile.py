@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from werkzeug.test import Client
 
-from driver import firewall, options
-from driver.bridge import BridgeDriver
-from driver.sysctls import path_components
+from driver import options
+from driver.driver import BridgeDriver
+from driver.firewall import ruleset
+from driver.sysctl.policy import path_components
 from plugin.api import create_app
 from plugin.api.protocol import GENERIC, INTERNAL, PORT_MAP
 from tests.fakes import FakeKernel
@@ -26,7 +27,7 @@ from tests.samples import KEEPALIVE, endpoint_id, network_id, sandbox_key
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from driver.store import Store
+    from driver.state.store import Store
 
 IDS = {"NetworkID": network_id(1), "EndpointID": endpoint_id(1)}
 FORBIDDEN = '"\n{};$@\\`%'
@@ -225,7 +226,7 @@ ELEMENT = re.compile(
     rf"\{{ ({PART})( \. ({PART}))*( ct count over \d+)?"
     rf'( comment "(network|endpoint) [0-9a-z]{{12}}")?( : ({VALUE}))? \}}'
 )
-CONSTANT = firewall.render_ruleset([], [], [])
+CONSTANT = ruleset.render_ruleset([], [], [])
 
 
 def strange_lines(texts: list[str]) -> Iterator[str]:

@@ -9,8 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.test import Client
 
-from driver.bridge import BridgeDriver
 from driver.counts import Counts
+from driver.driver import BridgeDriver
 from driver.errors import Busy
 from driver.health import Health
 from driver.model import Drops, Traffic, host_end_name
@@ -22,7 +22,7 @@ from tests.samples import endpoint_id, sandbox_key
 from tests.unit.test_protocol import ENDPOINT, JOIN, NETWORK, WEB, with_ports
 
 if TYPE_CHECKING:
-    from driver.store import Store
+    from driver.state.store import Store
 
 LABELS = {"network": "010101010101", "endpoint": "e1e1e1e1e1e1"}
 

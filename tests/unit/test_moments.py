@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.errors import KernelError
 from driver.model import host_end_name
 from tests.engine.wait import wait_until
@@ -32,9 +32,9 @@ from tests.unit.test_fault_matrix import joins, on_small_bridges
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from driver.kernel import Kernel
+    from driver.linux import Kernel
     from driver.model import Bridge, SandboxKey
-    from driver.store import Store
+    from driver.state.store import Store
 
     Operation = Callable[[BridgeDriver], object]
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.bridge import BridgeDriver, NewEndpoint
+from driver.announcements import Neighbours
+from driver.driver import BridgeDriver, NewEndpoint
 from driver.model import Attach, DirectInterface, Endpoint, MacAddress, SandboxKey, Veth, derive_mac
-from driver.neighbours import Neighbours
 from tests.fakes import FakeKernel
 from tests.samples import endpoint, network, network_id, new_endpoint, new_join, sandbox_key
 
 if TYPE_CHECKING:
-    from driver.store import Store
+    from driver.state.store import Store
 
 CHOSEN = MacAddress("02:00:00:00:00:01")
 

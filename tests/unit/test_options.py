@@ -14,7 +14,7 @@ from driver.model import Attach, GatewayMode, NetworkOptions, Publish
 from tests.samples import KEEPALIVE, RP_FILTER, network, sysctl
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
 
 ANY = IPv4Address("0.0.0.0")
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from driver.firewall.ports import find_unserved, is_satisfied, order_requests, plan_candidates
 from driver.model import GatewayMode, HostPort, PortBinding, Protocol, Publish
-from driver.ports import find_unserved, is_satisfied, order_requests, plan_candidates
 from tests.samples import binding, endpoint, network, place, pool, ports
 
 if TYPE_CHECKING:

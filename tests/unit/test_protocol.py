@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from driver.bridge import NewPorts
+from driver.driver import NewPorts
 from driver.errors import InvalidRequest
 from driver.model import Endpoint, JoinInfo, MacAddress, SandboxKey
 from driver.options import ENDPOINT_SYSCTLS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.errors import Conflict, NotFound
 from driver.lock import Request
 from driver.model import GatewayMode, Publish, Relay
@@ -30,7 +30,7 @@ from tests.samples import (
 
 if TYPE_CHECKING:
     from driver.model import HostPort
-    from driver.store import Store
+    from driver.state.store import Store
 
 NGINX = "nginx (pid 812)"
 

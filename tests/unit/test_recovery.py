@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from driver import model
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.errors import StateDamaged, StoreError
 from driver.health import Health
 from driver.model import host_end_name
-from driver.recovery import open_state
-from driver.store import COPY_NAME, FILE_NAME, Store
+from driver.state.recovery import open_state
+from driver.state.store import COPY_NAME, FILE_NAME, Store
 from tests.fakes import FakeKernel
 from tests.samples import (
     KEEPALIVE,

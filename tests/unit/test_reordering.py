@@ -23,9 +23,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.model import host_end_name
-from driver.store import Store
+from driver.state.store import Store
 from plugin.api.protocol import GENERIC, PORT_MAP
 from tests.samples import KEEPALIVE, endpoint_id, network_id, sandbox_key
 from tests.unit.strangers import Line, random_seed

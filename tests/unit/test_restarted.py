@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.bridge import BridgeDriver
-from driver.check import Kind
+from driver.driver import BridgeDriver
 from driver.errors import InvalidRequest
 from driver.model import host_end_name
 from driver.options import parse_change
+from driver.reconcile.diff import Kind
 from tests.samples import (
     KEEPALIVE,
     SOMAXCONN,
@@ -27,7 +27,7 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from driver.store import Store
+    from driver.state.store import Store
     from tests.fakes import FakeKernel
 
 DUAL = network(1, f"{KEEPALIVE}=600", pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64")))

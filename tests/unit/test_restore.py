@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.bridge import BridgeDriver
-from driver.check import Kind
+from driver.driver import BridgeDriver
 from driver.errors import KernelError
 from driver.model import host_end_name
+from driver.reconcile.diff import Kind
 from tests.fakes import Calls, FakeKernel, counted_kernel
 from tests.samples import (
     KEEPALIVE,
@@ -27,7 +27,7 @@ from tests.samples import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from driver.store import Store
+    from driver.state.store import Store
 
 HOST_ENDS = {number: host_end_name(endpoint_id(number)) for number in (1, 2, 3)}
 

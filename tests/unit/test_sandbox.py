@@ -21,8 +21,8 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver
-    from driver.store import Store
+    from driver.driver import BridgeDriver
+    from driver.state.store import Store
     from tests.fakes import FakeKernel
 
 SANDBOX = sandbox_key(1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from driver.bridge import BridgeDriver
+from driver.driver import BridgeDriver
 from driver.errors import Busy, KernelError
 from driver.model import host_end_name
 from plugin import server
@@ -27,7 +27,7 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from driver.store import Store
+    from driver.state.store import Store
 
 SANDBOX = sandbox_key(1)
 BRIDGES = ("pn-010101010101", "pn-020202020202")

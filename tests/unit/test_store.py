@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from driver import store as module
-from driver.bridge import NewJoin
+from driver.driver import NewJoin
 from driver.errors import StoreError
 from driver.model import (
     Attach,
@@ -28,7 +27,8 @@ from driver.model import (
     Publish,
     Trace,
 )
-from driver.store import COPY_NAME, FEW_PORTS, FILE_NAME, MIGRATIONS, Store
+from driver.state import store as module
+from driver.state.store import COPY_NAME, FEW_PORTS, FILE_NAME, MIGRATIONS, Store
 from tests.samples import (
     KEEPALIVE,
     binding,
@@ -46,7 +46,7 @@ from tests.samples import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from driver.model import EndpointId, NetworkId
 
 VRRP = "00:00:5e:00:01:07"

@@ -10,7 +10,7 @@ from tests.unit.strangers import Branches, Line, bend, make_talk, random_seed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from driver.store import Store
+    from driver.state.store import Store
     from tests.unit.conftest import Unexpected
 
 REQUESTS, GUIDED = 100_000, 20_000

@@ -23,7 +23,7 @@ from tests.samples import (
 from tests.unit.test_fault_matrix import joins, on_small_bridges
 
 if TYPE_CHECKING:
-    from driver.bridge import BridgeDriver
+    from driver.driver import BridgeDriver
     from driver.model import Network
     from tests.fakes import FakeKernel
 

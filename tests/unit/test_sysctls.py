@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver import sysctls
 from driver.errors import InvalidRequest
 from driver.model import Trace
+from driver.sysctl import policy
 from tests.samples import KEEPALIVE, RP_FILTER, SOMAXCONN, sysctl
 
 PORTS = "net.ipv4.ip_unprivileged_port_start"
@@ -30,7 +30,7 @@ PORTS = "net.ipv4.ip_unprivileged_port_start"
     ],
 )
 def test_a_key_is_read(key: str, expected: str) -> None:
-    assert sysctls.parse_sysctl(key, "1").key == expected
+    assert policy.parse_sysctl(key, "1").key == expected
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_key_is_read(key: str, expected: str) -> None:
 )
 def test_a_hostile_key_is_refused(key: str) -> None:
     with pytest.raises(InvalidRequest, match="is no kernel parameter of a network"):
-        sysctls.parse_sysctl(key, "1")
+        policy.parse_sysctl(key, "1")
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_a_hostile_key_is_refused(key: str) -> None:
 )
 def test_an_interface_is_ifname_and_nothing_else(key: str, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
-        sysctls.parse_sysctl(key, "1")
+        policy.parse_sysctl(key, "1")
 
 
 @pytest.mark.parametrize("value", ["", " ", "\t\n", "1\n2", "1\0", "1\x7f", "1\u20282", "x" * 4097])
 def test_a_hostile_value_is_refused(value: str) -> None:
     with pytest.raises(InvalidRequest, match="empty or no plain text"):
-        sysctls.parse_sysctl(KEEPALIVE, value)
+        policy.parse_sysctl(KEEPALIVE, value)
 
 
 @pytest.mark.parametrize(
@@ -86,33 +86,33 @@ def test_a_hostile_value_is_refused(value: str) -> None:
     [("600", "600"), (" 4096\t5 6 ", "4096\t5 6"), ("0\n", "0"), ("-1", "-1")],
 )
 def test_a_value_is_stripped(value: str, expected: str) -> None:
-    assert sysctls.parse_sysctl(KEEPALIVE, value).value == expected
+    assert policy.parse_sysctl(KEEPALIVE, value).value == expected
 
 
 @given(st.text(max_size=40), st.text(alphabet=string.printable, max_size=10))
 def test_whatever_passes_stays_below_net(rest: str, value: str) -> None:
     try:
-        parsed = sysctls.parse_sysctl(f"net.{rest}", value)
+        parsed = policy.parse_sysctl(f"net.{rest}", value)
     except InvalidRequest:
         return
-    parts = sysctls.path_components(parsed.key, "eth0.100")
+    parts = policy.path_components(parsed.key, "eth0.100")
     assert parts[0] == "net"
     assert all(part not in {"", ".", ".."} and "/" not in part for part in parts)
 
 
 def test_an_interfaces_name_may_hold_a_dot() -> None:
     expected = ("net", "ipv4", "conf", "eth0.100", "rp_filter")
-    assert sysctls.path_components(RP_FILTER, "eth0.100") == expected
+    assert policy.path_components(RP_FILTER, "eth0.100") == expected
 
 
 def test_a_later_source_is_the_stronger() -> None:
     network = (sysctl(f"{KEEPALIVE}=600"), sysctl(f"{SOMAXCONN}=1"))
     endpoint = (sysctl(f"{KEEPALIVE}=300"),)
-    assert sysctls.merge(network, endpoint) == (
+    assert policy.merge(network, endpoint) == (
         sysctl(f"{SOMAXCONN}=1"),
         sysctl(f"{KEEPALIVE}=300"),
     )
-    assert sysctls.merge() == ()
+    assert policy.merge() == ()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_only_what_nobody_else_set_is_written(
     pristine = {KEEPALIVE: "7200", PORTS: "1024"}
     present = {} if current is None else {key: current}
     traces = {} if trace is None else {key: Trace(key, "7200", trace)}
-    plan = sysctls.plan_writes([sysctl(f"{key}=600")], present, pristine, traces)
+    plan = policy.plan_writes([sysctl(f"{key}=600")], present, pristine, traces)
     assert plan == ({key: "600"} if written else {})
 
 
@@ -151,7 +151,7 @@ def test_only_what_nobody_else_set_is_written(
     ],
 )
 def test_what_is_put_back(current: str | None, staying: str | None, expected: str | None) -> None:
-    plan = sysctls.plan_restores(
+    plan = policy.plan_restores(
         staying={} if staying is None else {KEEPALIVE: staying},
         current={} if current is None else {KEEPALIVE: current},
         traces={KEEPALIVE: Trace(KEEPALIVE, before="7200", written="600")},

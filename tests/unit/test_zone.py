@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from driver.check import Kind
-from driver.kernel import firewalld
-from driver.kernel.firewalld import Zone
+from driver.linux import firewalld
+from driver.linux.firewalld import Zone
+from driver.reconcile.diff import Kind
 from tests.samples import network, network_id
 
 if TYPE_CHECKING:
     import pytest
 
-    from driver.bridge import BridgeDriver
-    from driver.store import Store
+    from driver.driver import BridgeDriver
+    from driver.state.store import Store
     from tests.fakes import FakeKernel
 
 ONE, TWO = network(1), network(2)

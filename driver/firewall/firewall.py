@@ -1,0 +1,190 @@
+"""Keep the kernel's firewall equal to the stored networks: when it comes, grows and goes.
+
+What the rules say is `driver.firewall.ruleset`. The caller holds the driver's lock.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+from driver.errors import DriverError
+from driver.firewall import ruleset
+from driver.observed import find_exits, find_uplinks
+from driver.undo import Rollback, attempt_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from driver.linux import Kernel
+    from driver.model import Endpoint, Network
+    from driver.observed import Link
+
+
+def find_zone(networks: Iterable[Network], exits: Collection[str] = ()) -> frozenset[str]:
+    """Return the bridges that firewalld is to let be, for pynet's own tables judge them.
+
+    Not one that leads out of the host, which the operator has made: all that comes from there would
+    reach the host's services. In which zone it is, is the operator's to say.
+    """
+    return frozenset(bridge.name for network in networks for bridge in network.bridges).difference(
+        exits
+    )
+
+
+class Rules:
+    """The firewall of all networks: the tables, the foreign rules, forwarding."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def add_network(self, network: Network, undo: Rollback, *, is_first: bool) -> None:
+        """Add a network's elements; the first one brings the tables along."""
+        if is_first:
+            undo.push(self._lower_for_good)
+            self._ensure_forwarding([network])
+            self.raise_for([network], [])
+            return
+        self._ensure_forwarding([network])
+        links = self._kernel.observe_links()
+        uplinks = ruleset.render_uplinks(find_uplinks(links))
+        self._kernel.apply_rules(uplinks + ruleset.render_network(network))
+        undo.push(self._kernel.apply_rules, ruleset.render_no_network(network))
+        self._kernel.change_zone(add=find_zone([network], find_exits(links)))
+        undo.push(partial(self._kernel.change_zone, remove=find_zone([network])))
+
+    def change_network(
+        self, old: Network, new: Network, endpoints: Iterable[Endpoint], undo: Rollback
+    ) -> None:
+        """Bring a network with its joined endpoints to other options, in one transaction."""
+        joined = tuple(endpoints)
+        if text := ruleset.render_change(old, new, joined):
+            self._kernel.apply_rules(text)
+            undo.push(self._kernel.apply_rules, ruleset.render_change(new, old, joined))
+
+    def add_part(self, network: Network, number: int, undo: Rollback) -> None:
+        """Add the elements of a further bridge of a network."""
+        self._kernel.apply_rules(ruleset.render_part(network, number))
+        undo.push(self._kernel.apply_rules, ruleset.render_no_part(network, number))
+        bridge = [network.bridge_at(number)]
+        self._kernel.change_zone(add=bridge)
+        undo.push(partial(self._kernel.change_zone, remove=bridge))
+
+    def drop_network(self, network: Network, *, is_last: bool) -> None:
+        """Take a network's elements out; the last one takes everything along."""
+        if is_last:
+            self._lower_for_good()
+        else:
+            self._kernel.change_zone(remove=find_zone([network]))
+            self._kernel.apply_rules(ruleset.render_no_network(network))
+
+    def join(self, endpoint: Endpoint, network: Network, undo: Rollback) -> None:
+        """Add what an endpoint needs from its join on."""
+        self._ensure_forwarding([network])
+        if text := ruleset.render_join(endpoint, network):
+            self._kernel.apply_rules(text)
+            undo.push(self._kernel.apply_rules, ruleset.render_leave(endpoint, network))
+
+    def change_endpoint(self, old: Endpoint, new: Endpoint, network: Network) -> None:
+        """Bring a joined endpoint's elements to what it is now."""
+        if text := ruleset.render_endpoint_change(old, new, network):
+            self._kernel.apply_rules(text)
+
+    def leave(self, endpoint: Endpoint, network: Network) -> None:
+        """Take it out again."""
+        if text := ruleset.render_leave(endpoint, network):
+            self._kernel.apply_rules(text)
+
+    def raise_for(self, networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> None:
+        """Make the whole firewall as these networks and endpoints need it; none need none.
+
+        A network without containers does not turn on forwarding: see `_ensure_forwarding`. What
+        fails is raised when all the rest has been made.
+        """
+        networks, endpoints = tuple(networks), tuple(endpoints)
+        if not networks:
+            self.lower()
+            return
+        joined = {each.network_id for each in endpoints if each.attachment is not None}
+        links = cache(self._kernel.observe_links)  # once for all, and for each that it is refused
+        attempt_all(
+            [
+                partial(self._ensure_forwarding, [each for each in networks if each.id in joined]),
+                partial(self._render, networks, endpoints, links),
+                partial(self._set_zone, networks, links),
+                self.accept,
+            ]
+        )
+
+    def _render(
+        self,
+        networks: Sequence[Network],
+        endpoints: Sequence[Endpoint],
+        links: Callable[[], Mapping[str, Link]],
+    ) -> None:
+        """Make the tables in one transaction; if that is refused, all of them that is not."""
+        uplinks = find_uplinks(links())
+        try:
+            self._kernel.apply_rules(ruleset.render_ruleset(networks, endpoints, uplinks))
+        except DriverError:
+            elements = ruleset.render_elements(networks, endpoints)
+            if len(elements) == 1:
+                raise
+            self._kernel.apply_rules(ruleset.render_ruleset((), (), uplinks))
+            self._apply_each(elements)
+
+    def _apply_each(self, texts: Sequence[str]) -> None:
+        """Apply what is not refused of several texts, halving them; then raise what was."""
+        try:
+            self._kernel.apply_rules("".join(texts))
+        except DriverError:
+            if len(texts) == 1:
+                raise
+            middle = len(texts) // 2
+            halves = texts[:middle], texts[middle:]
+            attempt_all([partial(self._apply_each, half) for half in halves])
+
+    def _set_zone(
+        self, networks: Sequence[Network], links: Callable[[], Mapping[str, Link]]
+    ) -> None:
+        self._kernel.set_zone(find_zone(networks, find_exits(links())))
+
+    def accept(self) -> None:
+        """Have iptables let through what our own chains have accepted."""
+        self._kernel.ensure_forward_accept(ruleset.ACCEPTED_MARK)
+
+    def lower(self) -> None:
+        """Remove every rule of ours, wherever it is; forwarding stays on, as Docker leaves it."""
+        attempt_all(
+            [
+                partial(self._kernel.delete_forward_accept, ruleset.ACCEPTED_MARK),
+                partial(self._kernel.apply_rules, ruleset.render_no_ruleset()),
+                partial(self._kernel.set_zone, ()),
+            ]
+        )
+
+    def _lower_for_good(self) -> None:
+        """Do so where no network is left that `raise_for` might be asked for."""
+        attempt_all([self.lower, self._kernel.delete_zone])
+
+    def set_uplinks(self) -> None:
+        """Have others' bridges be those that there are now."""
+        self._kernel.apply_rules(ruleset.render_uplinks(self._uplinks()))
+
+    def _uplinks(self) -> frozenset[str]:
+        return find_uplinks(self._kernel.observe_links())
+
+    def _ensure_forwarding(self, networks: Iterable[Network]) -> None:
+        """Have the host forward packets as these networks need it; that stays on.
+
+        Only once Docker has asked for something, never because a machine boots: a dockerd that
+        finds forwarding off turns it on and sets the policy of FORWARD to DROP (moby,
+        setupIPForwarding() in libnetwork/drivers/bridge), which a driver that is there before it
+        must not keep it from.
+        """
+        networks = tuple(networks)
+        attempt_all(
+            partial(self._kernel.ensure_forwarding, version)
+            for version in (4, 6)
+            if any(network.forwards(version) for network in networks)
+        )

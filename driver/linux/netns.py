@@ -1,0 +1,184 @@
+"""Enter network namespaces, always in a thread made for it; knows no links and no sysctls.
+
+setns(2) moves the calling thread only. A thread that has moved must do nothing else afterwards,
+so each one does its work and ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from driver.errors import InvalidRequest, KernelError, NotFound
+from driver.linux.paths import PathOpener, device_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+OWN_NAMESPACE = Path("/proc/self/ns/net")
+AFTERWARDS = "netns-afterwards"  # what a thread is called when nobody waits for it any more
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_opener = PathOpener()
+
+
+def is_namespace(path: str) -> bool:
+    """Tell whether a network namespace is mounted at the path.
+
+    Docker creates an empty file first and mounts the namespace over it a moment later. Raises
+    KernelError if the path lies where a file system does not answer.
+    """
+    answer = are_namespaces([path])[path]
+    if isinstance(answer, KernelError):
+        raise answer
+    return answer
+
+
+def are_namespaces(paths: Iterable[str]) -> dict[str, bool | KernelError]:
+    """Do the same for many paths at once; return what `is_namespace` would return or raise."""
+    return {path: _look_at(place) for path, place in _opener.open_all(paths).items()}
+
+
+def _look_at(place: int | Exception) -> bool | KernelError:
+    """Tell whether a place is a namespace, and close it."""
+    if isinstance(place, KernelError):
+        return place
+    if isinstance(place, Exception):
+        return False
+    try:
+        return _is_namespace(place)
+    except KernelError as error:
+        return error
+    finally:
+        os.close(place)
+
+
+@contextmanager
+def open_namespace(path: str) -> Iterator[int]:
+    """Open the namespace mounted at the path; yields a descriptor that keeps it alive.
+
+    Raises NotFound if there is none, InvalidRequest if it is the host's own: whatever the
+    request says, the host is never treated as a container.
+    """
+    try:
+        place = _opener.open(path)
+    except OSError as error:
+        raise NotFound(f"enter sandbox {path}: {error.strerror}") from error
+    try:
+        descriptor = _open_place(path, place)
+    finally:
+        os.close(place)
+    try:
+        if os.fstat(descriptor).st_ino == OWN_NAMESPACE.stat().st_ino:
+            raise InvalidRequest(f"enter sandbox {path}: that is the host's own namespace")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_place(path: str, place: int) -> int:
+    """Open what has been looked up: the path may lead somewhere else by now."""
+    if not _is_namespace(place):
+        raise NotFound(f"enter sandbox {path}: there is no network namespace")
+    return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _is_namespace(place: int) -> bool:
+    """Tell whether a descriptor is of a namespace: all are files of one device, nsfs."""
+    return device_of(place) == _device_of_namespaces()
+
+
+@cache
+def _device_of_namespaces() -> int:
+    """Return nsfs's: one while the kernel runs, and asked for at every look at a sandbox."""
+    return OWN_NAMESPACE.stat().st_dev
+
+
+def run_in(
+    descriptor: int, work: Callable[[], T], afterwards: Callable[[T], object] | None = None
+) -> T:
+    """Return what `work` returns when run inside the namespace; its exceptions come through.
+
+    `afterwards` is given the same when it has been returned, so that nobody waits for it; it may
+    not raise.
+    """
+    return _run_in_thread(lambda: _setns(descriptor), work, afterwards)
+
+
+def run_in_each(paths: Iterable[str], work: Callable[[str], T]) -> dict[str, T]:
+    """Run `work` in one namespace after the other, by one thread; return what it returned in each.
+
+    Those that are gone are left out. The first failure ends it.
+    """
+    results: dict[str, T] = {}
+
+    def run() -> None:
+        for path in paths:
+            with suppress(NotFound), open_namespace(path) as namespace:
+                _setns(namespace)
+                results[path] = work(path)
+
+    _run_in_thread(lambda: None, run)
+    return results
+
+
+def run_in_new(work: Callable[[], T]) -> T:
+    """Run `work` in a network namespace made for it, which ends with it."""
+    return _run_in_thread(_unshare, work)
+
+
+def _run_in_thread(
+    enter: Callable[[], None],
+    work: Callable[[], T],
+    afterwards: Callable[[T], object] | None = None,
+) -> T:
+    results: list[T] = []
+    failures: list[BaseException] = []
+    is_done = threading.Event()
+
+    def run() -> None:
+        try:
+            enter()
+            results.append(work())
+        except BaseException as failure:  # noqa: BLE001 - raised again in the calling thread
+            failures.append(failure)
+        if afterwards is not None:
+            threading.current_thread().name = AFTERWARDS
+            is_done.set()
+            for result in results:
+                afterwards(result)
+
+    thread = threading.Thread(target=run, name="netns", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # Python's word for EAGAIN: too many threads, too little memory
+        raise KernelError(f"enter a network namespace: {error}") from error
+    if afterwards is None:
+        thread.join()
+    else:
+        is_done.wait()
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def _setns(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+        raise _error("enter the sandbox's network namespace")
+
+
+def _unshare() -> None:
+    if _libc.unshare(CLONE_NEWNET) != 0:
+        raise _error("make a throw-away network namespace")
+
+
+def _error(attempt: str) -> KernelError:
+    return KernelError(f"{attempt}: {os.strerror(ctypes.get_errno())}")
