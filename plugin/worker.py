@@ -72,6 +72,12 @@ class Worker(ThreadWorker):
         super().__init__(*args, **kwargs)
         self._connections: dict[TConn, Connection] = {}  # the oldest first
 
+    def notify(self) -> None:
+        """Tell the arbiter nothing: with a timeout of 0 it does not ask.
+
+        gunicorn would touch a file every second, and the disk that it is on may hang.
+        """
+
     def accept(self, listener: socket.socket) -> None:
         """Accept a connection; without a descriptor or memory for it, wait a moment."""
         try:
