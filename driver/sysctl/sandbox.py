@@ -29,6 +29,7 @@ from driver.sysctl.policy import (
     find_stronger,
     foresee_traces,
     is_of_interface,
+    is_same,
     plan_restores,
     plan_withdrawals,
     plan_writes,
@@ -198,10 +199,10 @@ class Sandboxes:
         undo.push(self._renew_watch, sandbox)
         self.renew_watch(sandbox)
 
-    def renew_watch(self, sandbox: SandboxKey) -> None:
+    def renew_watch(self, sandbox: SandboxKey, *, is_there: bool = False) -> None:
         """Have the sandbox configured when it comes, for the endpoints that are joined by now.
 
-        Runs in a transaction.
+        `is_there` is for one that has come, but for an interface. Runs in a transaction.
         """
         endpoints = self._store.endpoints_in(sandbox)
         wanted = values_of(self._wishes.of_endpoints(endpoints))
@@ -214,9 +215,13 @@ class Sandboxes:
             if sysctls
         }
         if endpoints:
+            if not is_there:
+                self._foresee(sandbox, wanted)
             # Also when there is nothing to write: only then can the sandbox's end be told from its
             # not having begun.
-            action = partial(self._on_arrival, sandbox, wanted, interfaces, indices)
+            action = partial(
+                self._on_arrival, sandbox, wanted, interfaces, indices, is_new=not is_there
+            )
             self._kernel.watch_sandbox(sandbox, action)
         elif self._kernel.unwatch_sandbox(sandbox):
             self._counts.watch_misses.inc()
@@ -225,6 +230,23 @@ class Sandboxes:
                 "the network's parameters, and this driver does not see Docker's mounts",
                 sandbox,
             )
+
+    def _foresee(self, sandbox: SandboxKey, wanted: Iterable[Sysctl]) -> None:
+        """Store what the parameters of a sandbox that is yet to come will have been.
+
+        They are written without the lock, for which its first process is not held, and a driver
+        that is killed after the first of them has to know that it was its own. Runs in a
+        transaction.
+        """
+        values = {sysctl.key: sysctl.value for sysctl in wanted}
+        self._store.delete_traces(sandbox, self._store.traces(sandbox))
+        self._ask_pristine([key for key in values if key not in self._pristine])
+        plan = {
+            key: value
+            for key, value in values.items()
+            if key in self._pristine and not is_same(value, self._pristine[key])
+        }
+        self._store.put_traces(sandbox, foresee_traces(self._pristine, plan))
 
     def configure_interface(self, endpoint: Endpoint) -> bool:
         """Write the endpoint's per-interface parameters if its interface is in the sandbox by now.
@@ -246,8 +268,10 @@ class Sandboxes:
 
         For when an endpoint has left, and its row says so; opens transactions of its own.
         """
-        with self._store.transaction():
-            if not self._kernel.has_sandbox(sandbox):
+        is_there = self._kernel.has_sandbox(sandbox)
+        with self._store.transaction(frees=True):
+            if not is_there:
+                self._store.delete_traces(sandbox, self._store.traces(sandbox))
                 self.renew_watch(sandbox)
             endpoints = self._store.endpoints_in(sandbox)
             wanted = values_of(self._wishes.of_endpoints(endpoints))
@@ -255,7 +279,7 @@ class Sandboxes:
         if not endpoints:
             self._seen.discard(sandbox)  # nobody will ask whether it has ended
         values = {sysctl.key: sysctl.value for sysctl in wanted}
-        if not traces:
+        if not (is_there and traces):
             return
         # Most are still asked for as they were written: then nothing has to be looked at.
         changed = [key for key, trace in traces.items() if values.get(key) != trace.written]
@@ -277,12 +301,13 @@ class Sandboxes:
         endpoints = self._store.endpoints_in(sandbox)
         traces = self._store.traces(sandbox)
         wanted = values_of(self._wishes.of_endpoints(endpoints))
-        missing = [sysctl for sysctl in wanted if sysctl.key not in traces]
+        is_unfinished = any(map(self._is_unfinished, endpoints))  # traces may be foreseen, no more
+        missing = [sysctl for sysctl in wanted if is_unfinished or sysctl.key not in traces]
         written = self._write(sandbox, missing, traces)
         undo.push(self._put_back, sandbox, written)
         self._store.put_traces(sandbox, written)
-        if any(self._is_unfinished(endpoint) for endpoint in endpoints):
-            self.renew_watch(sandbox)
+        if is_unfinished:
+            self.renew_watch(sandbox, is_there=True)
 
     @contextmanager
     def one_look(self) -> Iterator[None]:
@@ -426,6 +451,8 @@ class Sandboxes:
         wanted: tuple[Sysctl, ...],
         interfaces: Mapping[Endpoint, tuple[Sysctl, ...]],
         indices: Mapping[Endpoint, int | None],
+        *,
+        is_new: bool,
     ) -> None:
         """Configure a sandbox that has just come into being; takes the lock only afterwards.
 
@@ -433,13 +460,16 @@ class Sandboxes:
         be making links under the lock.
         """
         self._seen.add(sandbox)
-        written = self._write(sandbox, wanted, {})
+        written: tuple[Trace, ...] = ()
         try:
+            written = self._write(sandbox, wanted, {})
             for endpoint, index in indices.items():
                 self._await_interface(endpoint, interfaces[endpoint], index)
         finally:
             with self._lock:
                 with self._store.transaction():
+                    if is_new:  # what was found there is the truth, not what was foreseen
+                        self._store.delete_traces(sandbox, [sysctl.key for sysctl in wanted])
                     self._store.put_traces(sandbox, written)
                     is_deserted = not self._store.endpoints_in(sandbox)
                     if not is_deserted:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from driver.driver import BridgeDriver
 from driver.errors import KernelError
 from driver.model import host_end_name
 from tests.samples import (
@@ -21,7 +22,6 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from driver.driver import BridgeDriver
     from driver.state.store import Store
     from tests.fakes import FakeKernel
 
@@ -234,6 +234,27 @@ def test_a_sandbox_that_came_is_not_told_of(
     kernel.watches.pop(SANDBOX)()
     leave(driver, 1)
     assert "never came" not in caplog.text
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_a_driver_killed_while_it_configures_a_sandbox_knows_what_it_wrote(
+    driver: BridgeDriver, kernel: FakeKernel, store: Store, *, is_written: bool
+) -> None:
+    """On 20.10 to 27 it writes without the lock, and stores what came of it afterwards."""
+    driver.restore()
+    add(driver, 1, f"{KEEPALIVE}=600")
+    join(driver, 1)
+    kernel.restart()
+    kernel.arrive(SANDBOX)
+    kernel.sandboxes[SANDBOX][KEEPALIVE] = "600" if is_written else "7200"
+    again = BridgeDriver(store, kernel)
+    again.restore()
+    kernel.watches.pop(SANDBOX)()
+    assert kernel.sandboxes[SANDBOX][KEEPALIVE] == "600"
+    leave(again, 1)
+    assert kernel.sandboxes[SANDBOX][KEEPALIVE] == "7200"
+    with store.transaction():
+        assert store.sandboxes() == ()
 
 
 @pytest.mark.parametrize("staying", [(), (1,)], ids=["the last", "not the last"])
