@@ -101,7 +101,7 @@ def _statements(text: str) -> Iterator[str]:
     lines: list[str] = []
     depth = 0
     for line in text.splitlines():
-        if depth == 0 and (not line or line.startswith(("#", "define "))):
+        if depth == 0 and (not line or line.startswith(("#", "redefine "))):
             continue
         lines.append(line)
         depth += line.count("{") - line.count("}")

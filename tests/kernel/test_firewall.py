@@ -21,7 +21,8 @@ from tests.kernel.host import COMMANDS, run
 from tests.samples import binding, endpoint, network, sandbox_key
 from tests.typical import TYPICAL
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+REPOSITORY = Path(__file__).parents[2]
+GOLDEN = REPOSITORY / "tests/golden"
 MARK = ruleset.ACCEPTED_MARK
 
 
@@ -39,10 +40,21 @@ def load(name: str) -> None:
     run("nft", "-f", str(GOLDEN / f"{name}.nft"))
 
 
+def test_nft_reads_the_constant_part_as_the_driver_does(linux: LinuxKernel) -> None:
+    file = str(REPOSITORY / "driver/firewall/base.nft")
+    run("nft", "-c", "-f", file)
+    assert listing() == ""
+    run("nft", "-f", file)
+    read = listing()
+    for _ in range(2):  # by one library, which remembers what was defined
+        linux.apply_rules(ruleset.render_ruleset([], [], []))
+        assert listing() == read
+
+
 @pytest.mark.parametrize("name", TYPICAL)
 def test_nft_takes_every_golden_file_and_gives_it_back(linux: LinuxKernel, name: str) -> None:
     each = TYPICAL[name]
-    load("base")
+    linux.apply_rules(ruleset.render_ruleset([], [], ["br-lan"]))
     base = listing()
     load(name)
     loaded = listing()

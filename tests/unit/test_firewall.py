@@ -295,7 +295,7 @@ def test_connections_are_counted_by_address(own: dict[str, Any], limit: int) -> 
 
 
 def test_the_marks_are_a_bit_each() -> None:
-    found = dict(re.findall(r"^define (\w+) = (0x[0-9a-f]+)", read_base(), re.MULTILINE))
+    found = dict(re.findall(r"^redefine (\w+) = (0x[0-9a-f]+)", read_base(), re.MULTILINE))
     values = {name: int(value, 16) for name, value in found.items()}
     to_check, others = values.pop("TO_CHECK"), values.pop("ALL_BUT_THOSE")
     assert values["ACCEPTED"] == ruleset.ACCEPTED_MARK
