@@ -255,7 +255,8 @@ def log_config(level: str) -> dict[str, Any]:
         },
         "handlers": {
             "stdout": {
-                "class": "plugin.log.QueuedHandler",
+                # By factory: from Python 3.12 on a queue handler by class is made otherwise.
+                "()": "plugin.log.QueuedHandler",
                 "descriptor": STDOUT,
                 "formatter": "line",
             }
