@@ -55,6 +55,15 @@ RULES = {
         DROPS,
     ),
     "a map with what is new": ("ct state vmap { new : accept, invalid : drop }", PASSES, PASSES),
+    "a map to a chain": (f'iifname vmap {{ "{BRIDGE}" : goto back }}', DROPS, PERHAPS),
+    "a map to a chain that accepts": (
+        f'iifname vmap {{ "{BRIDGE}" : jump more }}',
+        PASSES,
+        PERHAPS,
+    ),
+    # In the register that the name was in.
+    "a name and a hash": (f'iifname "{BRIDGE}" symhash mod 2 == 0 accept', PERHAPS, PERHAPS),
+    "a name and IPsec": (f'iifname "{BRIDGE}" ipsec in reqid 1 accept', PERHAPS, PERHAPS),
     "pings": ("meta l4proto { icmp, ipv6-icmp } accept", DROPS, DROPS),
     "a port": ("tcp dport 443 accept", PERHAPS, PERHAPS),
     "an address": ("ip saddr 10.0.0.0/8 accept", PERHAPS, PERHAPS),
