@@ -166,7 +166,7 @@ def test_what_closes_the_way_is_named_with_what_opens_it(
     assert driver.check() == ()
 
 
-@pytest.mark.parametrize("priority", [FORWARD_PRIORITY - 10, 0, 10])
+@pytest.mark.parametrize("priority", [FORWARD_PRIORITY - 10, FORWARD_PRIORITY, 0, 10])
 @pytest.mark.parametrize("family", ["inet", "ip", "ip6"])
 def test_a_chain_that_drops_is_named_with_the_rule_that_would_help(
     driver: BridgeDriver, server: Endpoint, priority: int, family: str

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 from driver.check import Difference, Kind
 from driver.counts import Counts
 from driver.errors import KernelError
@@ -21,8 +23,6 @@ from driver.health import Health
 from tests.engine.wait import wait_until
 
 if TYPE_CHECKING:
-    import pytest
-
     from driver.heal import Choice
 
 BRIDGE = Difference(Kind.BRIDGE, "pn-1", "is down")
@@ -52,11 +52,16 @@ def test_what_is_broken_every_few_seconds_is_repaired_each_time_and_at_once() ->
         assert backoff.allows("a chain", number * 2 * INTERVAL_SECONDS), number
 
 
-def test_repairs_that_take_long_are_the_further_between() -> None:
+@pytest.mark.parametrize("interval", [4.0, 2.5 * LONGEST_REST_SECONDS])
+@pytest.mark.parametrize("failed", [False, True])
+def test_repairs_that_take_long_are_the_further_between(interval: float, *, failed: bool) -> None:
+    """However long: else nothing else were done on a host where a repair takes half a minute."""
     backoff = Backoff()
     contest(backoff, "a bridge", 0)
-    assert not backoff.allows("a bridge", 3.9, 4.0)
-    assert backoff.allows("a bridge", 4.0, 4.0)
+    backoff.note(["a bridge"], failed=failed)
+    rest = interval if interval > LONGEST_REST_SECONDS or not failed else 2 * interval
+    assert not backoff.allows("a bridge", rest - 0.1, interval)
+    assert backoff.allows("a bridge", rest, interval)
 
 
 def test_repairs_that_are_far_between_are_no_contest() -> None:
