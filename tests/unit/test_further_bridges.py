@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.bridge import BridgeDriver
+from driver.errors import Conflict
 from driver.model import Attach, host_end_name
 from tests.samples import (
     endpoint_id,
@@ -150,6 +151,15 @@ def test_whichever_is_damaged_is_named_and_mended(
     assert {each.subject for each in wide.check()} == {name}
     assert wide.repair_all() == ()
     assert kernel.state() == before
+
+
+def test_no_container_gets_the_mac_address_of_any_of_them(wide: BridgeDriver) -> None:
+    """Nor of what joins them: a bridge would send frames to either."""
+    ((whole, _),) = wide.describe()
+    assert len(whole.macs) == 3
+    for number, mac in enumerate(sorted(whole.macs), start=3):
+        with pytest.raises(Conflict, match=f"{mac}: the network's bridge has it"):
+            wide.create_endpoint(new_endpoint(number, mac=mac))
 
 
 # The second family, alone.

@@ -12,6 +12,7 @@ import pytest
 from driver.bridge import BridgeDriver
 from driver.errors import KernelError
 from driver.model import host_end_name
+from driver.reality import Passage
 from tests.engine.wait import wait_until
 from tests.fakes import FakeKernel
 from tests.samples import (
@@ -188,6 +189,25 @@ def test_what_a_start_could_not_restore_is_restored_soon_after(store: Store) -> 
     try:
         wait_until(lambda: network(1).bridge_name in kernel.links, 10, "the bridge")
         wait_until(lambda: driver.check() == (), 10, "everything")
+    finally:
+        driver.close()
+
+
+def test_what_only_others_can_mend_is_told_from_the_start(store: Store) -> None:
+    """Nothing breaks that would have it looked at: it was so before."""
+    kernel = FakeKernel()
+    driver = BridgeDriver(store, kernel)
+    driver.restore()
+    driver.create_network(network(1))
+    driver.create_endpoint(new_endpoint())
+    kernel.add_sandbox(sandbox_key(1))
+    driver.join(new_join())
+    kernel.passage = Passage(closed=frozenset({"net.ipv4.ip_forward"}))
+    driver = BridgeDriver(store, kernel)
+    driver.start()
+    try:
+        (problem,) = wait_until(driver.health.problems, 10, "a problem")
+        assert "net.ipv4.ip_forward: is 0" in problem
     finally:
         driver.close()
 
