@@ -46,15 +46,13 @@ def answer_parameter_questions(
         body = request.get_data()
         return tell(lambda: _change(driver(), identity, body))
 
-    @app.get("/networks/<identity>/sysctls")
-    def network_sysctls(identity: str) -> Response:
+    @app.get("/networks/<identities>/sysctls")
+    def network_sysctls(identities: str) -> Response:
         everything = _asks_for_all()
 
         def look() -> dict[str, Any]:
-            survey = driver().survey
-            return _report_rows(
-                survey.of_network(parse_network_id(identity), everything=everything)
-            )
+            ids = map(parse_network_id, identities.split(","))
+            return _report_rows(driver().survey.of_networks(*ids, everything=everything))
 
         return tell(look)
 

@@ -12,16 +12,19 @@ import pytest
 from werkzeug.test import Client
 
 from driver import options
+from driver.bridge import BridgeDriver
 from driver.options import parse_change
+from driver.sysctls import SysctlPolicy
 from plugin.app import create_app
 from plugin.cli import DIFFERS, DRIVER_DOWN, FAILED, MISUSED
-from tests.samples import KEEPALIVE, SOMAXCONN, endpoint_id, sandbox_key
+from tests.samples import KEEPALIVE, SOMAXCONN, endpoint_id, sandbox_key, sysctl
 from tests.unit.command import (
     COLUMNS,
     CONTAINERS_LISTED,
     DUAL,
     NETWORKS_LISTED,
     OTHER,
+    container,
     docker_app,
     environment_of,
     on_terminal,
@@ -33,8 +36,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from wsgiref.types import WSGIApplication
 
-    from driver.bridge import BridgeDriver
-    from driver.model import EndpointId
+    from driver.model import EndpointId, Network
+    from driver.store import Store
     from tests.fakes import FakeKernel
     from tests.unit.command import Run
 
@@ -128,6 +131,47 @@ def test_a_container_that_does_not_run_is_told_what_it_would_get(
     assert result.stderr == "stopped does not run: this is what it would get\n"
     (line,) = json.loads(result.stdout)
     assert (line["parameter"], line["asked"], line["actual"]) == (SOMAXCONN, "9", {})
+
+
+LATER, FIRST = (DUAL, OTHER), (OTHER, DUAL)
+# When the network of `front` is made, what it asks for, and what comes of that beside `back`.
+FRONT: dict[str, tuple[tuple[Network, ...], dict[str, str], str]] = {
+    "nothing": (LATER, {}, "600"),
+    "the same parameter, later": (LATER, {KEEPALIVE: "900"}, "600"),
+    "the same parameter, first": (FIRST, {KEEPALIVE: "900"}, "900"),
+    "with a greater priority": (LATER, {KEEPALIVE: "900", options.PRIORITY: "1"}, "900"),
+    "with a smaller one": (FIRST, {KEEPALIVE: "900", options.PRIORITY: "-1"}, "600"),
+    "the host's": (FIRST, {options.INHERIT: KEEPALIVE, options.PRIORITY: "1"}, "600"),
+}
+
+
+@pytest.fixture
+def run_stopped(serve: Callable[[str, WSGIApplication], Path]) -> Callable[[BridgeDriver], Run]:
+    """Lend the command for a driver, with a Docker whose one container is on both networks."""
+    stopped = [container("stopped", 64 * "5", "exited", back="", front="")]
+    docker = serve("docker.sock", docker_app(NETWORKS_LISTED, stopped))
+    return lambda driver: runner(serve("pynet.sock", create_app(lambda: driver)), docker)
+
+
+@pytest.mark.parametrize(("made", "given", "asked"), FRONT.values(), ids=FRONT)
+def test_so_it_is_told_where_its_networks_ask_for_different_values(
+    kernel: FakeKernel,
+    run_stopped: Callable[[BridgeDriver], Run],
+    store: Store,
+    made: tuple[Network, ...],
+    *,
+    given: dict[str, str],
+    asked: str,
+) -> None:
+    """As it is decided when it starts, whatever their ids, and over the operator's defaults."""
+    kernel.host[KEEPALIVE] = "610"
+    driver = BridgeDriver(store, kernel, SysctlPolicy((sysctl(f"{KEEPALIVE}=500"),)))
+    for each in made:
+        driver.create_network(each)
+    if given:
+        driver.change_network(OTHER.id, parse_change(given, ()))
+    line = lines(run_stopped(driver), "sysctl", "stopped")[KEEPALIVE]
+    assert (line["asked"], line["by"], line["actual"]) == (asked, "network", {})
 
 
 def test_endpoints_stand_in_for_containers_while_docker_is_down(
