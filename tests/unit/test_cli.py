@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from wsgiref.types import WSGIApplication
 
+    from flask import Response
+
     from driver.bridge import BridgeDriver
     from tests.fakes import FakeKernel
     from tests.unit.command import Run
@@ -360,6 +362,33 @@ def test_gc_asks_again_before_it_removes_what_docker_may_just_have_made(
     assert garbage(run, "--yes") == {"removed": [], "garbage": [], "unknown_to_the_driver": []}
     assert lists > 1
     assert {each.id for _, ends in with_networks.describe() for each in ends} == {endpoint_id(1)}
+
+
+def test_gc_takes_nothing_for_left_over_that_is_made_while_it_asks(
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path]
+) -> None:
+    """A network before Docker tells of its own, an endpoint after it has told of everything."""
+    known = [{"Id": each.id, "Name": "x", "Driver": "pynet"} for each in (DUAL, OTHER)]
+    docker = docker_app(known, [container("web", WEB, back=endpoint_id(1))])
+    new = network(3)
+
+    @docker.before_request
+    def make_network() -> None:
+        if request.path.endswith("/networks") and len(known) == 2:
+            with_networks.create_network(new)
+            known.append({"Id": new.id, "Name": "new", "Driver": "pynet"})
+
+    @docker.after_request
+    def make_endpoint(answer: Response) -> Response:
+        if request.path.endswith("/containers/json"):
+            with_networks.create_endpoint(new_endpoint(2, 2))
+        return answer
+
+    app = create_app(lambda: with_networks)
+    run = runner(serve("pynet.sock", app), serve("docker.sock", docker))
+    assert garbage(run) == {"removed": [], "garbage": [], "unknown_to_the_driver": []}
+    assert sum(len(ends) for _, ends in with_networks.describe()) == 2
+    assert len(with_networks.describe()) == 3
 
 
 def test_gc_does_nothing_while_docker_is_down(
