@@ -14,6 +14,7 @@ from plugin.app import create_app
 from plugin.cli import COMMANDS, DIFFERS, DRIVER_DOWN, FAILED, MISUSED, main
 from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, sandbox_key
 from tests.unit.command import DUAL, OTHER, WEB, container, docker_app, runner, table
+from tests.unit.test_fault_matrix import joins, on_small_bridges
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,6 +103,18 @@ def test_what_was_dropped_is_told_by_container_and_by_network(run: Run, kernel: 
     (shown,) = json.loads(run("inspect", "web").stdout)
     assert (shown["guard"], shown["dropped"]) == ("address", {"source": 3, "router": 1})
     assert json.loads(run("inspect", "back").stdout)["dropped"] == {"source": 5, "router": 1}
+
+
+def test_so_it_is_of_all_bridges_that_a_network_has(
+    run: Run, with_networks: BridgeDriver, kernel: FakeKernel
+) -> None:
+    kernel.add_sandbox(sandbox_key(2))
+    with_networks.create_endpoint(new_endpoint(2))
+    on_small_bridges(joins(2, 1, 2))(with_networks)
+    kernel.dropped = Drops({}, {name: {"source": 1} for name in kernel.links})
+    shown = json.loads(run("inspect", "back").stdout)
+    assert shown["further_bridges"] == [DUAL.bridge_at(1)]
+    assert shown["dropped"] == {"source": 4}, "two bridges and two containers, and no joint"
 
 
 @pytest.mark.parametrize("name", ["web", WEB, "3b", endpoint_id(1), endpoint_id(1)[:12]])

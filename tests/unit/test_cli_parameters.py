@@ -17,7 +17,15 @@ from driver.options import parse_change
 from driver.sysctls import SysctlPolicy
 from plugin.app import create_app
 from plugin.cli import DIFFERS, DRIVER_DOWN, FAILED, MISUSED
-from tests.samples import KEEPALIVE, SOMAXCONN, endpoint_id, sandbox_key, sysctl
+from tests.samples import (
+    KEEPALIVE,
+    SOMAXCONN,
+    endpoint_id,
+    new_endpoint,
+    new_join,
+    sandbox_key,
+    sysctl,
+)
 from tests.unit.command import (
     COLUMNS,
     CONTAINERS_LISTED,
@@ -291,6 +299,25 @@ def test_watch_tells_what_changes_until_the_end(
     assert said[1:] == ["web has ended"]
 
 
+def test_watch_does_not_take_the_drivers_end_for_the_containers(
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    driver = serve("pynet.sock", create_app(lambda: with_networks))
+    docker = serve("docker.sock", docker_app(NETWORKS_LISTED, CONTAINERS_LISTED))
+    look = with_networks.survey.read_endpoint
+
+    def read(identity: EndpointId) -> Mapping[str, str]:
+        driver.unlink()
+        return look(identity)
+
+    monkeypatch.setattr(with_networks.survey, "read_endpoint", read)
+    result = runner(driver, docker)("sysctl", "watch", "web", "--interval", "0.01")
+    assert result.exit_code == DRIVER_DOWN
+    assert "has ended" not in result.stderr
+    assert result.stderr.endswith("is it running?\n")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -327,6 +354,29 @@ def test_a_change_says_whom_it_reached(run: Run, kernel: FakeKernel) -> None:
         "kept": {"web": [KEEPALIVE]},
         "overruled": {},
     }
+
+
+def test_so_does_a_change_of_who_has_the_say(
+    run: Run, with_networks: BridgeDriver, kernel: FakeKernel
+) -> None:
+    """Between the networks of a container, by which its parameters change."""
+    with_networks.change_network(OTHER.id, parse_change({KEEPALIVE: "900"}, ()))
+    with_networks.create_endpoint(new_endpoint(2, 2))
+    with_networks.join(new_join(2, 2, sandbox_key(1)))
+    assert run("set", "front", f"{options.PRIORITY}=1").stdout == (
+        "changed, in 1 container that runs\n"
+        "connections that exist keep what they were opened with\n"
+    )
+    assert kernel.sandboxes[sandbox_key(1)][KEEPALIVE] == "900"
+    assert run("set", "back", f"{options.PRIORITY}=1", f"{SOMAXCONN}=9").stdout == (
+        "changed, in 1 container that runs\n"
+        "connections that exist keep what they were opened with\n"
+    )
+    assert run("set", "back", "--unset", options.PRIORITY).stdout == (
+        "changed, in 1 container that runs\n"
+        f"web keeps {KEEPALIVE}=900 of front\n"
+        "connections that exist keep what they were opened with\n"
+    )
 
 
 def test_a_change_of_other_options_has_no_more_to_say(

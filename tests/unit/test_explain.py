@@ -102,6 +102,8 @@ def test_what_many_have_is_said_in_few_words(actual: dict[str, str], expected: s
     [
         (KEEPALIVE, "600", {"e": "7200"}, True),
         (KEEPALIVE, "600", {}, True),
+        (KEEPALIVE, "600", {"e": "7200", "f": "600"}, True),
+        (KEEPALIVE, "600", {"e": "600", "f": "600"}, False),
         (KEEPALIVE, "7200", {"e": "7200"}, False),
         ("net.ipv4.ip_forward", "1", {"e": "0"}, False),
         ("net.ipv6.conf.all.forwarding", "1", {"e": "0"}, False),
