@@ -11,6 +11,7 @@ import pytest
 from driver.check import Kind
 from driver.filters import Interface, Lookup, describe_packet
 from driver.firewall import ACCEPTED_MARK, FORWARD_PRIORITY
+from driver.kernel import filters as filters_module
 from driver.kernel.filters import read_filters
 from driver.kernel.links import find_index
 from driver.kernel.netlink import NETFILTER, Connection
@@ -251,6 +252,25 @@ def test_a_table_of_others_is_read_as_far_as_packets_go_and_no_further(
     steps = (step for rule in chain.chains["forward"] or () for step in rule)
     lookups = [step for step in steps if isinstance(step, Lookup)]
     assert [step.members for step in lookups] == [None]
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "drops"),
+    [
+        ("MOST_CHAINS", 3, True),
+        ("MOST_CHAINS", 2, False),
+        ("MOST_RULES", 5, True),
+        ("MOST_RULES", 2, False),
+    ],
+)
+def test_what_is_not_read_of_many_chains_is_a_doubt(
+    monkeypatch: pytest.MonkeyPatch, name: str, most: int, *, drops: bool
+) -> None:
+    monkeypatch.setattr(filters_module, name, most)
+    ip("link", "add", BRIDGE, "type", "bridge")
+    table("jump back; jump more")
+    (chain,) = filters()
+    assert chain.surely_drops(describe_packet(4, source=Interface("eth9", 9))) == drops
 
 
 def test_a_bridge_without_an_address_needs_no_route(

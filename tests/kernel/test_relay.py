@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from driver.errors import KernelError
 from driver.health import Health
+from driver.kernel import relay as client_module
 from driver.kernel.linux import LinuxKernel
 from driver.kernel.relay import RelayClient
 from driver.model import Relay
@@ -440,6 +442,26 @@ def test_the_loop_looks_by_itself_at_what_takes_too_long(
         accepting.close()
 
 
+def test_a_full_port_that_is_given_away_is_not_listened_on_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a connection ends there is room for another, but for one that has another relay."""
+    monkeypatch.setattr(tcp, "MAX_CONNECTIONS", 1)
+    said: list[str] = []
+    loop = tcp.Loop(said.append)
+    with socket.create_server(("::1", 8080), family=socket.AF_INET6) as listening:
+        entry = wire.Entry(f"tcp ::1 8080 127.0.0.1 {site.server.getsockname()[1]} 0")
+        accepting = tcp.TcpListener(loop, tcp.Pipes(), entry, listening.dup())
+        clients = [socket.create_connection(("::1", 8080), SECONDS) for _ in range(2)]
+        loop.turn()
+        assert len(accepting.connections) == 1
+        accepting.stop_listening()
+        for each in (*clients, site.server.accept()[0]):
+            each.close()
+        turn_until(loop, lambda: not accepting.connections)
+    assert not said
+
+
 def test_an_error_that_nobody_expected_ends_one_connection_only(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -689,6 +711,22 @@ def test_a_relay_that_cannot_start_is_a_problem_until_it_can(
     monkeypatch.setattr(sys, "executable", python)
     wait_until(lambda: not site.health.problems(), SECONDS, "health")
     assert site.kernel.list_relayed() == {each}
+
+
+@pytest.mark.parametrize("is_steady", [False, True])
+def test_a_relay_that_ends_again_and_again_is_started_the_seldomer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_steady: bool
+) -> None:
+    """One that has served for long is started at once, however often that happened."""
+    monkeypatch.setattr(client_module, "STEADY_SECONDS", 0 if is_steady else 1e9)
+    client = RelayClient(tmp_path / "relay.sock", Health(), starts=True)
+    delays = [client._lose(KernelError("the relay has ended")) for _ in range(20)]
+    client.close()
+    if is_steady:
+        assert set(delays) == {2 * client_module.FIRST_DELAY_SECONDS}
+    else:
+        assert delays == sorted(delays)
+        assert delays[0] < delays[1] < delays[-1] == client_module.LONGEST_DELAY_SECONDS
 
 
 def test_a_relay_that_hangs_is_replaced(site: Site) -> None:

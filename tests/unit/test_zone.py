@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
@@ -122,6 +123,8 @@ class Firewalld:
         self.interfaces: set[str] = set()
         self.refused: dict[str, str] = {}  # by interface, the code
         self.refusals = 0
+        self.process: int | None = os.getpid()
+        self.announced = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -132,12 +135,20 @@ class Firewalld:
     def watch(self, path: str, interface: str) -> None:
         pass
 
-    def find_process(self) -> int:
-        return os.getpid()
+    def find_process(self) -> int | None:
+        return self.process
 
     def wait(self, wake: int, seconds: float | None) -> frozenset[str]:
+        if self.announced.is_set():
+            self.announced.clear()
+            return frozenset({"Reloaded"})
         wait_readable([wake], seconds)
         return frozenset()
+
+    def forget(self) -> None:
+        """Forget who is in the zone, as it does when it is loaded anew, and say so next."""
+        self.interfaces.clear()
+        self.announced.set()
 
     def call(
         self, path: str, method: str, signature: str = "", *given: Any, seconds: float = 0
@@ -254,3 +265,31 @@ def test_what_was_refused_is_asked_for_again(
     assert first is not None
     assert first.endswith("call addInterface: INVALID_INTERFACE: 'br-1'")
     assert last is None
+
+
+@pytest.mark.parametrize(("process", "is_told"), [(None, False), (1 << 22, True)])
+def test_one_that_does_not_run_is_told_nothing(
+    wall: Firewalld, process: int | None, *, is_told: bool
+) -> None:
+    """One that is not to be seen from here may run all the same."""
+    wall.process = process
+    zone = Zone()
+    zone.set({"br-1"})
+    assert zone.settle(10)
+    assert (wall.loaded == ALL) == is_told
+    assert zone.problem() is None
+    zone.close()
+
+
+def test_one_that_is_loaded_anew_gets_the_interfaces_back(wall: Firewalld) -> None:
+    """And the rest of the driver looks whether it has taken other things along."""
+    looked = threading.Event()
+    zone = Zone()
+    zone.watch_reloads(looked.set)
+    zone.set({"br-1"})
+    assert zone.settle(10)
+    wall.forget()
+    zone.change(add={"br-2"})
+    assert looked.wait(10)
+    wait_until(lambda: wall.interfaces == {"br-1", "br-2"}, 10, "both bridges")
+    zone.close()
