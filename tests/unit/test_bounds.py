@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Event, Thread, active_count, current_thread
 from typing import TYPE_CHECKING, Any, TypeVar
+from unittest.mock import Mock
 
 import pytest
 from werkzeug.test import Client
@@ -417,6 +418,28 @@ def test_a_commit_that_hangs_is_answered_nevertheless() -> None:
 
     with pytest.raises(Busy, match="no end after"):
         Deadlines(Health()).run(hang, request, caller, time.monotonic() - COMMIT_SECONDS)
+
+
+def test_what_a_driver_takes_to_start_is_no_time_of_the_requests(
+    driver: BridgeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may begin and end as late as one that came when the driver was there."""
+    now = 1000.0
+    monkeypatch.setattr(plugin.desk, "time", Mock(monotonic=lambda: now))
+
+    def start() -> BridgeDriver:
+        nonlocal now
+        now += 60
+        return driver
+
+    caller = Caller(arrived=999.5)
+    desk = plugin.desk.Desk(start, Deadlines(Health()))
+    seen: list[Request | None] = []
+    desk.run("CreateNetwork", lambda: seen.append(driver._lock._request()), caller, 4.5)
+    (request,) = seen
+    assert request is not None
+    assert request.begin_by == 1059.5 + plugin.desk.BEGIN_SECONDS
+    assert caller.answer_by == 1059.5 + 4.5
 
 
 def test_what_waited_too_long_in_the_queue_is_not_begun(

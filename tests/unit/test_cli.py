@@ -12,6 +12,8 @@ from flask import Flask, request
 from driver.model import Drops
 from plugin.app import create_app
 from plugin.cli import COMMANDS, DIFFERS, DRIVER_DOWN, FAILED, MISUSED, main
+from plugin.errors import AskError
+from plugin.inventory import AMBIGUOUS, Inventory
 from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, sandbox_key
 from tests.unit.command import DUAL, OTHER, WEB, container, docker_app, runner, table
 from tests.unit.test_fault_matrix import joins, on_small_bridges
@@ -138,6 +140,16 @@ def test_what_cannot_be_told_apart_or_found_is_said(run: Run, name: str, words: 
     result = run("inspect", name)
     assert result.exit_code == FAILED
     assert (result.stdout, result.stderr) == ("", f"Error: {words}\n")
+
+
+@pytest.mark.parametrize("count", [2, AMBIGUOUS, AMBIGUOUS + 1, 99])
+def test_of_many_meanings_some_are_named(count: int) -> None:
+    networks = ({"id": f"0{number:02}", "endpoints": []} for number in range(count))
+    inventory = Inventory(tuple(networks), {}, (), None)
+    with pytest.raises(AskError) as error:
+        inventory.find_network("0")
+    assert str(error.value).count("network ") == min(count, AMBIGUOUS)
+    assert str(error.value).endswith(", …") == (count > AMBIGUOUS)
 
 
 def test_a_container_that_does_not_run_has_no_endpoints(run: Run) -> None:

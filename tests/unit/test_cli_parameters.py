@@ -103,6 +103,17 @@ def test_what_is_not_as_asked_is_marked(run: Run, kernel: FakeKernel) -> None:
         assert ["!", KEEPALIVE, "7200", "7200", "600", "network", "7200"] in cells(result.stdout)
 
 
+def test_what_an_endpoint_asks_for_itself_is_not_marked(
+    run: Run, with_networks: BridgeDriver, kernel: FakeKernel
+) -> None:
+    kernel.add_sandbox(sandbox_key(2))
+    with_networks.create_endpoint(new_endpoint(2, 1, f"{KEEPALIVE}=300"))
+    with_networks.join(new_join(2, 1, sandbox_key(2)))
+    line = lines(run, "sysctl", "back")[KEEPALIVE]
+    assert line["actual"] == {"web": "600", endpoint_id(2)[:12]: "300"}
+    assert (line["asked"], line["differs"]) == ("600", False)
+
+
 def test_a_containers_parameters_are_shown(run: Run, tuned: FakeKernel) -> None:
     shown = lines(run, "sysctl", "web")
     assert shown[KEEPALIVE] == {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.bridge import BridgeDriver
+from driver.check import Kind
 from driver.errors import Conflict
 from driver.model import Attach, host_end_name
 from tests.samples import (
@@ -160,6 +161,18 @@ def test_no_container_gets_the_mac_address_of_any_of_them(wide: BridgeDriver) ->
     for number, mac in enumerate(sorted(whole.macs), start=3):
         with pytest.raises(Conflict, match=f"{mac}: the network's bridge has it"):
             wide.create_endpoint(new_endpoint(number, mac=mac))
+
+
+@pytest.mark.parametrize(("taken", "number"), [(FIRST, 1), (SECOND, 2)])
+def test_nothing_can_be_done_for_who_is_on_one_whose_name_somebody_has_taken(
+    wide: BridgeDriver, kernel: FakeKernel, taken: str, number: int
+) -> None:
+    """And for nobody on the other."""
+    kernel._delete(taken)
+    kernel.add_foreign(taken)
+    kernel._delete(host_end_name(endpoint_id(3 - number)))
+    ends = {each.subject: each.blocked for each in wide.check() if each.kind is Kind.HOST_END}
+    assert ends == {host_end_name(endpoint_id(number)): True}
 
 
 # The second family, alone.

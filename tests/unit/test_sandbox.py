@@ -59,7 +59,11 @@ def values(kernel: FakeKernel) -> tuple[str, str]:
 
 @pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "20.10 to 27"])
 def test_an_endpoints_value_is_over_its_networks(
-    driver: BridgeDriver, kernel: FakeKernel, *, sandbox_first: bool
+    driver: BridgeDriver,
+    kernel: FakeKernel,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    sandbox_first: bool,
 ) -> None:
     add(driver, 1, f"{KEEPALIVE}=600", f"{SOMAXCONN}=128", wants=(f"{KEEPALIVE}=300",))
     if sandbox_first:
@@ -70,6 +74,7 @@ def test_an_endpoints_value_is_over_its_networks(
     assert values(kernel) == ("300", "128")
     leave(driver, 1)
     assert values(kernel) == ("7200", "4096")
+    assert " over " not in caplog.text, "nobody has lost anything"
 
 
 @pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "20.10 to 27"])
@@ -134,6 +139,17 @@ def test_who_wins_can_be_foreseen_and_the_log_says_who_lost(
     assert values(kernel)[0] == winner
     assert f"{KEEPALIVE}={winner} over " in caplog.text
     assert reason in caplog.text
+
+
+def test_so_it_does_where_both_ask_by_their_endpoints(
+    driver: BridgeDriver, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(driver, 1, wants=(f"{KEEPALIVE}=300",))
+    add(driver, 2, wants=(f"{KEEPALIVE}=400",))
+    kernel.add_sandbox(SANDBOX)
+    join(driver, 2, 1)
+    assert values(kernel)[0] == "300"
+    assert f"{KEEPALIVE}=300 over 400 of endpoint e2e2e2e2e2e2" in caplog.text
 
 
 def test_a_contest_is_in_the_log_once_and_by_name(

@@ -114,11 +114,14 @@ def refusal(code: str) -> RefusedError:
     return RefusedError("call addInterface", DBusErrorResponse(answer))
 
 
+THEIRS = {"description": ("s", "the operator's"), "target": ("s", "ACCEPT")}
+
+
 class Firewalld:
     """firewalld in memory: what is configured, what of that is loaded, and who is in the zone."""
 
     def __init__(self, configured: tuple[str, ...] = (), loaded: tuple[str, ...] = ()) -> None:
-        self.configured: dict[str, dict[str, Any]] = {name: {} for name in configured}
+        self.configured: dict[str, dict[str, Any]] = dict.fromkeys(configured, THEIRS)
         self.loaded = set(loaded)
         self.interfaces: set[str] = set()
         self.refused: dict[str, str] = {}  # by interface, the code
@@ -212,7 +215,7 @@ def test_only_what_pynet_has_made_is_removed() -> None:
     wall = Firewalld((ZONE,))
     wall.bring("br-1")
     wall.bring(is_kept=False)
-    assert wall.configured == {ZONE: {}}
+    assert wall.configured == {ZONE: THEIRS}
     assert not wall.interfaces
     wall = Firewalld()
     wall.bring("br-1")
@@ -265,6 +268,20 @@ def test_what_was_refused_is_asked_for_again(
     assert first is not None
     assert first.endswith("call addInterface: INVALID_INTERFACE: 'br-1'")
     assert last is None
+
+
+def test_so_it_is_when_the_same_is_wanted_again(wall: Firewalld) -> None:
+    """As by a repair, which does not wait for the next attempt."""
+    wall.refused["br-1"] = "INVALID_INTERFACE"
+    zone = Zone()
+    zone.set({"br-1"})
+    wait_until(lambda: wall.refusals == 2, 10, "an attempt, and what was asked for meanwhile")
+    assert zone.settle(10)
+    wall.refused.clear()
+    zone.set({"br-1"})
+    wait_until(lambda: zone.problem() is None, firewalld.RETRY_SECONDS / 2, "another attempt")
+    zone.close()
+    assert wall.interfaces == {"br-1"}
 
 
 @pytest.mark.parametrize(("process", "is_told"), [(None, False), (1 << 22, True)])
