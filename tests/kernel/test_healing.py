@@ -351,6 +351,17 @@ def uplinks() -> str:
     return run("nft", "list", "set", "inet", "pynet", "uplinks")
 
 
+def test_a_bridge_of_others_that_comes_again_is_as_new(
+    driver: BridgeDriver, watched: Endpoint
+) -> None:
+    """Also under the number of the one before."""
+    for _ in range(2):
+        ip("link", "add", "lxcbr0", "index", "4242", "up", "type", "bridge")
+        wait_until(lambda: "lxcbr0" in uplinks(), SECONDS, "it is known")
+        ip("link", "delete", "lxcbr0")
+        wait_until(lambda: "lxcbr0" not in uplinks(), SECONDS, "it is forgotten")
+
+
 def test_a_bridge_of_others_is_open_once_it_is_known_not_to_be_dockers(
     driver: BridgeDriver, watched: Endpoint
 ) -> None:

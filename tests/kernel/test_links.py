@@ -290,6 +290,17 @@ def test_a_link_that_is_released_goes_also_after_one_of_its_name(linux: LinuxKer
     assert links.find_index(VETH.host_end) is None
 
 
+def test_a_route_to_half_of_everything_is_no_default_route(linux: LinuxKernel) -> None:
+    """As a VPN has two of them, so that the default route stays."""
+    for name in ("half", "whole"):
+        ip("link", "add", name, "type", "bridge")
+        ip("link", "set", name, "up")
+    ip("route", "add", "0.0.0.0/1", "dev", "half")
+    assert not links.default_route_interfaces()
+    ip("route", "add", "default", "dev", "whole")
+    assert links.default_route_interfaces() == {"whole"}
+
+
 def test_a_bridge_is_dockers_for_as_long_as_it_is_there(real: RealHost) -> None:
     """Also when its last container has gone; not another of its name."""
     for _ in range(2):

@@ -15,7 +15,7 @@ import time
 from contextlib import ExitStack, closing, suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -462,6 +462,25 @@ def test_a_full_port_that_is_given_away_is_not_listened_on_again(
     assert not said
 
 
+def test_both_sides_say_small_things_at_once_and_are_asked_whether_they_are_there(
+    site: Site,
+) -> None:
+    """As they are by Docker's proxy."""
+    loop = tcp.Loop(print)
+    with socket.create_server(("::1", 8080), family=socket.AF_INET6) as listening:
+        entry = wire.Entry(f"tcp ::1 8080 127.0.0.1 {site.server.getsockname()[1]} 0")
+        accepting = tcp.TcpListener(loop, tcp.Pipes(), entry, listening.dup())
+        with socket.create_connection(("::1", 8080), SECONDS):
+            loop.turn()
+            (connection,) = accepting.connections
+            for end in (connection._client, connection._server):
+                assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+                    assert end.getsockopt(socket.IPPROTO_TCP, option) == tcp.KEEPALIVE_SECONDS
+        accepting.close()
+
+
 def test_an_error_that_nobody_expected_ends_one_connection_only(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -727,6 +746,59 @@ def test_a_relay_that_ends_again_and_again_is_started_the_seldomer(
     else:
         assert delays == sorted(delays)
         assert delays[0] < delays[1] < delays[-1] == client_module.LONGEST_DELAY_SECONDS
+
+
+def test_a_port_that_is_withdrawn_while_it_is_handed_over_costs_no_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket is closed by then."""
+    first = site.relay(TCP)
+    client, served = site.connect()
+    (process,) = relays()
+    bring = RelayClient._drop_served
+    withdrawn = threading.Event()
+
+    def withdraw(self: RelayClient, wanted: Any) -> None:
+        bring(self, wanted)
+        site.kernel.release_ports([place("[::1]:8081")])
+        withdrawn.set()
+
+    monkeypatch.setattr(RelayClient, "_drop_served", withdraw)
+    site.relay("[::1]:8081")
+    assert withdrawn.wait(SECONDS)
+    monkeypatch.undo()
+    site.relay("[::1]:8082")
+    with socket.create_connection(("::1", 8082), SECONDS):
+        site.server.accept()[0].close()
+    assert site.kernel.list_relayed() > {first}
+    assert not site.health.problems()
+    assert relays() == [process]
+    client.sendall(b"x")
+    assert served.recv(1) == b"x"
+    client.close()
+    served.close()
+
+
+def test_nobody_waits_for_a_relay_that_has_died_to_let_go(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "DROP_SECONDS", 600)
+    site.relay(TCP)
+    client, served = site.connect()
+    (process,) = relays()
+    os.kill(process, signal.SIGSTOP)
+    waiting = threading.Thread(target=site.kernel.release_ports, args=([place(TCP)],))
+    waiting.start()
+    told = site.kernel._relay
+    assert isinstance(told, RelayClient)
+    wait_until(lambda: not told._wanted, SECONDS, "what it is to let go of")
+    assert told.served(), "it has not yet, and who asked for it waits"
+    os.kill(process, signal.SIGKILL)
+    waiting.join(SECONDS)
+    assert not waiting.is_alive()
+    assert not site.kernel.list_reserved()
+    client.close()
+    served.close()
 
 
 def test_a_relay_that_hangs_is_replaced(site: Site) -> None:
