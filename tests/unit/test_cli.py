@@ -63,6 +63,13 @@ def test_ports_that_an_internal_network_does_not_publish_are_told_of(
     assert told[0].endswith("is internal")
 
 
+def test_of_others_that_publish_none_nothing_is_told(run: Run, with_networks: BridgeDriver) -> None:
+    """Their engine may publish them by another network, or has yet to ask for it."""
+    with_networks.create_endpoint(new_endpoint(3, 2))
+    with_networks.join(new_join(3, 2, sandbox_key(3), has_ports=True))
+    assert run("ports").stderr == ""
+
+
 def test_lists_are_had_as_json(run: Run) -> None:
     networks = json.loads(run("ls", "--json").stdout)
     assert [each["name"] for each in networks] == ["back", "front"]

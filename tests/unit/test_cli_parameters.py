@@ -422,6 +422,23 @@ def test_failures_are_one_line(run: Run, words: tuple[str, ...], code: int, said
     assert (result.stderr[:7], result.stderr.count("\n")) == ("Error: ", 1)
 
 
+def test_a_sandbox_that_ends_while_it_is_read_has_ended(
+    with_networks: BridgeDriver, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there a moment before."""
+    read = kernel.read_sandboxes
+
+    def end(*args: Any) -> Any:
+        kernel.die(sandbox_key(1))
+        return read(*args)
+
+    monkeypatch.setattr(kernel, "read_sandboxes", end)
+    client = Client(create_app(lambda: with_networks))
+    answer = client.get(f"/endpoints/{endpoint_id(1)}/sysctls/actual")
+    assert answer.status_code == 400
+    assert answer.json == {"Err": "endpoint e1e1e1e1e1e1 has left its sandbox"}
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b"[]", b'{"set": {"x": 1}}', b'{"sett": {}}', b"\xff"]
 )

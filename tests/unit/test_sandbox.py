@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -267,3 +268,25 @@ def test_who_leaves_a_sandbox_that_has_just_come_leaves_no_value_in_it(
     assert values(kernel) == ("600" if staying else "7200", "4096")
     with store.transaction():
         assert set(store.traces(SANDBOX)) == ({KEEPALIVE} if staying else set())
+
+
+@pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "27"])
+@pytest.mark.parametrize("is_engines", [True, False])
+def test_what_the_engine_writes_into_an_interface_itself_is_left_to_it(
+    driver: BridgeDriver, kernel: FakeKernel, *, sandbox_first: bool, is_engines: bool
+) -> None:
+    host_end = host_end_name(endpoint_id(1))
+    driver.create_network(network(1, f"{RP_FILTER}=2"))
+    keys = frozenset({RP_FILTER} if is_engines else ())
+    driver.create_endpoint(replace(new_endpoint(), engine_keys=keys))
+    if sandbox_first:
+        kernel.add_sandbox(SANDBOX)
+    driver.join(new_join())
+    if sandbox_first:
+        kernel.move(host_end, SANDBOX)
+        driver.endpoint_info(network_id(1), endpoint_id(1))
+    else:
+        kernel.arrive(SANDBOX, [host_end])
+    written = kernel.sandboxes[SANDBOX][f"net.ipv4.conf.{host_end.replace('pnh', 'pnc')}.rp_filter"]
+    assert written == ("0" if is_engines else "2")
+    assert driver.check() == ()
