@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from driver.linux import Kernel
     from driver.lock import Lock
-    from driver.model import Endpoint, EndpointId, NetworkId
+    from driver.model import Endpoint, EndpointId, Network, NetworkId
     from driver.state.store import Store
     from driver.sysctl.host import Heritage
     from driver.sysctl.policy import SysctlPolicy, Wish
@@ -89,22 +89,31 @@ class Survey:
         }
         return HostSurvey(host, pristine, refused)
 
-    def of_network(self, network_id: NetworkId, *, everything: bool) -> tuple[Row, ...]:
-        """Return what containers that join a network now get, and what those that run have.
+    def of_networks(self, *ids: NetworkId, everything: bool) -> tuple[Row, ...]:
+        """Return what containers that join these networks now get, and what those that run have.
 
         Of every parameter, or of those that somebody asks for or that host and new namespaces
         have otherwise. Raises NotFound.
         """
         with self._lock, self._store.transaction():
-            network = self._store.find_network(network_id)
-            if network is None:
-                raise NotFound(f"network {short(network_id)} is not known to pynet")
-            endpoints = self._store.endpoints(network_id)
-        inherited = self._heritage.read(network.options.inherit)
-        asker = Asker(None, (), network.options.sysctls, inherited)
-        wishes = strongest(rank(self._policy.defaults, [asker]))
+            by_id = {each: self._network(each) for each in ids}
+            networks = [by_id[each] for each in self._store.sort_by_age(ids)]
+            endpoints = [each for identity in ids for each in self._store.endpoints(identity)]
+        wishes = strongest(rank(self._policy.defaults, [*map(self._asker, networks)]))
         joined = tuple(each for each in endpoints if each.attachment is not None)
         return self._look(_Subject(wishes, joined), everything=everything, deep=everything)
+
+    def _network(self, network_id: NetworkId) -> Network:
+        network = self._store.find_network(network_id)
+        if network is None:
+            raise NotFound(f"network {short(network_id)} is not known to pynet")
+        return network
+
+    def _asker(self, network: Network) -> Asker:
+        """Return what an endpoint of the network that comes now asks for."""
+        options = network.options
+        inherited = self._heritage.read(options.inherit)
+        return Asker(None, (), options.sysctls, inherited, network.id, options.priority)
 
     def of_endpoint(self, endpoint_id: EndpointId, *, everything: bool) -> tuple[Row, ...]:
         """Return the same for the sandbox that an endpoint is in, whatever its networks.

@@ -117,14 +117,15 @@ def _add_networks(api: Blueprint, ask: Ask) -> None:
 
 
 def _add_sysctls(api: Blueprint, ask: Ask) -> None:
-    @api.get("/networks/<identity>/sysctls")
-    def of_network(identity: str) -> Response:
+    @api.get("/networks/<identities>/sysctls")
+    def of_networks(identities: str) -> Response:
         everything = request.args.get("all") == "1"
-        return ask(
-            lambda driver: report.report_rows(
-                driver.survey.of_network(parse_network_id(identity), everything=everything)
-            )
-        )
+
+        def look(driver: BridgeDriver) -> dict[str, Any]:
+            ids = map(parse_network_id, identities.split(","))
+            return report.report_rows(driver.survey.of_networks(*ids, everything=everything))
+
+        return ask(look)
 
     @api.get("/endpoints/<identity>/sysctls")
     def of_endpoint(identity: str) -> Response:

@@ -54,6 +54,7 @@ def compare_with_docker(path: Path) -> Comparison:
     """Ask the driver, then Docker. Raises AskError if either does not answer.
 
     The driver first: what is made meanwhile is unknown to the driver's list, and not to Docker's.
+    And once more: a network that Docker has made meanwhile is known to it by then.
     """
     networks = ask_driver(path, "/networks")["networks"]
     try:
@@ -64,7 +65,8 @@ def compare_with_docker(path: Path) -> Comparison:
             client.close()
     except (DockerException, RequestException) as error:
         raise AskError(f"ask Docker, without which nothing can be told: {error}") from error
-    return _compare(networks, known, drivers)
+    later = {network["id"] for network in ask_driver(path, "/networks")["networks"]}
+    return _compare(networks, known, drivers, later)
 
 
 def remove_if_left_over(path: Path, garbage: Garbage) -> bool:
@@ -113,7 +115,10 @@ def _endpoints_of(api: APIClient, network_id: str) -> set[str]:
 
 
 def _compare(
-    networks: list[dict[str, Any]], known: dict[str, set[str]], drivers: dict[str, str]
+    networks: list[dict[str, Any]],
+    known: dict[str, set[str]],
+    drivers: dict[str, str],
+    later: set[str],
 ) -> Comparison:
     garbage: list[Garbage] = []
     for network in networks:
@@ -126,7 +131,7 @@ def _compare(
         if identity not in known:
             pools = ", ".join(pool["subnet"] for pool in network["pools"])
             garbage.append(Garbage(identity, None, f"bridge {network['bridge']}, {pools}"))
-    ours = {network["id"] for network in networks}
+    ours = later | {network["id"] for network in networks}
     lost = tuple(
         Garbage(identity, None, f"made with driver {driver}; docker network rm {identity[:12]}")
         for identity, driver in sorted(drivers.items())

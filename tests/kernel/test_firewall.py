@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -18,7 +19,7 @@ from driver.linux import iptables, sysctl
 from driver.linux.linux import FORWARDING, LinuxKernel
 from driver.linux.nft import Nft
 from tests.kernel.host import COMMANDS, run
-from tests.samples import binding, endpoint, network, sandbox_key
+from tests.samples import binding, endpoint, endpoint_id, network, sandbox_key
 from tests.typical import TYPICAL
 
 REPOSITORY = Path(__file__).parents[2]
@@ -108,6 +109,28 @@ def test_the_table_is_replaced_and_others_stay(linux: LinuxKernel) -> None:
         assert run("nft", "list", "chain", "inet", "pynet", "accepted").count("mark set") == 1
     linux.apply_rules(ruleset.render_no_ruleset())
     assert run("nft", "list", "tables") == "table inet others\n"
+
+
+def test_several_look_and_change_at_once(linux: LinuxKernel) -> None:
+    """As monitoring does beside Docker's calls: it takes no lock of the driver's."""
+    base = ruleset.render_ruleset([network(1)], [], [])
+    linux.apply_rules(base)
+    drops, empty = linux.read_drops(), linux.list_rules(ruleset.TABLES)
+
+    def work(number: int) -> None:
+        published = [binding(f"0.0.0.0:{8080 + number}", f"10.1.0.{number + 1}:80")]
+        text = ruleset.render_bindings(endpoint_id(number), published)
+        for _ in range(10):
+            linux.apply_rules(text)
+            assert [linux.read_drops() for _ in range(20)] == [drops] * 20
+            wanted = linux.preview_rules(base + text, ruleset.TABLES)
+            assert empty < wanted <= linux.list_rules(ruleset.TABLES)
+            linux.apply_rules(ruleset.render_no_bindings(published))
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(work, number) for number in range(1, 5)]:
+            done.result()
+    assert linux.list_rules(ruleset.TABLES) == empty
 
 
 def test_a_context_is_closed_once() -> None:

@@ -56,6 +56,10 @@ DAMAGES = {
         Kind.RULES,
         "nft add element inet pynet everywhere4 { tcp . 81 : 10.1.0.9 . 81 }",
     ),
+    "a chain's policy changed": (Kind.RULES, "nft chain inet pynet forward { policy drop; }"),
+    "one of the other table's": (Kind.RULES, "nft chain bridge pynet guard { policy drop; }"),
+    "our table put to sleep": (Kind.RULES, "nft add table inet pynet { flags dormant; }"),
+    "the other table put to sleep": (Kind.RULES, "nft add table bridge pynet { flags dormant; }"),
     "the chain flushed": (Kind.ACCEPT, "iptables -w -F FORWARD"),
     "the IPv6 one, too": (Kind.ACCEPT, "ip6tables -w -F FORWARD"),
     "our rule deleted": (Kind.ACCEPT, f"iptables -w -D FORWARD {ACCEPT}"),
@@ -345,6 +349,17 @@ def test_somebodys_link_with_a_bridges_name_is_waited_for(
 
 def uplinks() -> str:
     return run("nft", "list", "set", "inet", "pynet", "uplinks")
+
+
+def test_a_bridge_of_others_that_comes_again_is_as_new(
+    driver: BridgeDriver, watched: Endpoint
+) -> None:
+    """Also under the number of the one before."""
+    for _ in range(2):
+        ip("link", "add", "lxcbr0", "index", "4242", "up", "type", "bridge")
+        wait_until(lambda: "lxcbr0" in uplinks(), SECONDS, "it is known")
+        ip("link", "delete", "lxcbr0")
+        wait_until(lambda: "lxcbr0" not in uplinks(), SECONDS, "it is forgotten")
 
 
 def test_a_bridge_of_others_is_open_once_it_is_known_not_to_be_dockers(

@@ -26,6 +26,7 @@ from driver.linux.netlink import (
 )
 from driver.linux.rtnetlink import _LINK_HEAD, IFF_UP, LINK_CHANGES, Rtnetlink
 from driver.model import DirectInterface, Endpoint, MacAddress, veth_of
+from driver.observed import find_exits, find_uplinks
 from tests.engine.wait import wait_until
 from tests.kernel.host import ip
 from tests.samples import endpoint_id, network, pool
@@ -287,3 +288,42 @@ def test_a_link_that_is_released_goes_also_after_one_of_its_name(linux: LinuxKer
         linux.release_links([VETH.host_end])
     linux._reaper.close()
     assert links.find_index(VETH.host_end) is None
+
+
+def test_a_route_to_half_of_everything_is_no_default_route(linux: LinuxKernel) -> None:
+    """As a VPN has two of them, so that the default route stays."""
+    for name in ("half", "whole"):
+        ip("link", "add", name, "type", "bridge")
+        ip("link", "set", name, "up")
+    ip("route", "add", "0.0.0.0/1", "dev", "half")
+    assert not links.default_route_interfaces()
+    ip("route", "add", "default", "dev", "whole")
+    assert links.default_route_interfaces() == {"whole"}
+
+
+def test_a_bridge_is_dockers_for_as_long_as_it_is_there(real: RealHost) -> None:
+    """Also when its last container has gone; not another of its name."""
+    for _ in range(2):
+        real.add_foreign("named")
+        assert find_uplinks(real.kernel.observe_links()) == {"named"}
+        real.add_foreign("veth0a1b2c3", "veth")
+        real.enslave("veth0a1b2c3", "named")
+        assert not find_uplinks(real.kernel.observe_links())
+        ip("link", "delete", "veth0a1b2c3")
+        assert not find_uplinks(real.kernel.observe_links())
+        ip("link", "delete", "named")
+        assert not find_uplinks(real.kernel.observe_links())
+
+
+@pytest.mark.parametrize("families", [(), (4,), (6,), (4, 6)], ids=str)
+def test_the_bridge_that_the_host_goes_out_by_is_known(
+    real: RealHost, families: tuple[int, ...]
+) -> None:
+    """By a default route of either family."""
+    for name in ("named", "other"):
+        real.add_foreign(name)
+        ip("link", "set", name, "up")
+    for version in families:
+        ip(f"-{version}", "route", "add", "default", "dev", "named")
+    links = real.kernel.observe_links()
+    assert find_exits(links) == ({"named"} if families else set())

@@ -10,6 +10,7 @@ import pytest
 
 from driver.firewall.filters import Interface, Lookup, describe_packet
 from driver.firewall.ruleset import ACCEPTED_MARK, FORWARD_PRIORITY
+from driver.linux import filters as filters_module
 from driver.linux.filters import read_filters
 from driver.linux.links import find_index
 from driver.linux.netlink import NETFILTER, Connection
@@ -55,6 +56,15 @@ RULES = {
         DROPS,
     ),
     "a map with what is new": ("ct state vmap { new : accept, invalid : drop }", PASSES, PASSES),
+    "a map to a chain": (f'iifname vmap {{ "{BRIDGE}" : goto back }}', DROPS, PERHAPS),
+    "a map to a chain that accepts": (
+        f'iifname vmap {{ "{BRIDGE}" : jump more }}',
+        PASSES,
+        PERHAPS,
+    ),
+    # In the register that the name was in.
+    "a name and a hash": (f'iifname "{BRIDGE}" symhash mod 2 == 0 accept', PERHAPS, PERHAPS),
+    "a name and IPsec": (f'iifname "{BRIDGE}" ipsec in reqid 1 accept', PERHAPS, PERHAPS),
     "pings": ("meta l4proto { icmp, ipv6-icmp } accept", DROPS, DROPS),
     "a port": ("tcp dport 443 accept", PERHAPS, PERHAPS),
     "an address": ("ip saddr 10.0.0.0/8 accept", PERHAPS, PERHAPS),
@@ -157,7 +167,7 @@ def test_what_closes_the_way_is_named_with_what_opens_it(
     assert driver.check() == ()
 
 
-@pytest.mark.parametrize("priority", [FORWARD_PRIORITY - 10, 0, 10])
+@pytest.mark.parametrize("priority", [FORWARD_PRIORITY - 10, FORWARD_PRIORITY, 0, 10])
 @pytest.mark.parametrize("family", ["inet", "ip", "ip6"])
 def test_a_chain_that_drops_is_named_with_the_rule_that_would_help(
     driver: BridgeDriver, server: Endpoint, priority: int, family: str
@@ -242,6 +252,25 @@ def test_a_table_of_others_is_read_as_far_as_packets_go_and_no_further(
     steps = (step for rule in chain.chains["forward"] or () for step in rule)
     lookups = [step for step in steps if isinstance(step, Lookup)]
     assert [step.members for step in lookups] == [None]
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "drops"),
+    [
+        ("MOST_CHAINS", 3, True),
+        ("MOST_CHAINS", 2, False),
+        ("MOST_RULES", 5, True),
+        ("MOST_RULES", 2, False),
+    ],
+)
+def test_what_is_not_read_of_many_chains_is_a_doubt(
+    monkeypatch: pytest.MonkeyPatch, name: str, most: int, *, drops: bool
+) -> None:
+    monkeypatch.setattr(filters_module, name, most)
+    ip("link", "add", BRIDGE, "type", "bridge")
+    table("jump back; jump more")
+    (chain,) = filters()
+    assert chain.surely_drops(describe_packet(4, source=Interface("eth9", 9))) == drops
 
 
 def test_a_bridge_without_an_address_needs_no_route(

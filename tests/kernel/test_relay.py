@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -14,11 +15,13 @@ import time
 from contextlib import ExitStack, closing, suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from driver.errors import KernelError
 from driver.health import Health
+from driver.linux import relay as client_module
 from driver.linux.linux import LinuxKernel
 from driver.linux.relay import RelayClient
 from driver.model import Relay
@@ -29,7 +32,7 @@ from tests.kernel.host import bound, relays, run
 from tests.samples import place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 TCP, UDP = "[::1]:8080", "[::1]:5353/udp"
 SECONDS = 10
@@ -261,16 +264,16 @@ def test_a_relay_without_descriptors_goes_on_when_there_are_some(site: Site) -> 
     site.server.settimeout(SECONDS)
 
     def answers() -> bool:
-        with socket.create_connection(("::1", 8080), SECONDS) as client:
-            client.settimeout(1)
-            client.sendall(b"x")
-            try:
+        try:
+            with socket.create_connection(("::1", 8080), SECONDS) as client:
+                client.settimeout(1)
+                client.sendall(b"x")
                 served, _ = site.server.accept()
                 served.settimeout(1)
                 with served:
                     return served.recv(1) == b"x"
-            except (TimeoutError, ConnectionResetError):
-                return False
+        except (TimeoutError, ConnectionResetError):
+            return False
 
     wait_until(answers, SECONDS, "a connection")
     assert relays() == [process]
@@ -302,6 +305,7 @@ def test_datagrams_are_answered_from_the_address_that_was_asked(site: Site) -> N
 
 def test_a_datagram_to_nobody_is_lost_and_the_next_is_not(site: Site) -> None:
     site.relay(UDP)
+    wait_until(relays, SECONDS, "the relay")  # until it is there it has what we have open
     address = site.datagrams.getsockname()
     site.datagrams.close()
     with closing(asker()) as asking:
@@ -349,12 +353,7 @@ def test_what_takes_too_long_is_ended() -> None:
         assert listener.tick(now + udp.FLOW_SECONDS - 1), "it is there yet"
         assert not listener.tick(now + udp.FLOW_SECONDS + 1)
         listener.close()
-    run("ip", "address", "add", "192.0.2.1/24", "dev", "lo")
-    run("ip", "link", "add", "nowhere", "type", "veth", "peer", "name", "away")
-    for end in ("nowhere", "away"):
-        run("ip", "link", "set", end, "up")
-    run("ip", "route", "add", "198.51.100.1/32", "dev", "nowhere")
-    run("ip", "neighbour", "add", "198.51.100.1", "lladdr", "02:00:00:00:00:01", "dev", "nowhere")
+    lead_nowhere("198.51.100.1")
     with socket.create_server(("::1", 8080), family=socket.AF_INET6) as listening:
         entry = wire.Entry("tcp ::1 8080 198.51.100.1 9 0")
         accepting = tcp.TcpListener(loop, tcp.Pipes(), entry, listening.dup())
@@ -366,6 +365,119 @@ def test_what_takes_too_long_is_ended() -> None:
             loop.turn()
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
+        accepting.close()
+
+
+def lead_nowhere(address: str) -> None:
+    """Have the host send to an address where nobody answers."""
+    run("ip", "address", "add", "192.0.2.1/24", "dev", "lo")
+    run("ip", "link", "add", "nowhere", "type", "veth", "peer", "name", "away")
+    for end in ("nowhere", "away"):
+        run("ip", "link", "set", end, "up")
+    run("ip", "route", "add", f"{address}/32", "dev", "nowhere")
+    run("ip", "neighbour", "add", address, "lladdr", "02:00:00:00:00:01", "dev", "nowhere")
+
+
+def turn_until(loop: tcp.Loop, condition: Callable[[], bool]) -> None:
+    """Have the loop do what it does until something has come of it."""
+    while not condition():
+        loop.turn()
+
+
+def test_who_was_answered_last_makes_way_last(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is there for as long, whoever of the two spoke."""
+    monkeypatch.setattr(udp, "MAX_FLOWS", 2)
+    loop = tcp.Loop(print)
+    port = site.datagrams.getsockname()[1]
+    with ExitStack() as stack:
+        hearing = stack.enter_context(closing(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)))
+        hearing.bind(("::1", 5353))
+        entry = wire.Entry(f"udp ::1 5353 127.0.0.1 {port} 0")
+        listener = udp.UdpListener(loop, entry, hearing.dup())
+        first, second, third = (stack.enter_context(closing(asker())) for _ in range(3))
+        flows = {}
+        for asking in (first, second):
+            asking.send(b"question")
+            loop.turn()
+            flows[asking] = site.datagrams.recvfrom(100)[1]
+        site.datagrams.sendto(b"answer", flows[first])
+        loop.turn()
+        third.send(b"question")
+        loop.turn()
+        for asking in (first, second):
+            site.datagrams.sendto(b"more", flows[asking])
+        loop.turn()
+        assert [first.recv(100), first.recv(100)] == [b"answer", b"more"]
+        second.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            second.recv(100)
+        listener.close()
+
+
+def test_the_loop_looks_by_itself_at_what_takes_too_long(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing else happens that would wake it: a flow, an answer that does not come."""
+    for module, name in ((tcp, "TICK_SECONDS"), (udp, "FLOW_SECONDS"), (tcp, "CONNECT_SECONDS")):
+        monkeypatch.setattr(module, name, 0.01)
+    loop = tcp.Loop(print)
+    with closing(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as hearing:
+        hearing.bind(("::1", 5353))
+        entry = wire.Entry(f"udp ::1 5353 127.0.0.1 {site.datagrams.getsockname()[1]} 0")
+        listener = udp.UdpListener(loop, entry, hearing.dup())
+        with closing(asker()) as asking:
+            asking.send(b"question")
+            loop.turn()
+            turn_until(loop, lambda: not listener.tick(0.0))
+        listener.close()
+    lead_nowhere("198.51.100.1")
+    with socket.create_server(("::1", 8080), family=socket.AF_INET6) as listening:
+        entry = wire.Entry("tcp ::1 8080 198.51.100.1 9 0")
+        accepting = tcp.TcpListener(loop, tcp.Pipes(), entry, listening.dup())
+        with socket.create_connection(("::1", 8080), SECONDS) as client:
+            loop.turn()
+            turn_until(loop, lambda: not accepting.connections)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        accepting.close()
+
+
+def test_a_full_port_that_is_given_away_is_not_listened_on_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a connection ends there is room for another, but for one that has another relay."""
+    monkeypatch.setattr(tcp, "MAX_CONNECTIONS", 1)
+    said: list[str] = []
+    loop = tcp.Loop(said.append)
+    with socket.create_server(("::1", 8080), family=socket.AF_INET6) as listening:
+        entry = wire.Entry(f"tcp ::1 8080 127.0.0.1 {site.server.getsockname()[1]} 0")
+        accepting = tcp.TcpListener(loop, tcp.Pipes(), entry, listening.dup())
+        clients = [socket.create_connection(("::1", 8080), SECONDS) for _ in range(2)]
+        loop.turn()
+        assert len(accepting.connections) == 1
+        accepting.stop_listening()
+        for each in (*clients, site.server.accept()[0]):
+            each.close()
+        turn_until(loop, lambda: not accepting.connections)
+    assert not said
+
+
+def test_both_sides_say_small_things_at_once_and_are_asked_whether_they_are_there(
+    site: Site,
+) -> None:
+    """As they are by Docker's proxy."""
+    loop = tcp.Loop(print)
+    with socket.create_server(("::1", 8080), family=socket.AF_INET6) as listening:
+        entry = wire.Entry(f"tcp ::1 8080 127.0.0.1 {site.server.getsockname()[1]} 0")
+        accepting = tcp.TcpListener(loop, tcp.Pipes(), entry, listening.dup())
+        with socket.create_connection(("::1", 8080), SECONDS):
+            loop.turn()
+            (connection,) = accepting.connections
+            for end in (connection._client, connection._server):
+                assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+                    assert end.getsockopt(socket.IPPROTO_TCP, option) == tcp.KEEPALIVE_SECONDS
         accepting.close()
 
 
@@ -535,6 +647,57 @@ def test_a_relay_of_other_code_hands_over_its_ports_and_keeps_its_connections(
     answering.close()
 
 
+def test_one_that_has_long_been_at_rest_ends_with_its_last_connection(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing wakes it by the clock while it has ports; from then on it has to look."""
+    site.relay(TCP)
+    client, served = site.connect()
+    (old,) = relays()
+    wait_until(lambda: waits_for_ever(old), SECONDS, "rest")
+    site.kernel.close()
+    monkeypatch.setattr(wire, "read_code_version", lambda: "another")
+    site.start()
+    site.kernel.release_ports([place(TCP)])
+    wait_until(lambda: old not in relays(), SECONDS, "its child")
+    client.close()
+    served.close()
+    wait_until(lambda: not relays(), SECONDS, "the end of who has no connection any more")
+
+
+def waits_for_ever(process: int) -> bool:
+    """Tell whether a process is in epoll_wait(2) without a timeout, its fourth argument."""
+    words = Path(f"/proc/{process}/syscall").read_text().split()
+    return len(words) > 4 and words[4].endswith("ffffffff")
+
+
+def test_a_new_driver_lets_go_of_what_nobody_has_any_more(site: Site) -> None:
+    """Of a container that ended while no driver was there."""
+    site.relay(TCP)
+    client, served = site.connect()
+    site.kernel.close()
+    site.start()
+    assert site.kernel.list_reserved() == {place(TCP)}
+    site.kernel.release_ports([place(TCP)])
+    bound(place(TCP)).close()
+    assert not site.kernel.list_relayed()
+    client.close()
+    served.close()
+
+
+def test_every_file_of_the_relays_code_tells_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or an upgrade would leave the old code at work."""
+    folder = shutil.copytree(Path(wire.__file__).parent, tmp_path / "relay")
+    monkeypatch.setattr(wire, "__file__", str(folder / "wire.py"))
+    versions = [wire.read_code_version()]
+    for path in sorted(folder.glob("*.py")):
+        path.write_text(path.read_text() + "# another\n")
+        versions.append(wire.read_code_version())
+    assert len(set(versions)) == len(versions) > len(wire.FILES)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_relay_that_dies_is_started_again(site: Site, number: signal.Signals) -> None:
     each = site.relay(TCP)
@@ -547,6 +710,7 @@ def test_a_relay_that_dies_is_started_again(site: Site, number: signal.Signals) 
     served.close()
     client, served = site.connect()  # waits for the next relay
     assert relays() != [process]
+    assert not Path(f"/proc/{process}").exists(), "nobody is left to be buried"
     wait_until(lambda: not site.health.problems(), SECONDS, "health")
     assert site.kernel.list_relayed() == {each}
     client.close()
@@ -568,6 +732,75 @@ def test_a_relay_that_cannot_start_is_a_problem_until_it_can(
     assert site.kernel.list_relayed() == {each}
 
 
+@pytest.mark.parametrize("is_steady", [False, True])
+def test_a_relay_that_ends_again_and_again_is_started_the_seldomer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_steady: bool
+) -> None:
+    """One that has served for long is started at once, however often that happened."""
+    monkeypatch.setattr(client_module, "STEADY_SECONDS", 0 if is_steady else 1e9)
+    client = RelayClient(tmp_path / "relay.sock", Health(), starts=True)
+    delays = [client._lose(KernelError("the relay has ended")) for _ in range(20)]
+    client.close()
+    if is_steady:
+        assert set(delays) == {2 * client_module.FIRST_DELAY_SECONDS}
+    else:
+        assert delays == sorted(delays)
+        assert delays[0] < delays[1] < delays[-1] == client_module.LONGEST_DELAY_SECONDS
+
+
+def test_a_port_that_is_withdrawn_while_it_is_handed_over_costs_no_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket is closed by then."""
+    first = site.relay(TCP)
+    client, served = site.connect()
+    (process,) = relays()
+    bring = RelayClient._drop_served
+    withdrawn = threading.Event()
+
+    def withdraw(self: RelayClient, wanted: Any) -> None:
+        bring(self, wanted)
+        site.kernel.release_ports([place("[::1]:8081")])
+        withdrawn.set()
+
+    monkeypatch.setattr(RelayClient, "_drop_served", withdraw)
+    site.relay("[::1]:8081")
+    assert withdrawn.wait(SECONDS)
+    monkeypatch.undo()
+    site.relay("[::1]:8082")
+    with socket.create_connection(("::1", 8082), SECONDS):
+        site.server.accept()[0].close()
+    assert site.kernel.list_relayed() > {first}
+    assert not site.health.problems()
+    assert relays() == [process]
+    client.sendall(b"x")
+    assert served.recv(1) == b"x"
+    client.close()
+    served.close()
+
+
+def test_nobody_waits_for_a_relay_that_has_died_to_let_go(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "DROP_SECONDS", 600)
+    site.relay(TCP)
+    client, served = site.connect()
+    (process,) = relays()
+    os.kill(process, signal.SIGSTOP)
+    waiting = threading.Thread(target=site.kernel.release_ports, args=([place(TCP)],))
+    waiting.start()
+    told = site.kernel._relay
+    assert isinstance(told, RelayClient)
+    wait_until(lambda: not told._wanted, SECONDS, "what it is to let go of")
+    assert told.served(), "it has not yet, and who asked for it waits"
+    os.kill(process, signal.SIGKILL)
+    waiting.join(SECONDS)
+    assert not waiting.is_alive()
+    assert not site.kernel.list_reserved()
+    client.close()
+    served.close()
+
+
 def test_a_relay_that_hangs_is_replaced(site: Site) -> None:
     site.relay(TCP)
     wait_until(relays, SECONDS, "the relay")
@@ -575,7 +808,7 @@ def test_a_relay_that_hangs_is_replaced(site: Site) -> None:
     (process,) = relays()
     os.kill(process, signal.SIGSTOP)
     other = site.relay("[::1]:8081")
-    wait_until(lambda: process not in relays(), SECONDS, "the end of who hangs")
+    wait_until(lambda: not Path(f"/proc/{process}").exists(), SECONDS, "the end of who hangs")
     wait_until(lambda: not site.health.problems(), SECONDS, "health")
     assert other in site.kernel.list_relayed()
     client.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread, current_thread
 from typing import TYPE_CHECKING, Any, TypeVar
+from unittest.mock import Mock
 
 import pytest
 from werkzeug.test import Client
@@ -330,3 +331,23 @@ def test_a_commit_that_hangs_is_answered_nevertheless(deadline: Deadline) -> Non
     with pytest.raises(Busy, match="no end after"):
         deadline.run("Join", hang, 0.01)
     go_on.set()
+
+
+def test_what_a_driver_takes_to_start_is_no_time_of_the_requests(
+    driver: BridgeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may begin as late as one that came when the driver was there."""
+    now = 1000.0
+    monkeypatch.setattr(plugin.api.deadline, "time", Mock(monotonic=lambda: now))
+
+    def start() -> BridgeDriver:
+        nonlocal now
+        now += 60
+        return driver
+
+    seen: list[Request | None] = []
+    deadline = Deadline(start, Health())
+    deadline.run("CreateNetwork", lambda ready: seen.append(ready._lock._request()), 4.5)
+    (request,) = seen
+    assert request is not None
+    assert request.begin_by == 1060 + plugin.api.deadline.BEGIN_SECONDS

@@ -251,6 +251,25 @@ def test_another_priority_changes_who_has_the_say(
     assert value(kernel) == "600"
 
 
+def test_so_it_does_where_nothing_had_to_be_written_and_the_driver_is_another(
+    running: BridgeDriver, kernel: FakeKernel, store: Store
+) -> None:
+    """Then nothing tells that the value is nobody's own, but what a new namespace has."""
+    pristine = kernel.pristine[KEEPALIVE]
+    keepalive(running, pristine)
+    start(running, kernel, 2)
+    running.create_network(network(2, f"{KEEPALIVE}=900"))
+    running.create_endpoint(new_endpoint(3, 2))
+    running.join(new_join(3, 2, sandbox_key(2)))
+    assert value(kernel, number=2) == pristine
+    again = BridgeDriver(store, kernel)
+    again.restore()
+    assert not change(again, **{options.PRIORITY: "-1"}).kept
+    assert value(kernel, number=2) == "900"
+    assert not change(again, options.PRIORITY).kept
+    assert value(kernel, number=2) == pristine
+
+
 def test_what_is_inherited_takes_the_place_of_what_is_unset(
     driver: BridgeDriver, kernel: FakeKernel
 ) -> None:
@@ -280,22 +299,28 @@ def test_a_sandbox_that_is_yet_to_come_gets_the_new_value(
     assert (value(kernel), rp_filter(kernel)) == ("300", "2")
 
 
+@pytest.mark.parametrize("has_come", [False, True])
 def test_a_sandbox_that_is_just_coming_gets_the_new_value(
-    driver: BridgeDriver, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+    driver: BridgeDriver, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, *, has_come: bool
 ) -> None:
+    """Whether its interface has been written to by then or has yet to come."""
+    host_end = host_end_name(endpoint_id(1))
     driver.create_network(NETWORK)
     driver.create_endpoint(new_endpoint())
     driver.join(new_join())
     wait = FakeKernel.await_interface_sysctls
 
     def change_while_waiting(self: FakeKernel, *args: object) -> None:
-        wait(self, *args)  # type: ignore[arg-type]
-        monkeypatch.undo()
+        if has_come:
+            wait(self, *args)  # type: ignore[arg-type]
         wanted = {KEEPALIVE: "300", RP_FILTER: "1"}
         driver.change_network(network_id(1), parse_change(wanted, ()))
+        if not has_come:
+            kernel.move(host_end, sandbox_key(1))
+            wait(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(FakeKernel, "await_interface_sysctls", change_while_waiting)
-    kernel.arrive(sandbox_key(1), [host_end_name(endpoint_id(1))])
+    kernel.arrive(sandbox_key(1), [host_end] if has_come else [])
     assert (value(kernel), rp_filter(kernel)) == ("300", "1")
     driver.leave(network_id(1), endpoint_id(1))
     assert value(kernel) == "7200"

@@ -12,6 +12,7 @@ import pytest
 from driver.driver import BridgeDriver
 from driver.errors import Conflict
 from driver.firewall.filters import BaseChain, Compare, Doubt, Fact, Fate, Hook, Load, Verdict
+from driver.firewall.ruleset import FORWARD_PRIORITY
 from driver.model import host_end_name
 from driver.observed import Link, Passage
 from driver.reconcile.diff import (
@@ -280,16 +281,20 @@ BRIDGE_INDEX = {NET.bridge_name: 7}
             f"ip route replace 10.1.0.0/24 dev {NET.bridge_name}",
         ),
         (
-            Passage(filters=(CHAIN,), indexes=BRIDGE_INDEX),
+            Passage(filters=(replace(CHAIN, priority=FORWARD_PRIORITY + 1),), indexes=BRIDGE_INDEX),
             Kind.FILTER,
             "inet guard forward",
             "nft insert rule inet guard forward meta mark and 0x20000000 != 0 accept",
         ),
-        (
-            Passage(filters=(replace(CHAIN, priority=-20),), indexes=BRIDGE_INDEX),
-            Kind.FILTER,
-            "inet guard forward",
-            f'nft insert rule inet guard forward oifname "{NET.bridge_name}" accept',
+        *(
+            (
+                Passage(filters=(replace(CHAIN, priority=priority),), indexes=BRIDGE_INDEX),
+                Kind.FILTER,
+                "inet guard forward",
+                f'nft insert rule inet guard forward oifname "{NET.bridge_name}" accept',
+            )
+            # At the same priority the older one comes first, and ours is made anew at every start.
+            for priority in (FORWARD_PRIORITY - 10, FORWARD_PRIORITY)
         ),
         (Passage(closed=frozenset({"net.ipv6.conf.all.forwarding"})), None, "", ""),
         (Passage(filters=(replace(CHAIN, family="ip6"),), indexes=BRIDGE_INDEX), None, "", ""),

@@ -12,13 +12,18 @@ from flask import Flask, request
 from driver.model import Drops
 from plugin.api import create_app
 from plugin.cli import COMMANDS, DIFFERS, DRIVER_DOWN, FAILED, MISUSED, main
+from plugin.cli.errors import AskError
+from plugin.cli.names import AMBIGUOUS, Inventory
 from tests.samples import KEEPALIVE, endpoint_id, network, new_endpoint, new_join, sandbox_key
 from tests.unit.command import DUAL, OTHER, WEB, container, docker_app, runner, table
+from tests.unit.test_fault_matrix import joins, on_small_bridges
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from wsgiref.types import WSGIApplication
+
+    from flask import Response
 
     from driver.driver import BridgeDriver
     from tests.fakes import FakeKernel
@@ -56,6 +61,13 @@ def test_ports_that_an_internal_network_does_not_publish_are_told_of(
     assert len(told) == 1, "the first one's container has published them on another network"
     assert told[0].startswith(f"the ports of {endpoint_id(4)[:12]} are not published: network")
     assert told[0].endswith("is internal")
+
+
+def test_of_others_that_publish_none_nothing_is_told(run: Run, with_networks: BridgeDriver) -> None:
+    """Their engine may publish them by another network, or has yet to ask for it."""
+    with_networks.create_endpoint(new_endpoint(3, 2))
+    with_networks.join(new_join(3, 2, sandbox_key(3), has_ports=True))
+    assert run("ports").stderr == ""
 
 
 def test_lists_are_had_as_json(run: Run) -> None:
@@ -102,6 +114,18 @@ def test_what_was_dropped_is_told_by_container_and_by_network(run: Run, kernel: 
     assert json.loads(run("inspect", "back").stdout)["dropped"] == {"source": 5, "router": 1}
 
 
+def test_so_it_is_of_all_bridges_that_a_network_has(
+    run: Run, with_networks: BridgeDriver, kernel: FakeKernel
+) -> None:
+    kernel.add_sandbox(sandbox_key(2))
+    with_networks.create_endpoint(new_endpoint(2))
+    on_small_bridges(joins(2, 1, 2))(with_networks)
+    kernel.dropped = Drops({}, {name: {"source": 1} for name in kernel.links})
+    shown = json.loads(run("inspect", "back").stdout)
+    assert shown["further_bridges"] == [DUAL.bridge_at(1)]
+    assert shown["dropped"] == {"source": 4}, "two bridges and two containers, and no joint"
+
+
 @pytest.mark.parametrize("name", ["web", WEB, "3b", endpoint_id(1), endpoint_id(1)[:12]])
 def test_a_container_is_inspected(run: Run, name: str) -> None:
     (shown,) = json.loads(run("inspect", name).stdout)
@@ -123,6 +147,16 @@ def test_what_cannot_be_told_apart_or_found_is_said(run: Run, name: str, words: 
     result = run("inspect", name)
     assert result.exit_code == FAILED
     assert (result.stdout, result.stderr) == ("", f"Error: {words}\n")
+
+
+@pytest.mark.parametrize("count", [2, AMBIGUOUS, AMBIGUOUS + 1, 99])
+def test_of_many_meanings_some_are_named(count: int) -> None:
+    networks = ({"id": f"0{number:02}", "endpoints": []} for number in range(count))
+    inventory = Inventory(tuple(networks), {}, (), None)
+    with pytest.raises(AskError) as error:
+        inventory.find_network("0")
+    assert str(error.value).count("network ") == min(count, AMBIGUOUS)
+    assert str(error.value).endswith(", …") == (count > AMBIGUOUS)
 
 
 def test_a_container_that_does_not_run_has_no_endpoints(run: Run) -> None:
@@ -360,6 +394,33 @@ def test_gc_asks_again_before_it_removes_what_docker_may_just_have_made(
     assert garbage(run, "--yes") == {"removed": [], "garbage": [], "unknown_to_the_driver": []}
     assert lists > 1
     assert {each.id for _, ends in with_networks.describe() for each in ends} == {endpoint_id(1)}
+
+
+def test_gc_takes_nothing_for_left_over_that_is_made_while_it_asks(
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path]
+) -> None:
+    """A network before Docker tells of its own, an endpoint after it has told of everything."""
+    known = [{"Id": each.id, "Name": "x", "Driver": "pynet"} for each in (DUAL, OTHER)]
+    docker = docker_app(known, [container("web", WEB, back=endpoint_id(1))])
+    new = network(3)
+
+    @docker.before_request
+    def make_network() -> None:
+        if request.path.endswith("/networks") and len(known) == 2:
+            with_networks.create_network(new)
+            known.append({"Id": new.id, "Name": "new", "Driver": "pynet"})
+
+    @docker.after_request
+    def make_endpoint(answer: Response) -> Response:
+        if request.path.endswith("/containers/json"):
+            with_networks.create_endpoint(new_endpoint(2, 2))
+        return answer
+
+    app = create_app(lambda: with_networks)
+    run = runner(serve("pynet.sock", app), serve("docker.sock", docker))
+    assert garbage(run) == {"removed": [], "garbage": [], "unknown_to_the_driver": []}
+    assert sum(len(ends) for _, ends in with_networks.describe()) == 2
+    assert len(with_networks.describe()) == 3
 
 
 def test_gc_does_nothing_while_docker_is_down(

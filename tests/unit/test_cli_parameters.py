@@ -12,16 +12,27 @@ import pytest
 from werkzeug.test import Client
 
 from driver import options
+from driver.driver import BridgeDriver
 from driver.options import parse_change
+from driver.sysctl.policy import SysctlPolicy
 from plugin.api import create_app
 from plugin.cli import DIFFERS, DRIVER_DOWN, FAILED, MISUSED
-from tests.samples import KEEPALIVE, SOMAXCONN, endpoint_id, sandbox_key
+from tests.samples import (
+    KEEPALIVE,
+    SOMAXCONN,
+    endpoint_id,
+    new_endpoint,
+    new_join,
+    sandbox_key,
+    sysctl,
+)
 from tests.unit.command import (
     COLUMNS,
     CONTAINERS_LISTED,
     DUAL,
     NETWORKS_LISTED,
     OTHER,
+    container,
     docker_app,
     environment_of,
     on_terminal,
@@ -33,8 +44,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from wsgiref.types import WSGIApplication
 
-    from driver.driver import BridgeDriver
-    from driver.model import EndpointId
+    from driver.model import EndpointId, Network
+    from driver.state.store import Store
     from tests.fakes import FakeKernel
     from tests.unit.command import Run
 
@@ -92,6 +103,17 @@ def test_what_is_not_as_asked_is_marked(run: Run, kernel: FakeKernel) -> None:
         assert ["!", KEEPALIVE, "7200", "7200", "600", "network", "7200"] in cells(result.stdout)
 
 
+def test_what_an_endpoint_asks_for_itself_is_not_marked(
+    run: Run, with_networks: BridgeDriver, kernel: FakeKernel
+) -> None:
+    kernel.add_sandbox(sandbox_key(2))
+    with_networks.create_endpoint(new_endpoint(2, 1, f"{KEEPALIVE}=300"))
+    with_networks.join(new_join(2, 1, sandbox_key(2)))
+    line = lines(run, "sysctl", "back")[KEEPALIVE]
+    assert line["actual"] == {"web": "600", endpoint_id(2)[:12]: "300"}
+    assert (line["asked"], line["differs"]) == ("600", False)
+
+
 def test_a_containers_parameters_are_shown(run: Run, tuned: FakeKernel) -> None:
     shown = lines(run, "sysctl", "web")
     assert shown[KEEPALIVE] == {
@@ -128,6 +150,47 @@ def test_a_container_that_does_not_run_is_told_what_it_would_get(
     assert result.stderr == "stopped does not run: this is what it would get\n"
     (line,) = json.loads(result.stdout)
     assert (line["parameter"], line["asked"], line["actual"]) == (SOMAXCONN, "9", {})
+
+
+LATER, FIRST = (DUAL, OTHER), (OTHER, DUAL)
+# When the network of `front` is made, what it asks for, and what comes of that beside `back`.
+FRONT: dict[str, tuple[tuple[Network, ...], dict[str, str], str]] = {
+    "nothing": (LATER, {}, "600"),
+    "the same parameter, later": (LATER, {KEEPALIVE: "900"}, "600"),
+    "the same parameter, first": (FIRST, {KEEPALIVE: "900"}, "900"),
+    "with a greater priority": (LATER, {KEEPALIVE: "900", options.PRIORITY: "1"}, "900"),
+    "with a smaller one": (FIRST, {KEEPALIVE: "900", options.PRIORITY: "-1"}, "600"),
+    "the host's": (FIRST, {options.INHERIT: KEEPALIVE, options.PRIORITY: "1"}, "600"),
+}
+
+
+@pytest.fixture
+def run_stopped(serve: Callable[[str, WSGIApplication], Path]) -> Callable[[BridgeDriver], Run]:
+    """Lend the command for a driver, with a Docker whose one container is on both networks."""
+    stopped = [container("stopped", 64 * "5", "exited", back="", front="")]
+    docker = serve("docker.sock", docker_app(NETWORKS_LISTED, stopped))
+    return lambda driver: runner(serve("pynet.sock", create_app(lambda: driver)), docker)
+
+
+@pytest.mark.parametrize(("made", "given", "asked"), FRONT.values(), ids=FRONT)
+def test_so_it_is_told_where_its_networks_ask_for_different_values(
+    kernel: FakeKernel,
+    run_stopped: Callable[[BridgeDriver], Run],
+    store: Store,
+    made: tuple[Network, ...],
+    *,
+    given: dict[str, str],
+    asked: str,
+) -> None:
+    """As it is decided when it starts, whatever their ids, and over the operator's defaults."""
+    kernel.host[KEEPALIVE] = "610"
+    driver = BridgeDriver(store, kernel, SysctlPolicy((sysctl(f"{KEEPALIVE}=500"),)))
+    for each in made:
+        driver.create_network(each)
+    if given:
+        driver.change_network(OTHER.id, parse_change(given, ()))
+    line = lines(run_stopped(driver), "sysctl", "stopped")[KEEPALIVE]
+    assert (line["asked"], line["by"], line["actual"]) == (asked, "network", {})
 
 
 def test_endpoints_stand_in_for_containers_while_docker_is_down(
@@ -247,6 +310,25 @@ def test_watch_tells_what_changes_until_the_end(
     assert said[1:] == ["web has ended"]
 
 
+def test_watch_does_not_take_the_drivers_end_for_the_containers(
+    with_networks: BridgeDriver, serve: Callable[[str, WSGIApplication], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    driver = serve("pynet.sock", create_app(lambda: with_networks))
+    docker = serve("docker.sock", docker_app(NETWORKS_LISTED, CONTAINERS_LISTED))
+    look = with_networks.survey.read_endpoint
+
+    def read(identity: EndpointId) -> Mapping[str, str]:
+        driver.unlink()
+        return look(identity)
+
+    monkeypatch.setattr(with_networks.survey, "read_endpoint", read)
+    result = runner(driver, docker)("sysctl", "watch", "web", "--interval", "0.01")
+    assert result.exit_code == DRIVER_DOWN
+    assert "has ended" not in result.stderr
+    assert result.stderr.endswith("is it running?\n")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -285,6 +367,29 @@ def test_a_change_says_whom_it_reached(run: Run, kernel: FakeKernel) -> None:
     }
 
 
+def test_so_does_a_change_of_who_has_the_say(
+    run: Run, with_networks: BridgeDriver, kernel: FakeKernel
+) -> None:
+    """Between the networks of a container, by which its parameters change."""
+    with_networks.change_network(OTHER.id, parse_change({KEEPALIVE: "900"}, ()))
+    with_networks.create_endpoint(new_endpoint(2, 2))
+    with_networks.join(new_join(2, 2, sandbox_key(1)))
+    assert run("set", "front", f"{options.PRIORITY}=1").stdout == (
+        "changed, in 1 container that runs\n"
+        "connections that exist keep what they were opened with\n"
+    )
+    assert kernel.sandboxes[sandbox_key(1)][KEEPALIVE] == "900"
+    assert run("set", "back", f"{options.PRIORITY}=1", f"{SOMAXCONN}=9").stdout == (
+        "changed, in 1 container that runs\n"
+        "connections that exist keep what they were opened with\n"
+    )
+    assert run("set", "back", "--unset", options.PRIORITY).stdout == (
+        "changed, in 1 container that runs\n"
+        f"web keeps {KEEPALIVE}=900 of front\n"
+        "connections that exist keep what they were opened with\n"
+    )
+
+
 def test_a_change_of_other_options_has_no_more_to_say(
     run: Run, with_networks: BridgeDriver
 ) -> None:
@@ -315,6 +420,23 @@ def test_failures_are_one_line(run: Run, words: tuple[str, ...], code: int, said
     assert (result.exit_code, result.stdout) == (code, "")
     assert said in result.stderr
     assert (result.stderr[:7], result.stderr.count("\n")) == ("Error: ", 1)
+
+
+def test_a_sandbox_that_ends_while_it_is_read_has_ended(
+    with_networks: BridgeDriver, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there a moment before."""
+    read = kernel.read_sandboxes
+
+    def end(*args: Any) -> Any:
+        kernel.die(sandbox_key(1))
+        return read(*args)
+
+    monkeypatch.setattr(kernel, "read_sandboxes", end)
+    client = Client(create_app(lambda: with_networks))
+    answer = client.get(f"/endpoints/{endpoint_id(1)}/sysctls/actual")
+    assert answer.status_code == 400
+    assert answer.json == {"Err": "endpoint e1e1e1e1e1e1 has left its sandbox"}
 
 
 @pytest.mark.parametrize(

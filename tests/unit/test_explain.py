@@ -102,6 +102,8 @@ def test_what_many_have_is_said_in_few_words(actual: dict[str, str], expected: s
     [
         (KEEPALIVE, "600", {"e": "7200"}, True),
         (KEEPALIVE, "600", {}, True),
+        (KEEPALIVE, "600", {"e": "7200", "f": "600"}, True),
+        (KEEPALIVE, "600", {"e": "600", "f": "600"}, False),
         (KEEPALIVE, "7200", {"e": "7200"}, False),
         ("net.ipv4.ip_forward", "1", {"e": "0"}, False),
         ("net.ipv6.conf.all.forwarding", "1", {"e": "0"}, False),
@@ -207,6 +209,21 @@ def test_where_a_value_was_set_is_found(tmp_path: Path) -> None:
     }
     values[SOMAXCONN] = "1"  # set by hand since
     assert SOMAXCONN not in find_settings(values, tmp_path)
+
+
+@pytest.mark.parametrize("named", ["10-named.conf", "90-named.conf"])
+def test_a_pattern_spares_what_is_named_wherever_that_is(tmp_path: Path, named: str) -> None:
+    folder = tmp_path / "etc/sysctl.d"
+    folder.mkdir(parents=True)
+    (folder / named).write_text("net.ipv4.conf.all.rp_filter = 1\n")
+    (folder / "50-pattern.conf").write_text("net.ipv4.conf.*.rp_filter = 2\n")
+    values = {
+        f"net.ipv4.conf.{name}.rp_filter": value for name, value in (("all", "1"), ("lo", "2"))
+    }
+    assert find_settings(values, tmp_path) == {
+        "net.ipv4.conf.all.rp_filter": f"/etc/sysctl.d/{named}:1",
+        "net.ipv4.conf.lo.rp_filter": "/etc/sysctl.d/50-pattern.conf:1",
+    }
 
 
 def test_a_host_without_such_files_has_nothing_to_tell(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from driver.driver import BridgeDriver
+from driver.errors import Conflict
 from driver.model import Attach, host_end_name
+from driver.reconcile.diff import Kind
 from tests.samples import (
     counted,
     endpoint_id,
@@ -151,6 +153,27 @@ def test_whichever_is_damaged_is_named_and_mended(
     assert {each.subject for each in wide.check()} == {name}
     assert wide.repair_all() == ()
     assert kernel.state() == before
+
+
+def test_no_container_gets_the_mac_address_of_any_of_them(wide: BridgeDriver) -> None:
+    """Nor of what joins them: a bridge would send frames to either."""
+    ((whole, _),) = wide.describe()
+    assert len(whole.macs) == 3
+    for number, mac in enumerate(sorted(whole.macs), start=3):
+        with pytest.raises(Conflict, match=f"{mac}: the network's bridge has it"):
+            wide.create_endpoint(new_endpoint(number, mac=mac))
+
+
+@pytest.mark.parametrize(("taken", "number"), [(FIRST, 1), (SECOND, 2)])
+def test_nothing_can_be_done_for_who_is_on_one_whose_name_somebody_has_taken(
+    wide: BridgeDriver, kernel: FakeKernel, taken: str, number: int
+) -> None:
+    """And for nobody on the other."""
+    kernel._delete(taken)
+    kernel.add_foreign(taken)
+    kernel._delete(host_end_name(endpoint_id(3 - number)))
+    ends = {each.subject: each.blocked for each in wide.check() if each.kind is Kind.HOST_END}
+    assert ends == {host_end_name(endpoint_id(number)): True}
 
 
 # The second family, alone.

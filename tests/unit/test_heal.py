@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 from driver.counts import Counts
 from driver.errors import KernelError
 from driver.health import Health
@@ -22,8 +24,6 @@ from tests.engine.wait import wait_until
 from tests.samples import counted
 
 if TYPE_CHECKING:
-    import pytest
-
     from driver.reconcile.watcher import Choice
 
 BRIDGE = Difference(Kind.BRIDGE, "pn-1", "is down")
@@ -53,11 +53,16 @@ def test_what_is_broken_every_few_seconds_is_repaired_each_time_and_at_once() ->
         assert backoff.allows("a chain", number * 2 * INTERVAL_SECONDS), number
 
 
-def test_repairs_that_take_long_are_the_further_between() -> None:
+@pytest.mark.parametrize("interval", [4.0, 2.5 * LONGEST_REST_SECONDS])
+@pytest.mark.parametrize("failed", [False, True])
+def test_repairs_that_take_long_are_the_further_between(interval: float, *, failed: bool) -> None:
+    """However long: else nothing else were done on a host where a repair takes half a minute."""
     backoff = Backoff()
     contest(backoff, "a bridge", 0)
-    assert not backoff.allows("a bridge", 3.9, 4.0)
-    assert backoff.allows("a bridge", 4.0, 4.0)
+    backoff.note(["a bridge"], failed=failed)
+    rest = interval if interval > LONGEST_REST_SECONDS or not failed else 2 * interval
+    assert not backoff.allows("a bridge", rest - 0.1, interval)
+    assert backoff.allows("a bridge", rest, interval)
 
 
 def test_repairs_that_are_far_between_are_no_contest() -> None:

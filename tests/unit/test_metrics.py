@@ -14,8 +14,10 @@ from driver.driver import BridgeDriver
 from driver.errors import Busy
 from driver.health import Health
 from driver.model import Drops, Traffic, host_end_name
+from driver.options import GATEWAY_MODE_IPV4
 from plugin.api import create_app
 from plugin.api.metrics import BUCKETS
+from plugin.api.protocol import GENERIC
 from plugin.version import find_revision, find_version
 from tests.fakes import FakeKernel
 from tests.samples import endpoint_id, sandbox_key
@@ -121,6 +123,18 @@ def test_what_there_is_and_what_has_passed(client: Client, kernel: FakeKernel) -
         ("received_bytes", "received_packets", "sent_bytes", "sent_packets"), start=1
     ):
         assert value(client, f"endpoint_{metric}_total", **LABELS) == number
+
+
+def test_what_is_open_on_a_containers_own_address_is_no_port_of_the_hosts(client: Client) -> None:
+    routed = {GENERIC: {GATEWAY_MODE_IPV4: "routed"}}
+    for name, call in (
+        ("CreateNetwork", NETWORK | {"Options": routed}),
+        ("CreateEndpoint", ENDPOINT),
+        ("Join", JOIN),
+        ("ProgramExternalConnectivity", with_ports(WEB)),
+    ):
+        assert send(client, name, call) == 200
+    assert [value(client, metric) for metric in ("published_ports", "relayed_ports")] == [0, 0]
 
 
 def test_what_was_dropped(client: Client, kernel: FakeKernel) -> None:

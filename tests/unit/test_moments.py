@@ -12,6 +12,8 @@ import pytest
 from driver.driver import BridgeDriver
 from driver.errors import KernelError
 from driver.model import host_end_name
+from driver.observed import Passage
+from driver.reconcile.watcher import RECHECK_SECONDS
 from tests.engine.wait import wait_until
 from tests.fakes import FakeKernel
 from tests.samples import (
@@ -189,6 +191,46 @@ def test_what_a_start_could_not_restore_is_restored_soon_after(store: Store) -> 
     try:
         wait_until(lambda: network(1).bridge_name in kernel.links, 10, "the bridge")
         wait_until(lambda: driver.check() == (), 10, "everything")
+    finally:
+        driver.close()
+
+
+def test_what_only_others_can_mend_is_told_from_the_start(store: Store) -> None:
+    """Nothing breaks that would have it looked at: it was so before."""
+    kernel = FakeKernel()
+    driver = BridgeDriver(store, kernel)
+    driver.restore()
+    driver.create_network(network(1))
+    driver.create_endpoint(new_endpoint())
+    kernel.add_sandbox(sandbox_key(1))
+    driver.join(new_join())
+    kernel.passage = Passage(closed=frozenset({"net.ipv4.ip_forward"}))
+    driver = BridgeDriver(store, kernel)
+    driver.start()
+    try:
+        (problem,) = wait_until(driver.health.problems, 10, "a problem")
+        assert "net.ipv4.ip_forward: is 0" in problem
+    finally:
+        driver.close()
+
+
+def test_what_is_removed_is_no_problem_any_more(store: Store) -> None:
+    """At once, not when what only others can mend is looked at the next time."""
+    kernel = FakeKernel()
+    driver = BridgeDriver(store, kernel)
+    driver.start()
+    try:
+        driver.create_network(network(1))
+        driver.create_endpoint(new_endpoint())
+        kernel.add_sandbox(sandbox_key(1))
+        driver.join(new_join())
+        kernel.move(END, sandbox_key(1))
+        del kernel.links[END]
+        kernel.on_damage()
+        (problem,) = wait_until(driver.health.problems, 10, "a problem")
+        assert "is gone while its container runs" in problem
+        driver.leave(network_id(1), endpoint_id(1))
+        wait_until(lambda: not driver.health.problems(), RECHECK_SECONDS / 2, "its end")
     finally:
         driver.close()
 

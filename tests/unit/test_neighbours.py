@@ -11,7 +11,15 @@ from driver.announcements import Neighbours
 from driver.driver import BridgeDriver, NewEndpoint
 from driver.model import Attach, DirectInterface, Endpoint, MacAddress, SandboxKey, Veth, derive_mac
 from tests.fakes import FakeKernel
-from tests.samples import endpoint, network, network_id, new_endpoint, new_join, sandbox_key
+from tests.samples import (
+    endpoint,
+    network,
+    network_id,
+    new_endpoint,
+    new_join,
+    pool,
+    sandbox_key,
+)
 
 if TYPE_CHECKING:
     from driver.state.store import Store
@@ -94,3 +102,16 @@ def test_whoever_leaves_is_remembered(store: Store, *, is_deleted_at_once: bool)
     for mac in (None, CHOSEN, CHOSEN, None, None):
         live(new_endpoint(mac=mac))
     assert kernel.announced == [False, True, False, True, False]
+
+
+def test_whoever_loses_an_address_is_remembered(store: Store) -> None:
+    """By it the neighbours know one that lives on without it."""
+    kernel = WatchedKernel()
+    driver = BridgeDriver(store, kernel)
+    pools = (pool("10.1.0.1/24"), pool("fd00:1::1/64"))
+    driver.create_network(network(1, pools=pools, attach=Attach.DIRECT))
+    for number in (1, 2):
+        kernel.add_sandbox(sandbox_key(number))
+        driver.create_endpoint(new_endpoint(number, ipv6="fd00:1::2/64"))
+        driver.join(new_join(number, 1, sandbox_key(number)))
+    assert kernel.announced == [False, True]

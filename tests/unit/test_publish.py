@@ -156,14 +156,17 @@ def test_a_host_without_a_free_port_says_so(two: BridgeDriver, kernel: FakeKerne
         publish(two, 1, "80")
 
 
-def test_a_chosen_port_is_the_next_one_that_is_free(two: BridgeDriver, kernel: FakeKernel) -> None:
+@pytest.mark.parametrize("leaving", [1, 2])
+def test_a_chosen_port_is_the_next_one_that_is_free(
+    two: BridgeDriver, kernel: FakeKernel, leaving: int
+) -> None:
     first = kernel.ephemeral_ports().start
     kernel.taken[place(f"0.0.0.0:{first + 1}")] = NGINX
     publish(two, 1, "80")
     publish(two, 2, "80")
     assert kernel.reserved == everywhere(first, first + 2)
-    two.leave(network_id(1), endpoint_id(1))
-    publish(two, 1, "80")
+    two.leave(network_id(1), endpoint_id(leaving))
+    publish(two, leaving, "80")
     assert place(f"0.0.0.0:{first + 3}") in kernel.reserved, "a port rests before it comes again"
 
 

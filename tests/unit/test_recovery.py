@@ -320,6 +320,17 @@ def test_a_copy_that_is_damaged_too_is_set_aside_as_well(folder: Path, kernel: F
     driver.close()
 
 
+def test_a_copy_that_is_empty_is_none(folder: Path, kernel: FakeKernel) -> None:
+    """As a full disk leaves one."""
+    garble(folder / FILE_NAME)
+    (folder / COPY_NAME).write_bytes(b"")
+    driver, (problem,) = start(folder, kernel)
+    assert "there is no copy of it" in problem
+    assert "its copy of" not in problem
+    assert len(driver.describe()) == 2
+    driver.close()
+
+
 def test_a_lost_file_is_no_new_one_while_the_kernel_has_networks(
     folder: Path, kernel: FakeKernel
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -59,7 +60,11 @@ def values(kernel: FakeKernel) -> tuple[str, str]:
 
 @pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "20.10 to 27"])
 def test_an_endpoints_value_is_over_its_networks(
-    driver: BridgeDriver, kernel: FakeKernel, *, sandbox_first: bool
+    driver: BridgeDriver,
+    kernel: FakeKernel,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    sandbox_first: bool,
 ) -> None:
     add(driver, 1, f"{KEEPALIVE}=600", f"{SOMAXCONN}=128", wants=(f"{KEEPALIVE}=300",))
     if sandbox_first:
@@ -70,6 +75,7 @@ def test_an_endpoints_value_is_over_its_networks(
     assert values(kernel) == ("300", "128")
     leave(driver, 1)
     assert values(kernel) == ("7200", "4096")
+    assert " over " not in caplog.text, "nobody has lost anything"
 
 
 @pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "20.10 to 27"])
@@ -134,6 +140,17 @@ def test_who_wins_can_be_foreseen_and_the_log_says_who_lost(
     assert values(kernel)[0] == winner
     assert f"{KEEPALIVE}={winner} over " in caplog.text
     assert reason in caplog.text
+
+
+def test_so_it_does_where_both_ask_by_their_endpoints(
+    driver: BridgeDriver, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(driver, 1, wants=(f"{KEEPALIVE}=300",))
+    add(driver, 2, wants=(f"{KEEPALIVE}=400",))
+    kernel.add_sandbox(SANDBOX)
+    join(driver, 2, 1)
+    assert values(kernel)[0] == "300"
+    assert f"{KEEPALIVE}=300 over 400 of endpoint e2e2e2e2e2e2" in caplog.text
 
 
 def test_a_contest_is_in_the_log_once_and_by_name(
@@ -272,3 +289,25 @@ def test_who_leaves_a_sandbox_that_has_just_come_leaves_no_value_in_it(
     assert values(kernel) == ("600" if staying else "7200", "4096")
     with store.transaction():
         assert set(store.traces(SANDBOX)) == ({KEEPALIVE} if staying else set())
+
+
+@pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "27"])
+@pytest.mark.parametrize("is_engines", [True, False])
+def test_what_the_engine_writes_into_an_interface_itself_is_left_to_it(
+    driver: BridgeDriver, kernel: FakeKernel, *, sandbox_first: bool, is_engines: bool
+) -> None:
+    host_end = host_end_name(endpoint_id(1))
+    driver.create_network(network(1, f"{RP_FILTER}=2"))
+    keys = frozenset({RP_FILTER} if is_engines else ())
+    driver.create_endpoint(replace(new_endpoint(), engine_keys=keys))
+    if sandbox_first:
+        kernel.add_sandbox(SANDBOX)
+    driver.join(new_join())
+    if sandbox_first:
+        kernel.move(host_end, SANDBOX)
+        driver.endpoint_info(network_id(1), endpoint_id(1))
+    else:
+        kernel.arrive(SANDBOX, [host_end])
+    written = kernel.sandboxes[SANDBOX][f"net.ipv4.conf.{host_end.replace('pnh', 'pnc')}.rp_filter"]
+    assert written == ("0" if is_engines else "2")
+    assert driver.check() == ()

@@ -306,6 +306,16 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
+def test_what_others_may_read_is_closed_to_them(tmp_path: Path, mode: int) -> None:
+    """As an earlier version, or a copy by hand, has left it."""
+    Store(tmp_path).close()
+    file = tmp_path / FILE_NAME
+    file.chmod(mode)
+    Store(tmp_path).close()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
 def test_a_file_of_an_older_version_is_brought_up_to_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
