@@ -46,7 +46,7 @@ DATA = ("/etc/protocols",)  # libnftables: ipv6-icmp, which is no word of its ow
 
 # Libraries that no file names as one it needs.
 OPENED_BY_NAME = (
-    "libnftables.so.1",  # driver.kernel.nft
+    "libnftables.so.1",  # driver.linux.nft
     "libip4tc.so.2",  # the legacy iptables' tables
     "libip6tc.so.2",
     "libgcc_s.so.1",  # glibc opens it to end a thread from outside
