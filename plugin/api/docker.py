@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response
 from werkzeug.exceptions import HTTPException
 
-from driver.errors import DriverError
+from driver.errors import DriverError, InvalidRequest
 from plugin.api import protocol
 from plugin.api.deadline import DOCKER_SECONDS
 from plugin.api.reply import describe_error, read_body, reply, status_of
@@ -128,15 +129,19 @@ def build_docker_api(deadline: Deadline, metrics: Metrics) -> Blueprint:
     @api.post("/<method>")
     def answer_call(method: str) -> Response:
         if not any(method in each for each in (BODILESS, STATELESS, OPERATIONS)):
+            # Unread bytes would reset the connection when it is closed (unix_release_sock()).
+            with suppress(InvalidRequest):
+                read_body()
             log.warning("%s is not a method of this driver", method[:80])
             return reply({"Err": f"no such method: {method[:80]}"}, 404)
         began = time.perf_counter()
         words = method.rpartition(".")[2]
         try:
+            body = read_body()
             if method in BODILESS:
                 answer, status = BODILESS[method], 200
             else:
-                call = protocol.parse_body(read_body())
+                call = protocol.parse_body(body)
                 words += protocol.describe_subject(call)
                 answer, status = run(method, words, call), 200
         except HTTPException:

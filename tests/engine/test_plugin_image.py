@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from driver.firewall.base import read_base
 from plugin.settings import Settings, parse_settings
 from tests.engine.managed import inspect
 from tests.engine.plugin_image import NAME, create, ensure_built, make_plugin
@@ -191,7 +192,7 @@ def test_the_environment_does_not_change_what_is_imported(root: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("*.nft")))
 def test_its_nftables_takes_the_drivers_rules(root: Path, name: str) -> None:
-    text = (GOLDEN / "base.nft").read_text() + (GOLDEN / name).read_text()
+    text = read_base() + (GOLDEN / name).read_text()
     in_image(root, "python", "-I", "-c", LOAD_RULESET, stdin=text)
 
 
