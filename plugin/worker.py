@@ -1,7 +1,8 @@
 """gunicorn's threaded worker, with a bound on the time that a client takes to send and to read.
 
 Only root may connect (the socket has mode 0600). So slow clients are no threat, but none of them
-may keep a thread for good, or delay others by more than `READ_SECONDS`, however many there are.
+may keep a thread for good, or delay others by more than `READ_SECONDS` and the second between two
+turns of gunicorn's loop, however many there are.
 """
 
 from __future__ import annotations
@@ -12,12 +13,9 @@ import select
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 CLIENT, SERVER = "", "localhost"  # who is at the other end of a unix socket has no name
 READ_SECONDS = 4.0  # from the connection to the last byte of the request, and a second at most
@@ -47,8 +45,8 @@ class Connection(TConn):
         self.data_ready = bool(poll.poll(left * MILLI))
         return self.data_ready
 
-    def shut(self, seconds: float) -> bool:
-        """End what takes too long after `seconds`; tell whether all is ended.
+    def shut(self, seconds: float) -> None:
+        """End what takes too long after `seconds`.
 
         A thread that reads sees the end of the request, one that writes a broken pipe. What has
         arrived can still be read.
@@ -58,7 +56,6 @@ class Connection(TConn):
                 self.sock.shutdown(socket.SHUT_RDWR)
             elif seconds > READ_SECONDS:
                 self.sock.shutdown(socket.SHUT_RD)
-        return seconds > ANSWERED_SECONDS
 
     def close(self, graceful: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - gunicorn's
         """Close it at once: gunicorn's loop would wait for the client, up to 2 s each."""
@@ -70,7 +67,7 @@ class Worker(ThreadWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._connections: dict[TConn, Connection] = {}  # the oldest first
+        self._connections: list[Connection] = []  # that may be open
 
     def notify(self) -> None:
         """Tell the arbiter nothing: with a timeout of 0 it does not ask.
@@ -90,19 +87,14 @@ class Worker(ThreadWorker):
                 raise
             return
         connection = Connection(self.cfg, client)
-        self._connections[connection] = connection
+        self._connections.append(connection)
         self.nr_conns += 1
         self.enqueue_req(connection)
-
-    def finish_request(self, conn: TConn, fs: Future[bool]) -> None:
-        """Close the connection of a request that has been answered."""
-        super().finish_request(conn, fs)
-        self._connections.pop(conn, None)
 
     def murder_pending(self) -> None:
         """End what takes too long; gunicorn's loop calls this every second."""
         super().murder_pending()
         now = time.monotonic()
-        for connection in tuple(self._connections.values()):
-            if connection.shut(now - connection.accepted):
-                del self._connections[connection]
+        self._connections = [each for each in self._connections if each.sock.fileno() >= 0]
+        for connection in self._connections:
+            connection.shut(now - connection.accepted)
