@@ -7,7 +7,6 @@ import os
 from contextlib import suppress
 from logging.handlers import QueueHandler, QueueListener
 from queue import Full, Queue
-from threading import Lock
 
 from plugin.escape import escape_lines
 
@@ -29,33 +28,31 @@ class QueuedHandler(QueueHandler):
     Each process has a thread of its own: one does not outlive fork(2).
     """
 
+    queue: Queue[logging.LogRecord]
+
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._lost = 0
-        self._starting = Lock()
         self._is_started = False
-        self._lines: Queue[logging.LogRecord] = Queue(LINES)
-        super().__init__(self._lines)
+        super().__init__(Queue[logging.LogRecord](LINES))
         os.register_at_fork(after_in_child=self._renew)
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Put the record into the queue, or count it as lost if too many wait."""
         try:
-            self._lines.put_nowait(record)
+            self.queue.put_nowait(record)
         except Full:
             self._lost += 1
-        with self._starting:
-            if not self._is_started:
-                with suppress(RuntimeError):  # no thread is to be had: with the next line, perhaps
-                    QueueListener(self._lines, _Writer(self)).start()
-                    self._is_started = True
+        if not self._is_started:  # under the handler's lock, which `handle` holds
+            with suppress(RuntimeError):  # no thread is to be had: with the next line, perhaps
+                QueueListener(self.queue, _Writer(self)).start()
+                self._is_started = True
 
     def flush(self) -> None:
         """Wait until all lines are written, for a while."""
-        with self._lines.all_tasks_done:
-            self._lines.all_tasks_done.wait_for(
-                lambda: not self._lines.unfinished_tasks, FLUSH_SECONDS
-            )
+        lines = self.queue
+        with lines.all_tasks_done:
+            lines.all_tasks_done.wait_for(lambda: not lines.unfinished_tasks, FLUSH_SECONDS)
 
     def write(self, line: str) -> None:
         """Write a line, and how many were lost before it; called by the listener's thread."""
@@ -70,8 +67,7 @@ class QueuedHandler(QueueHandler):
     def _renew(self) -> None:
         """Begin with nothing; what another process has not written yet is that one's to write."""
         self._lost, self._is_started = 0, False
-        self._starting = Lock()
-        self._lines = Queue(LINES)
+        self.queue = Queue(LINES)
 
 
 class _Writer(logging.Handler):

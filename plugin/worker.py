@@ -68,6 +68,7 @@ class Worker(ThreadWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections: list[Connection] = []  # that may be open
+        self._is_exhausted = False  # since a line of the log said so
 
     def notify(self) -> None:
         """Tell the arbiter nothing: with a timeout of 0 it does not ask.
@@ -81,11 +82,14 @@ class Worker(ThreadWorker):
             client, _ = listener.accept()
         except OSError as error:
             if error.errno in EXHAUSTED:
-                log.error("accept a connection: %s", error.strerror)  # noqa: TRY400 - said in words
+                if not self._is_exhausted:
+                    log.error("accept connections: %s", error.strerror)  # noqa: TRY400 - in words
+                self._is_exhausted = True
                 time.sleep(EXHAUSTED_SECONDS)
             elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                 raise
             return
+        self._is_exhausted = False
         connection = Connection(self.cfg, client)
         self._connections.append(connection)
         self.nr_conns += 1

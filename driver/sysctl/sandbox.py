@@ -214,9 +214,10 @@ class Sandboxes:
             for endpoint, sysctls in interfaces.items()
             if sysctls
         }
+        if not is_there:  # what was written was another one's, of this name
+            self._store.delete_traces(sandbox, self._store.traces(sandbox))
+            self._foresee(sandbox, wanted)
         if endpoints:
-            if not is_there:
-                self._foresee(sandbox, wanted)
             # Also when there is nothing to write: only then can the sandbox's end be told from its
             # not having begun.
             action = partial(
@@ -239,7 +240,6 @@ class Sandboxes:
         transaction.
         """
         values = {sysctl.key: sysctl.value for sysctl in wanted}
-        self._store.delete_traces(sandbox, self._store.traces(sandbox))
         self._ask_pristine([key for key in values if key not in self._pristine])
         plan = {
             key: value
@@ -271,7 +271,6 @@ class Sandboxes:
         is_there = self._kernel.has_sandbox(sandbox)
         with self._store.transaction(frees=True):
             if not is_there:
-                self._store.delete_traces(sandbox, self._store.traces(sandbox))
                 self.renew_watch(sandbox)
             endpoints = self._store.endpoints_in(sandbox)
             wanted = values_of(self._wishes.of_endpoints(endpoints))

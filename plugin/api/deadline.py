@@ -95,11 +95,11 @@ class Deadline:
             if request.give_up(also_stored=False) or (
                 not _ends_within(future, COMMIT_SECONDS) and request.give_up(also_stored=True)
             ):
-                self._report_overdue(operation, future)
+                raise self._report_overdue(operation, future)
         return future.result()
 
-    def _report_overdue(self, operation: _Operation, future: Future[T]) -> None:
-        """Report an operation that does not end, until it does. Raises Busy."""
+    def _report_overdue(self, operation: _Operation, future: Future[T]) -> Busy:
+        """Report an operation that does not end, until it does; return its caller's answer."""
         words = operation.request.words
         now = time.strftime("%H:%M:%S")
         problem = f"{words}: no end since {now}, answered with an error"
@@ -107,12 +107,11 @@ class Deadline:
             self._overdue.add(operation)
         self._health.report(_key(operation), problem)
         log.error("%s; it hangs at\n%s", problem, operation.place)
-        refusal = (
+        future.add_done_callback(partial(self._clear_overdue, operation))
+        return Busy(
             f"no end after {operation.seconds:.1f} s: the kernel or a disk does not answer; what "
             "has been begun is taken back or finished as soon as that is possible"
         )
-        future.add_done_callback(partial(self._clear_overdue, operation))
-        raise Busy(refusal)
 
     def _clear_overdue(self, operation: _Operation, future: Future[object]) -> None:
         with self._lock:

@@ -22,6 +22,8 @@ from tests.kernel.host import die_with_parent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# As the unit and the plugin's config.json have it; tests/unit/test_settings.py compares them.
+TUNABLES, TUNED = "GLIBC_TUNABLES", "glibc.malloc.tcache_count=0"
 READY_SECONDS = 20
 END_SECONDS = 20
 
@@ -44,6 +46,7 @@ class Daemon:
             "PYTHONPATH": str(REPOSITORY),
             "PYNET_SOCKET": str(self.socket),
             "PYNET_STATE_DIR": str(self.state),
+            TUNABLES: TUNED,
         }
         with self._log.open("ab") as log:
             command = [sys.executable, "-m", "plugin.cli", "serve"]

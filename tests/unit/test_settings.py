@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from driver.errors import InvalidRequest
 from driver.model import Sysctl
 from plugin.settings import Settings, parse_settings
+from tests.engine.driver import REPOSITORY
+from tests.kernel.daemon import TUNABLES, TUNED
 
 
 @pytest.mark.parametrize(
@@ -70,3 +73,10 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         sysctl_allow=(),
         log_level="INFO",
     )
+
+
+def test_service_and_plugin_tell_glibc_what_the_soak_is_run_with() -> None:
+    unit = (REPOSITORY / "packaging/pynet.service").read_text().splitlines()
+    config = json.loads((REPOSITORY / "config.json").read_text())
+    assert f"Environment={TUNABLES}={TUNED}" in unit
+    assert {each["name"]: each["value"] for each in config["env"]}[TUNABLES] == TUNED
