@@ -31,11 +31,7 @@ SPANS: dict[str, dict[str, str]] = {
         "decode_external_connectivity": "decode",
     },
     "driver.state.store": {"Store._run": "state file", "Store._all": "state file"},
-    "driver.linux.netlink": {
-        "Connection.change_all": "netlink: changes",
-        "Connection.ask": "netlink: questions",
-        "Connection.dump": "netlink: questions",
-    },
+    "driver.linux.session": {"Session.request": "netlink"},
     "driver.linux.netns": {"_run_in_thread": "thread in the sandbox"},
     "driver.linux.elements": {"Elements.change": "nftables: elements"},
     "driver.linux.nft": {"Nft.run": "libnftables"},

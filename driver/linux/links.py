@@ -20,17 +20,13 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyroute2.netlink.rtnl import RTMGRP_LINK
+from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP
+
 from driver.errors import Conflict, KernelError, NotFound
 from driver.linux import netns, sysctl
-from driver.linux.netlink import NetlinkError
-from driver.linux.rtnetlink import (
-    IFF_UP,
-    LINK_CHANGES,
-    BridgePort,
-    LinkInfo,
-    Rtnetlink,
-    VethPeer,
-)
+from driver.linux.rtnetlink import BridgePort, LinkInfo, Rtnetlink, VethPeer
+from driver.linux.session import NetlinkError
 from driver.model import BridgeFull, is_our_alias
 from driver.observed import Link, is_dockers_port
 from driver.undo import Rollback
@@ -135,59 +131,62 @@ def create_veth_in(
 ) -> None:
     """Make the pair with its sandbox end in the namespace, named, addressed and up.
 
-    All of it in one thread that has entered the namespace: a socket opened before stays the host's.
-    That thread announces the addresses, if it is to, when the caller has got its answer.
+    All of it in one thread that enters the namespace: a socket opened before stays the host's. That
+    thread announces the addresses, if it is to, when the caller has got its answer.
     """
     bridge = _bridge_index(veth, known)
-    with _attempting(f"create {veth.host_end} on {veth.bridge}"), Rollback() as undo:
-        route = Rtnetlink()
-        undo.push(route.close)
-        create = partial(_create_inside, route, veth, bridge, namespace, interface)
-        netns.run_in(namespace, create, partial(_finish_inside, route, veth, interface))
+    with _attempting(f"create {veth.host_end} on {veth.bridge}"):
+        create = partial(_create_inside, veth, bridge, namespace, interface)
+        netns.run_apart(create, partial(_finish_inside, veth, interface))
 
 
 @dataclass(frozen=True, slots=True)
 class _Inside:
-    """An interface in a sandbox, and a socket of that namespace's."""
+    """An interface in a sandbox, with sockets of the host's namespace and of that one."""
 
+    host: Rtnetlink
     route: Rtnetlink
     index: int
 
 
-def _create_inside(
-    route: Rtnetlink, veth: Veth, bridge: int, namespace: int, interface: DirectInterface
-) -> _Inside:
+def _create_inside(veth: Veth, bridge: int, namespace: int, interface: DirectInterface) -> _Inside:
     """Make the pair from inside the sandbox, by a socket of the host's."""
-    name = interface.name or _next_name(interface.prefix)
+    with Rollback() as undo:
+        host = Rtnetlink()
+        undo.push(host.close)
+        netns.enter(namespace)
+        name = interface.name or _next_name(interface.prefix)
+        _create_pair_into(host, veth, bridge, VethPeer(name, veth.mac, namespace))
+        undo.push(host.delete_link, veth.host_end)
+        inside = Rtnetlink()
+        undo.push(inside.close)
+        return _Inside(host, inside, _configure(inside, name, interface))
+
+
+def _create_pair_into(host: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> None:
     try:
-        _create_pair(route, veth, bridge, VethPeer(name, veth.mac, namespace))
+        _create_pair(host, veth, bridge, peer)
     except NetlinkError as error:
         if error.errno == errno.EEXIST:
             raise Conflict(
-                f"create {veth.host_end} on {veth.bridge}, its other end {name}: the name is taken"
+                f"create {veth.host_end} on {veth.bridge}, its other end {peer.name}: the name is "
+                "taken"
             ) from error
         raise
-    with Rollback() as undo:
-        undo.push(route.delete_link, veth.host_end)
-        inside = Rtnetlink()
-        undo.push(inside.close)
-        return _Inside(inside, _configure(inside, name, interface))
 
 
-def _finish_inside(
-    route: Rtnetlink, veth: Veth, interface: DirectInterface, inside: _Inside
-) -> None:
+def _finish_inside(veth: Veth, interface: DirectInterface, inside: _Inside) -> None:
     """Announce the interface's addresses if they are to be, and close the sockets."""
     try:
-        with route, inside.route:
+        with inside.host, inside.route:
             if interface.announced:
-                _announce(route, veth, inside)
+                _announce(veth, inside)
     except OSError as error:
         if error.errno != errno.ENODEV:  # it has gone since
             log.warning("announce the addresses behind %s: %s", veth.host_end, error)
 
 
-def _announce(route: Rtnetlink, veth: Veth, inside: _Inside) -> None:
+def _announce(veth: Veth, inside: _Inside) -> None:
     """Have the kernel tell the neighbours where the interface's addresses are.
 
     It does so when a link comes up, too, and the bridge passes nothing on then: it opens the port
@@ -195,7 +194,7 @@ def _announce(route: Rtnetlink, veth: Veth, inside: _Inside) -> None:
     from Linux 6.8 on), and setting the MAC address is a reason to tell, though it be the same
     (NETDEV_CHANGEADDR in inetdev_event() and ndisc_netdev_event()).
     """
-    if route.find_link(veth.host_end) is not None:
+    if inside.host.find_link(veth.host_end) is not None:
         inside.route.set_mac_and_mtu(inside.index, veth.mac, veth.mtu)
 
 
@@ -420,11 +419,12 @@ def find_ways(addresses: Iterable[IPAddress]) -> dict[IPAddress, str | None]:
 def await_up(index: int, timeout: float) -> str | None:
     """Wait until the interface with this index is up in the thread's namespace; return its name.
 
-    None if that has not happened after `timeout` seconds.
+    None if that has not happened after `timeout` seconds. By a socket of its own, which says that
+    something has changed and is not asked what: the container's first process may be waiting.
     """
     deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as changes:
-        changes.bind((0, LINK_CHANGES))
+        changes.bind((0, RTMGRP_LINK))
         while (name := _name_if_up(index)) is None:
             changes.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
@@ -456,7 +456,7 @@ def _create_bridge(route: Rtnetlink, bridge: Bridge) -> None:
         undo.push(route.delete_link, bridge.name)
         # An MTU that comes with the bridge follows its ports', and is 1500 when the last has gone;
         # only one that is changed afterwards stays (br_change_mtu(), net/bridge/br_device.c).
-        route.finish_link(bridge.name, bridge.alias, mtu=bridge.mtu)
+        route.finish_link(bridge.name, bridge.alias, bridge.mtu)
         _write_parameters(bridge)
         index = _index(bridge.name)
         for address in bridge.addresses:

@@ -10,8 +10,8 @@ import errno
 
 from driver.errors import KernelError
 from driver.linux.links import unless_gone
-from driver.linux.netlink import NetlinkError
 from driver.linux.rtnetlink import Rtnetlink
+from driver.linux.session import NetlinkError
 
 NAME, ALIAS = "pnlo-out", "pynet: from the host's ::1 to published ports"
 PRIORITY, MARK, TABLE = 7064, 0x08000000, 7064

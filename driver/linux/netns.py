@@ -102,15 +102,18 @@ def _device_of_namespaces() -> int:
     return OWN_NAMESPACE.stat().st_dev
 
 
-def run_in(
-    descriptor: int, work: Callable[[], T], afterwards: Callable[[T], object] | None = None
-) -> T:
-    """Return what `work` returns when run inside the namespace; its exceptions come through.
+def run_in(descriptor: int, work: Callable[[], T]) -> T:
+    """Return what `work` returns when run inside the namespace; its exceptions come through."""
+    return _run_in_thread(lambda: enter(descriptor), work)
+
+
+def run_apart(work: Callable[[], T], afterwards: Callable[[T], object]) -> T:
+    """Return what `work` returns when run in a thread of its own, which may `enter` a namespace.
 
     `afterwards` is given the same when it has been returned, so that nobody waits for it; it may
     not raise.
     """
-    return _run_in_thread(lambda: _setns(descriptor), work, afterwards)
+    return _run_in_thread(lambda: None, work, afterwards)
 
 
 def run_in_each(paths: Iterable[str], work: Callable[[str], T]) -> dict[str, T]:
@@ -123,7 +126,7 @@ def run_in_each(paths: Iterable[str], work: Callable[[str], T]) -> dict[str, T]:
     def run() -> None:
         for path in paths:
             with suppress(NotFound), open_namespace(path) as namespace:
-                _setns(namespace)
+                enter(namespace)
                 results[path] = work(path)
 
     _run_in_thread(lambda: None, run)
@@ -170,7 +173,8 @@ def _run_in_thread(
     return results[0]
 
 
-def _setns(descriptor: int) -> None:
+def enter(descriptor: int) -> None:
+    """Move the calling thread, made for it, into the namespace. Raises KernelError."""
     if _libc.setns(descriptor, CLONE_NEWNET) != 0:
         raise _error("enter the sandbox's network namespace")
 

@@ -1,79 +1,62 @@
-"""Speak rtnetlink, as far as links, their addresses and the loopback pair need it; decides nothing.
+"""Ask rtnetlink for links, their addresses and routes, by pyroute2; decides nothing.
 
-A container's start waits for these few messages. The kernel takes half a millisecond for a veth
-pair; pyroute2, which knows all of netlink, took four for the same, and 10 MB of memory.
-include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h, neighbour.h and fib_rules.h have the numbers.
+include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h and neighbour.h say what the attributes mean.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-import struct
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from driver.linux.netlink import (
-    CREATE,
-    EXCLUSIVE,
-    ROUTE,
-    Change,
-    Connection,
-    NetlinkError,
-    encode_attribute,
-    encode_number,
-    encode_text,
-    parse_attributes,
-    parse_number,
-    parse_text,
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    nla,
+    nlmsg,
 )
+from pyroute2.netlink.rtnl import (
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_DELRULE,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+)
+from pyroute2.netlink.rtnl.fibmsg import FR_ACT_NAMES, fibmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOWER_UP, IFF_NOARP, IFF_UP, ifinfmsg
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from driver.linux.session import NetlinkError, Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from driver.model import IPAddress, IPInterface, MacAddress
-
-LINK_CHANGES = 1  # RTMGRP_LINK
-IFF_UP, IFF_NOARP, IFF_LOWER_UP = 1, 1 << 7, 1 << 16
 
 # What a bridge may learn: ten times a thousand endpoints (driver.model.PARTS), and room for others'
 # interfaces. One container that makes addresses up has the table full in a second otherwise.
 MAX_LEARNED = 16384
 
-_LINK_HEAD = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
-_ADDRESS_HEAD = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefix length, flags, scope, index
-_ROUTE_HEAD = struct.Struct("=8BI")  # rtmsg: family, lengths, tos, table, protocol, scope, type
-_RULE_HEAD = struct.Struct("=8BI")  # fib_rule_hdr: family, lengths, tos, table, 0, 0, action
-
-_NEW_LINK, _DELETE_LINK, _GET_LINK = 16, 17, 18  # RTM_…LINK
-_NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22  # RTM_…ADDR
-_GET_ROUTE, _DELETE_RULE = 26, 33  # RTM_…
-
-# IFLA_…
-_MAC, _NAME, _MTU, _OTHER_END, _MASTER, _INFO = 1, 3, 4, 5, 10, 18
-_OPERSTATE, _ALIAS, _OF_FAMILY, _GROUP, _NAMESPACE = 16, 20, 26, 27, 28
-_EXT_MASK, _OTHER_NAMESPACE = 29, 37
+_REQUEST = NLM_F_REQUEST | NLM_F_ACK
+_NEW = NLM_F_CREATE | NLM_F_EXCL
 _NO_GROUP = 0
-_DORMANT = b"\5"  # IF_OPER_DORMANT
-_ADDRESS_MODE, _NO_ADDRESS = 8, b"\1"  # IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
-_BRIDGE_MAX_LEARNED = 49  # IFLA_BR_FDB_MAX_LEARNED
-_KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5  # IFLA_INFO_…
-_VETH_PEER = 1  # VETH_INFO_PEER
-_HAIRPIN = 4  # IFLA_BRPORT_MODE
+_NO_ADDRESS = 1  # IN6_ADDR_GEN_MODE_NONE
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
-
-# IFA_…
-_ADDRESS, _LOCAL, _BROADCAST, _ADDRESS_FLAGS = 1, 2, 4, 8
-_NO_DAD = 0x02  # IFA_F_NODAD
 _LAST_WITH_BROADCAST = 30  # the longest prefix whose network has a broadcast address
-
-# RTA_…, FRA_…
-_DESTINATION, _OUT_INDEX = 1, 4
-_RULE_PRIORITY, _RULE_MARK, _RULE_TABLE, _RULE_MASK = 6, 10, 15, 16
 # Without a route, or with one that says so (prohibit, blackhole, unreachable).
 _NO_WAY = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL})
-_TO_TABLE = 1  # FR_ACT_TO_TBL
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,32 +117,35 @@ class BridgePort:
     without_link_local: bool
 
 
-class Rtnetlink(Connection):
+class Rtnetlink(Session):
     """A rtnetlink socket of the calling thread's network namespace; to be used by one thread.
 
     Every method raises NetlinkError with the kernel's reason if it refuses.
     """
 
     def __init__(self) -> None:
-        super().__init__(ROUTE)
+        ifinfmsg.ifinfo.register_link_kind(module={"bridge": _BridgeData})
+        super().__init__(AsyncIPRoute, strict_check=True)
+        self._marshal = _Marshal()
+        self._socket.set_marshal(self._marshal)
 
     # -- links
 
     def create_bridge(self, name: str, mac: MacAddress, group: int) -> None:
         """Make a bridge, up, in a group of interfaces."""
-        body = _named(name, up=True) + _mac(mac) + encode_number(_GROUP, group)
-        self.change(_NEW_LINK, body + _limited_bridge(), CREATE | EXCLUSIVE)
+        attributes = ("IFLA_ADDRESS", mac), ("IFLA_GROUP", group), _limited_bridge()
+        self.request(_new_link(name, *attributes, flags=IFF_UP))
 
     def limit_learning(self, index: int) -> None:
         """Bound how many MAC addresses a bridge learns; kernels before 6.7 ignore it.
 
         Frames to an address that it has not learned go to all ports, as without a table.
         """
-        self.change(_NEW_LINK, _link(index) + _limited_bridge())
+        self.request(_change_link(index, _limited_bridge()))
 
     def create_veth(self, name: str, mtu: int, group: int, peer: VethPeer) -> None:
         """Make a veth pair, both ends down and of one MTU."""
-        self.change_all(_veth(name, mtu, group, peer))
+        self.request(_new_veth(name, mtu, group, peer))
 
     def create_port(self, port: BridgePort, group: int, peer: VethPeer) -> None:
         """Make a veth pair, one end a bridge's port, complete and up, in one go.
@@ -167,58 +153,67 @@ class Rtnetlink(Connection):
         In `group` until it has its alias. The name must be free: what is refused as taken would be
         changed. Up last: whenever a link that is up and has no carrier changes, the kernel walks
         through all routes of IPv6 (rt6_sync_down_dev() in addrconf_notify()).
+
+        A bridge opens a port whose carrier nobody knows of yet (netif_oper_up()), closes it when
+        the kernel has looked and opens it again when the other end is up; each time it walks
+        through all its ports (br_port_state_selection()). One that is dormant it opens once.
+
+        A bridge's port has no use for ARP of its own. The kernel hands it frames to
+        01:80:c2:00:00:0e past the bridge and its rules (br_handle_frame(), net/bridge/br_input.c).
         """
-        self.change_all(
-            _veth(port.name, port.mtu, group, peer, port.bridge),
-            _finished(
-                port.name,
-                port.alias,
-                hairpin=port.hairpin,
-                without_link_local=port.without_link_local,
-            ),
-            Change(_NEW_LINK, _named(port.name, up=True, is_port=True)),
+        on_bridge = ("IFLA_MASTER", port.bridge), ("IFLA_OPERSTATE", "DORMANT")
+        finished = [("IFLA_IFALIAS", port.alias), ("IFLA_GROUP", _NO_GROUP)]
+        if port.without_link_local:
+            without = ("AF_INET6", _nested(("IFLA_INET6_ADDR_GEN_MODE", _NO_ADDRESS)))
+            finished.append(("IFLA_AF_SPEC", _nested(without)))
+        if port.hairpin:
+            finished.append(_hairpin())
+        self.request(
+            _new_veth(port.name, port.mtu, group, peer, *on_bridge),
+            _change_link(port.name, *finished),
+            _change_link(port.name, flags=IFF_UP | IFF_NOARP),
         )
 
-    def finish_link(self, name: str, alias: str, *, mtu: int | None = None) -> None:
+    def finish_link(self, name: str, alias: str, mtu: int) -> None:
         """Give a link its alias and MTU, and take it out of its group."""
-        self.change_all(_finished(name, alias, mtu=mtu))
+        attributes = ("IFLA_IFALIAS", alias), ("IFLA_GROUP", _NO_GROUP), ("IFLA_MTU", mtu)
+        self.request(_change_link(name, *attributes))
 
     def set_hairpin(self, index: int) -> None:
         """Let frames go back by the bridge's port that they came from."""
-        self.change(_NEW_LINK, _link(index) + _port(hairpin=True))
+        self.request(_change_link(index, _hairpin()))
 
     def raise_link(self, which: str | int, master: int | None = None) -> None:
         """Bring a link up, and onto a bridge if one is given."""
-        body = _named(which, up=True, is_port=master is not None) + (
-            b"" if master is None else encode_number(_MASTER, master)
-        )
-        self.change(_NEW_LINK, body)
+        if master is None:
+            self.request(_change_link(which, flags=IFF_UP))
+        else:
+            self.request(_change_link(which, ("IFLA_MASTER", master), flags=IFF_UP | IFF_NOARP))
 
     def set_mac_and_mtu(self, index: int, mac: MacAddress, mtu: int) -> None:
         """Change a link's MAC address and MTU."""
-        self.change(_NEW_LINK, _link(index) + _mac(mac) + encode_number(_MTU, mtu))
+        self.request(_change_link(index, ("IFLA_ADDRESS", mac), ("IFLA_MTU", mtu)))
 
     def set_mtu(self, index: int, mtu: int) -> None:
         """Change a link's MTU."""
-        self.change(_NEW_LINK, _link(index) + encode_number(_MTU, mtu))
+        self.request(_change_link(index, ("IFLA_MTU", mtu)))
 
     def set_group(self, index: int, group: int) -> None:
         """Put a link into a group."""
-        self.change(_NEW_LINK, _link(index) + encode_number(_GROUP, group))
+        self.request(_change_link(index, ("IFLA_GROUP", group)))
 
     def delete_link(self, which: str | int) -> None:
         """Delete a link, and a veth's other end with it; waits for the kernel's grace periods."""
-        self.change(_DELETE_LINK, _named(which))
+        self.request(_link(RTM_DELLINK, which))
 
     def delete_group(self, group: int) -> None:
         """Delete all links of a group, waiting for the grace periods once."""
-        self.change(_DELETE_LINK, _link(0) + encode_number(_GROUP, group))
+        self.request(_link(RTM_DELLINK, 0, ("IFLA_GROUP", group)))
 
     def find_link(self, which: str | int) -> LinkInfo | None:
         """Return the link of a name or an index, None if there is none."""
-        body = _named(which) + encode_number(_EXT_MASK, _SKIP_STATISTICS)
         try:
-            answer = self.ask(_GET_LINK, body)
+            answer, *_ = self.request(_link(RTM_GETLINK, which, _without_statistics()))
         except NetlinkError as error:
             if error.errno == errno.ENODEV:
                 return None
@@ -227,34 +222,37 @@ class Rtnetlink(Connection):
 
     def links(self) -> tuple[LinkInfo, ...]:
         """Return every link."""
-        body = _link(0) + encode_number(_EXT_MASK, _SKIP_STATISTICS)
-        return tuple(map(_parse_link, self.dump(_GET_LINK, body)))
+        found = self._dump(lambda: _link(RTM_GETLINK, 0, _without_statistics()))
+        return tuple(map(_parse_link, found))
 
     # -- addresses
 
     def add_address(self, index: int, address: IPInterface) -> None:
         """Give an interface an address, at once: IPv6 without looking for a duplicate."""
-        self.change_all(_new_address(index, address))
+        self.request(_new_address(index, address))
 
     def raise_with(self, index: int, addresses: Iterable[IPInterface]) -> None:
         """Give an interface its addresses, then bring it up, in one go."""
-        self.change_all(
-            *(_new_address(index, address) for address in addresses),
-            Change(_NEW_LINK, _link(index, up=True)),
-        )
+        new = (_new_address(index, address) for address in addresses)
+        self.request(*new, _change_link(index, flags=IFF_UP))
 
     def delete_address(self, index: int, address: IPInterface) -> None:
         """Take an address from an interface."""
-        self.change(_DELETE_ADDRESS, _address(index, address, new=False))
+        self.request(_address(RTM_DELADDR, index, address))
 
     def addresses(self, *indexes: int) -> dict[int, frozenset[IPInterface]]:
         """Return the addresses of some interfaces, by index; of one it takes a short listing.
 
         An interface that is gone has none.
         """
-        index = indexes[0] if len(indexes) == 1 else 0
+
+        def question() -> ifaddrmsg:
+            message = _message(ifaddrmsg, RTM_GETADDR, _REQUEST)
+            message["index"] = indexes[0] if len(indexes) == 1 else 0
+            return message
+
         try:
-            answers = self.dump(_GET_ADDRESS, _ADDRESS_HEAD.pack(0, 0, 0, 0, index))
+            answers = self._dump(question)
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise
@@ -262,158 +260,175 @@ class Rtnetlink(Connection):
         found: dict[int, set[IPInterface]] = {}
         wanted = frozenset(indexes)
         for answer in answers:
-            index = _index_of(answer)
+            index = answer["index"]
             if index in wanted:
                 found.setdefault(index, set()).add(_parse_address(answer))
         return {index: frozenset(addresses) for index, addresses in found.items()}
+
+    # -- routes and rules
 
     def find_way(self, address: IPAddress) -> int | None:
         """Return the index of the interface by which the host sends to an address, None for none.
 
         By the rules and tables in force, as a packet of the host's own would be sent.
         """
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004
-        head = _ROUTE_HEAD.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+        message = _message(rtmsg, RTM_GETROUTE, _REQUEST, ("RTA_DST", str(address)))
+        message["family"], message["dst_len"] = _family(address), address.max_prefixlen
         try:
-            answer = self.ask(_GET_ROUTE, head + encode_attribute(_DESTINATION, address.packed))
+            answer, *_ = self.request(message)
         except NetlinkError as error:
             if error.errno in _NO_WAY:
                 return None
             raise
-        found = parse_attributes(answer, _ROUTE_HEAD.size)
-        return parse_number(found.get(_OUT_INDEX)) or None
+        index: int | None = answer.get_attr("RTA_OIF")
+        return index
 
     def delete_mark_rule(self, priority: int, mark: int, table: int) -> None:
         """Delete the rule for IPv6 by which what carries a mark looks into a table."""
-        head = _RULE_HEAD.pack(socket.AF_INET6, 0, 0, 0, 0, 0, 0, _TO_TABLE, 0)
-        of_pair = {
-            _RULE_PRIORITY: priority,
-            _RULE_MARK: mark,
-            _RULE_MASK: mark,
-            _RULE_TABLE: table,
-        }
-        body = b"".join(encode_number(kind, value) for kind, value in of_pair.items())
-        self.change(_DELETE_RULE, head + body)
+        of_pair = {"PRIORITY": priority, "FWMARK": mark, "FWMASK": mark, "TABLE": table}
+        attributes = ((f"FRA_{name}", value) for name, value in of_pair.items())
+        message = _message(fibmsg, RTM_DELRULE, _REQUEST, *attributes)
+        message["family"], message["action"] = socket.AF_INET6, FR_ACT_NAMES["FR_ACT_TO_TBL"]
+        self.request(message)
+
+    def _dump(self, question: Callable[[], nlmsg]) -> list[nlmsg]:
+        """Return everything there is of a kind, from one listing that nothing has torn."""
+        while True:
+            message = question()
+            message["header"]["flags"] |= NLM_F_DUMP
+            self._marshal.is_torn = False
+            answers = self.request(message)
+            if not self._marshal.is_torn:
+                return answers
 
 
-def _link(index: int, *, up: bool = False, is_port: bool = False) -> bytes:
-    """Return the head of a message about a link.
+class _Marshal(MarshalRtnl):  # type: ignore[misc] # pyroute2 has no types
+    """Notes whether a listing was torn: something came or went, so others may be missing.
 
-    A bridge's port has no use for ARP of its own. The kernel hands it frames to 01:80:c2:00:00:0e
-    past the bridge and its rules (br_handle_frame(), net/bridge/br_input.c).
+    The kernel may say so in the last message alone, which pyroute2 does not hand out.
     """
-    flags = (IFF_UP if up else 0) | (IFF_NOARP if is_port else 0)
-    return _LINK_HEAD.pack(0, 0, index, flags, flags)
+
+    is_torn = False
+
+    def fix_message(self, msg: nlmsg) -> None:
+        super().fix_message(msg)
+        self.is_torn |= bool(msg["header"]["flags"] & NLM_F_DUMP_INTR)
 
 
-def _named(which: str | int, *, up: bool = False, is_port: bool = False) -> bytes:
-    if isinstance(which, int):
-        return _link(which, up=up, is_port=is_port)
-    return _link(0, up=up, is_port=is_port) + encode_text(_NAME, which)
+class _BridgeData(nla):  # type: ignore[misc] # pyroute2 has no types
+    """What of a bridge's own attributes is set here; pyroute2 0.9 does not know this one."""
+
+    nla_map = ((49, "IFLA_BR_FDB_MAX_LEARNED", "uint32"),)
 
 
-def _veth(name: str, mtu: int, group: int, peer: VethPeer, master: int | None = None) -> Change:
-    """Return what makes a veth pair, both ends down, the first on the bridge `master`.
+def _message(kind: type[nlmsg], command: int, flags: int, *attributes: tuple[str, Any]) -> nlmsg:
+    """Return a message; pyroute2 encodes its attributes in place, so none may be used twice."""
+    message = kind()
+    message["header"]["type"], message["header"]["flags"] = command, flags
+    message["attrs"] = list(attributes)
+    return message
 
-    A bridge opens a port whose carrier nobody knows of yet (netif_oper_up()), closes it when the
-    kernel has looked and opens it again when the other end is up; each time it walks through all
-    its ports (br_port_state_selection()). One that is dormant it opens once.
-    """
-    other = _link(0) + encode_text(_NAME, peer.name) + _mac(peer.mac)
-    other += encode_number(_MTU, mtu)
+
+def _nested(*attributes: tuple[str, Any]) -> dict[str, list[tuple[str, Any]]]:
+    """Return attributes as the value of one that holds them."""
+    return {"attrs": list(attributes)}
+
+
+def _link(command: int, which: str | int, *attributes: tuple[str, Any]) -> ifinfmsg:
+    """Return a message about the link of a name or an index."""
+    if isinstance(which, str):
+        attributes = ("IFLA_IFNAME", which), *attributes
+    message = _message(ifinfmsg, command, _REQUEST, *attributes)
+    message["index"] = which if isinstance(which, int) else 0
+    return message
+
+
+def _change_link(which: str | int, *attributes: tuple[str, Any], flags: int = 0) -> ifinfmsg:
+    """Return what changes a link; `flags` are those to be set."""
+    message = _link(RTM_NEWLINK, which, *attributes)
+    message["flags"] = message["change"] = flags
+    return message
+
+
+def _new_link(name: str, *attributes: tuple[str, Any], flags: int = 0) -> ifinfmsg:
+    """Return what makes a link, of which there may be none yet."""
+    message = _change_link(name, *attributes, flags=flags)
+    message["header"]["flags"] |= _NEW
+    return message
+
+
+def _new_veth(
+    name: str, mtu: int, group: int, peer: VethPeer, *attributes: tuple[str, Any]
+) -> ifinfmsg:
+    """Return what makes a veth pair, both ends down."""
+    other = [("IFLA_IFNAME", peer.name), ("IFLA_ADDRESS", peer.mac), ("IFLA_MTU", mtu)]
     if peer.namespace is not None:
-        other += encode_number(_NAMESPACE, peer.namespace)
-    data = encode_attribute(_DATA, encode_attribute(_VETH_PEER, other))
-    body = _named(name) + encode_number(_MTU, mtu) + encode_number(_GROUP, group)
-    if master is not None:
-        body += encode_number(_MASTER, master) + encode_attribute(_OPERSTATE, _DORMANT)
-    body += encode_attribute(_INFO, encode_text(_KIND, "veth") + data)
-    return Change(_NEW_LINK, body, CREATE | EXCLUSIVE)
+        other.append(("IFLA_NET_NS_FD", peer.namespace))
+    data = "IFLA_INFO_DATA", _nested(("VETH_INFO_PEER", _nested(*other)))
+    info = "IFLA_LINKINFO", _nested(("IFLA_INFO_KIND", "veth"), data)
+    return _new_link(name, ("IFLA_MTU", mtu), ("IFLA_GROUP", group), *attributes, info)
 
 
-def _finished(
-    name: str,
-    alias: str,
-    *,
-    mtu: int | None = None,
-    hairpin: bool = False,
-    without_link_local: bool = False,
-) -> Change:
-    """Return what gives a link its alias and what else no new link can be given."""
-    body = _named(name) + encode_text(_ALIAS, alias) + encode_number(_GROUP, _NO_GROUP)
-    body += b"" if mtu is None else encode_number(_MTU, mtu)
-    if without_link_local:
-        mode = encode_attribute(_ADDRESS_MODE, _NO_ADDRESS)
-        body += encode_attribute(_OF_FAMILY, encode_attribute(socket.AF_INET6, mode))
-    return Change(_NEW_LINK, body + (_port(hairpin=True) if hairpin else b""))
-
-
-def _limited_bridge() -> bytes:
+def _limited_bridge() -> tuple[str, Any]:
     """Return what makes a bridge learn no more than MAX_LEARNED addresses."""
-    limit = encode_number(_BRIDGE_MAX_LEARNED, MAX_LEARNED)
-    return encode_attribute(_INFO, encode_text(_KIND, "bridge") + encode_attribute(_DATA, limit))
+    data = "IFLA_INFO_DATA", _nested(("IFLA_BR_FDB_MAX_LEARNED", MAX_LEARNED))
+    return "IFLA_LINKINFO", _nested(("IFLA_INFO_KIND", "bridge"), data)
 
 
-def _port(*, hairpin: bool) -> bytes:
-    """Return what changes a bridge's port; with a link's other changes it is one message."""
-    data = encode_attribute(_SLAVE_DATA, encode_attribute(_HAIRPIN, bytes([hairpin])))
-    return encode_attribute(_INFO, encode_text(_SLAVE_KIND, "bridge") + data)
+def _hairpin() -> tuple[str, Any]:
+    """Return what lets frames go back by the bridge's port that they came from."""
+    data = "IFLA_INFO_SLAVE_DATA", _nested(("IFLA_BRPORT_MODE", 1))
+    return "IFLA_LINKINFO", _nested(("IFLA_INFO_SLAVE_KIND", "bridge"), data)
 
 
-def _new_address(index: int, address: IPInterface) -> Change:
-    return Change(_NEW_ADDRESS, _address(index, address, new=True), CREATE | EXCLUSIVE)
+def _without_statistics() -> tuple[str, Any]:
+    return "IFLA_EXT_MASK", _SKIP_STATISTICS
 
 
-def _address(index: int, address: IPInterface, *, new: bool) -> bytes:
-    is_ipv4 = address.version == 4  # noqa: PLR2004 - the number is the name
-    family = socket.AF_INET if is_ipv4 else socket.AF_INET6
-    head = _ADDRESS_HEAD.pack(family, address.network.prefixlen, 0, 0, index)
-    packed = address.ip.packed
-    body = head + encode_attribute(_LOCAL, packed) + encode_attribute(_ADDRESS, packed)
-    if not new:
-        return body
-    if is_ipv4 and address.network.prefixlen > _LAST_WITH_BROADCAST:
-        return body  # RFC 3021: both addresses of a /31 are hosts'
-    if is_ipv4:
-        return body + encode_attribute(_BROADCAST, address.network.broadcast_address.packed)
-    return body + encode_number(_ADDRESS_FLAGS, _NO_DAD)
+def _new_address(index: int, address: IPInterface) -> ifaddrmsg:
+    message = _address(RTM_NEWADDR, index, address)
+    message["header"]["flags"] |= _NEW
+    if address.version == 6:  # noqa: PLR2004 - the number is the name
+        message["attrs"].append(("IFA_FLAGS", IFA_F_NODAD))
+    elif address.network.prefixlen <= _LAST_WITH_BROADCAST:  # RFC 3021: a /31 has hosts only
+        message["attrs"].append(("IFA_BROADCAST", str(address.network.broadcast_address)))
+    return message
 
 
-def _parse_link(body: bytes) -> LinkInfo:
-    _, _, index, flags, _ = _LINK_HEAD.unpack_from(body)
-    found = parse_attributes(body, _LINK_HEAD.size)
-    info = parse_attributes(found.get(_INFO, b""))
+def _address(command: int, index: int, address: IPInterface) -> ifaddrmsg:
+    """Return a message about an address of the interface with an index."""
+    own = str(address.ip)
+    message = _message(ifaddrmsg, command, _REQUEST, ("IFA_LOCAL", own), ("IFA_ADDRESS", own))
+    message["family"], message["index"] = _family(address), index
+    message["prefixlen"] = address.network.prefixlen
+    return message
+
+
+def _family(address: IPAddress | IPInterface) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004
+
+
+def _parse_link(message: ifinfmsg) -> LinkInfo:
+    info = message.get_attr("IFLA_LINKINFO") or nla()
+    port = info.get_attr("IFLA_INFO_SLAVE_DATA")
+    is_bridges = info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge"
     return LinkInfo(
-        index=index,
-        name=parse_text(found.get(_NAME, b"")),
-        kind=parse_text(info[_KIND]) if _KIND in info else None,
-        alias=parse_text(found.get(_ALIAS, b"")),
-        mac=found.get(_MAC, b"").hex(":"),
-        mtu=parse_number(found.get(_MTU)),
-        flags=flags,
-        group=parse_number(found.get(_GROUP)),
-        master=parse_number(found.get(_MASTER)),
-        other_end=parse_number(found.get(_OTHER_END)),
-        other_end_moved=_OTHER_NAMESPACE in found,
-        hairpin=parse_attributes(info.get(_SLAVE_DATA, b"")).get(_HAIRPIN) == b"\1",
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=info.get_attr("IFLA_INFO_KIND"),
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        flags=message["flags"],
+        group=message.get_attr("IFLA_GROUP") or 0,
+        master=message.get_attr("IFLA_MASTER") or 0,
+        other_end=message.get_attr("IFLA_LINK") or 0,
+        other_end_moved=message.get_attr("IFLA_LINK_NETNSID") is not None,
+        hairpin=is_bridges and bool(port.get_attr("IFLA_BRPORT_MODE")),
     )
 
 
-def _parse_address(body: bytes) -> IPInterface:
-    _, prefixlen, _, _, _ = _ADDRESS_HEAD.unpack_from(body)
-    found = parse_attributes(body, _ADDRESS_HEAD.size)
+def _parse_address(message: ifaddrmsg) -> IPInterface:
     # A point-to-point interface has the other side's address there; its own is the local one.
-    return ip_interface((ip_address(found.get(_LOCAL, found[_ADDRESS])), prefixlen))
-
-
-def _index_of(body: bytes) -> int:
-    index: int = _ADDRESS_HEAD.unpack_from(body)[4]
-    return index
-
-
-def _mac(mac: MacAddress) -> bytes:
-    return encode_attribute(_MAC, _packed(mac))
-
-
-def _packed(mac: MacAddress) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))
+    own = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    return ip_interface((ip_address(own), message["prefixlen"]))

@@ -15,9 +15,9 @@ from unittest.mock import patch
 
 from driver.linux import conntrack, iptables, ports, sysctl
 from driver.linux.elements import Elements
-from driver.linux.netlink import Connection
 from driver.linux.netns import AFTERWARDS
 from driver.linux.rtnetlink import Rtnetlink
+from driver.linux.session import Session
 from driver.state.store import Store
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _MESSAGES = frozenset(name for name in vars(Rtnetlink) if not name.startswith("_
 _QUESTIONS = frozenset({"find_link", "find_way", "links", "addresses", "has_route", "has_rule"})
 _LOOKS = ("-S", "-C")  # of iptables: no change
 _LOOKS_ELSEWHERE: tuple[tuple[Any, str, str], ...] = (
-    (Connection, "__init__", OPEN),
+    (Session, "__init__", OPEN),
     (Thread, "start", THREAD),
     (sysctl, "read", READ),
 )

@@ -14,8 +14,8 @@ import pytest
 
 from driver.driver import NewJoin
 from driver.linux.elements import Elements
-from driver.linux.netlink import Change, Connection
 from driver.linux.netns import AFTERWARDS
+from driver.linux.session import Session
 from driver.model import Attach, EndpointId, host_end_name
 from tests.engine.wait import wait_until
 from tests.kernel.host import mount_namespace
@@ -23,6 +23,8 @@ from tests.samples import KEEPALIVE, RP_FILTER, network, new_endpoint, new_join,
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyroute2.netlink import nlmsg
 
     from driver.driver import BridgeDriver, NewEndpoint
     from driver.model import Network
@@ -85,14 +87,14 @@ def meter(monkeypatch: pytest.MonkeyPatch, driver: BridgeDriver) -> Meter:
 
         monkeypatch.setattr(owner, method, counted)
 
-    count(Connection, "_send", "sends")
-    send = Connection._send
+    count(Session, "request", "sends")
+    request = Session.request
 
-    def send_counted(connection: Connection, *changes: Change) -> int:
-        lent.count("links", len(changes))
-        return send(connection, *changes)
+    def request_counted(session: Session, *messages: nlmsg) -> list[nlmsg]:
+        lent.count("links", len(messages))
+        return request(session, *messages)
 
-    monkeypatch.setattr(Connection, "_send", send_counted)
+    monkeypatch.setattr(Session, "request", request_counted)
     count(Elements, "make", "rules")
     count(threading.Thread, "start", "threads")
     driver._store._db.set_trace_callback(lambda _: lent.count("statements"))
@@ -139,12 +141,13 @@ SAME = {
 }
 EXPECTED = {
     # The pair, its alias, then up: up and without a carrier the alias would cost more than the
-    # message, the more of IPv6's routes there are. The sandbox entered for the parameter.
+    # message, the more of IPv6's routes there are. The sandbox entered for the parameter. A session
+    # opens four: its socket, what pyroute2 wraps it in, and a pair by which its event loop is woken.
     Attach.HANDOVER: SAME
-    | {"join": Cost(links=3, sends=1, rules=1, statements=23, threads=1, opened=4)},
+    | {"join": Cost(links=3, sends=1, rules=1, statements=23, threads=1, opened=7)},
     # Besides the address and the link up, inside, and what is written for the interface.
     Attach.DIRECT: SAME
-    | {"join": Cost(links=5, sends=2, rules=1, statements=23, threads=2, opened=7)},
+    | {"join": Cost(links=5, sends=2, rules=1, statements=23, threads=2, opened=13)},
 }
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-from unittest.mock import Mock
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from pyroute2.netlink import NLM_F_DUMP_INTR, NLM_F_MULTI
+from pyroute2.netlink.core import AsyncCoreSocket
+from pyroute2.netlink.marshal import Marshal
 
 from driver.errors import KernelError
 from driver.firewall import ruleset
-from driver.linux import elements, links, loopback, monitor, netlink
+from driver.linux import elements, links, loopback, monitor, session
 from driver.linux.linux import INTERFACE_TIMEOUT, LinuxKernel
 from driver.linux.rtnetlink import Rtnetlink
 from driver.model import Endpoint, MacAddress, veth_of
@@ -21,7 +24,9 @@ from tests.kernel.host import add_loopback_pair, ip, run
 from tests.samples import binding, endpoint_id, network, pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pyroute2.netlink import nlmsg
 
     from tests.kernel.host import RealHost
 
@@ -188,7 +193,7 @@ def test_what_goes_by_itself_at_any_step_of_its_removal_is_removed(
 # No answer at all.
 
 
-@pytest.mark.parametrize("module", [netlink, elements], ids=["links", "elements of a set"])
+@pytest.mark.parametrize("module", [session, elements], ids=["links", "elements of a set"])
 def test_an_answer_that_never_comes_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, module: Any
 ) -> None:
@@ -197,9 +202,12 @@ def test_an_answer_that_never_comes_is_a_failure(
     kernel = LinuxKernel()
     kernel.apply_rules(ruleset.render_ruleset([DUAL], [], []))
     kernel.ensure_bridge(DUAL.bridge)
-    monkeypatch.setattr(module, "ACK", 0)  # what the kernel is not asked for it does not send
+    if module is session:
+        monkeypatch.setattr(AsyncCoreSocket, "send", lambda _, data: len(data))  # and lose it
+    else:
+        monkeypatch.setattr(module, "ACK", 0)  # what the kernel is not asked for it does not send
     verbs: dict[Any, Callable[[], object]] = {
-        netlink: lambda: kernel.delete_bridge(DUAL.bridge, ()),
+        session: lambda: kernel.delete_bridge(DUAL.bridge, ()),
         elements: lambda: kernel.apply_rules(ruleset.render_bindings("e1" * 32, PUBLISHED)),
     }
     with pytest.raises(KernelError, match="timed out"):
@@ -213,14 +221,13 @@ def test_an_answer_that_never_comes_is_a_failure(
     kernel.close()
 
 
-def test_an_answer_that_comes_too_late_is_nobody_elses() -> None:
+def test_an_answer_that_comes_too_late_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     ip("link", "add", "eth0", "type", "ifb")
     with Rtnetlink() as route:
-        connected = route._socket
-        route._socket = Mock(send=connected.send, recv=Mock(side_effect=TimeoutError("timed out")))
-        with pytest.raises(TimeoutError):
-            route.find_link("eth0")
-        route._socket = connected
+        with monkeypatch.context() as hurried:
+            hurried.setattr(session, "ANSWER_SECONDS", 0)
+            with pytest.raises(TimeoutError, match="timed out"):
+                route.find_link("eth0")
         for name in ("lo", "eth0"):
             link = route.find_link(name)
             assert link is not None
@@ -230,25 +237,36 @@ def test_an_answer_that_comes_too_late_is_nobody_elses() -> None:
 # Half a listing, or more than can be listened to.
 
 
+def headers(datagram: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the lengths and flags of the messages in a datagram (struct nlmsghdr)."""
+    while datagram:
+        length, _, flags = struct.unpack_from("=IHH", datagram)
+        yield length, flags
+        datagram = datagram[length + 3 & ~3 :]
+
+
 def test_a_listing_that_was_torn_is_made_again(
     linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A link came or went meanwhile, so that others may be missing (NLM_F_DUMP_INTR)."""
     two_pairs(linux)
     whole = linux.observe_links()
-    answers = netlink.Connection._answers
+    parse = Marshal.parse
     torn: list[int] = []
 
-    def tear(self: netlink.Connection, sequence: int) -> Iterable[netlink.Message]:
-        found = list(answers(self, sequence))
-        if len(found) > 1 and len(torn) < 2:
-            torn.append(len(found))
-            return (each._replace(flags=each.flags | 0x10) for each in found[:1])
-        return found
+    def tear(self: Marshal, data: bytes, *args: Any) -> Iterable[nlmsg]:
+        """Leave one message of a listing, and have the next or the last say that it was torn."""
+        lengths = [length for length, flags in headers(data) if flags & NLM_F_MULTI]
+        if len(lengths) > 1 and len(torn) < 2:
+            torn.append(len(lengths))
+            rest = bytearray(data[: lengths[0]] + data[-lengths[-1] :])
+            rest[6 if len(torn) == 1 else lengths[0] + 6] |= NLM_F_DUMP_INTR
+            data = bytes(rest)
+        return cast("Iterable[nlmsg]", parse(self, data, *args))
 
-    monkeypatch.setattr(netlink.Connection, "_answers", tear)
+    monkeypatch.setattr(Marshal, "parse", tear)
     assert linux.observe_links() == whole
-    assert torn == [torn[0], torn[0]]
+    assert len(torn) == 2
 
 
 def test_more_than_could_be_listened_to_may_have_been_damage(

@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from pyroute2.netlink.rtnl import RTM_DELLINK, RTMGRP_LINK
+from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from driver.errors import Conflict
 from driver.linux import links, netns, sysctl
-from driver.linux.netlink import (
-    Change,
-    NetlinkError,
-    parse_attributes,
-    parse_messages,
-    parse_text,
-)
-from driver.linux.rtnetlink import _LINK_HEAD, IFF_UP, LINK_CHANGES, Rtnetlink
+from driver.linux.rtnetlink import Rtnetlink, _change_link, _link
+from driver.linux.session import NetlinkError
 from driver.model import DirectInterface, Endpoint, MacAddress, veth_of
 from driver.observed import find_exits, find_uplinks
 from tests.engine.wait import wait_until
@@ -32,7 +29,9 @@ from tests.kernel.host import ip
 from tests.samples import endpoint_id, network, pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pyroute2.netlink import nlmsg
 
     from driver.linux.linux import LinuxKernel
     from driver.model import SandboxKey
@@ -106,23 +105,19 @@ def test_a_kernel_without_ipv6_is_no_reason_to_fail(
 
 
 ETH_P_ALL = 3  # include/uapi/linux/if_ether.h
-UP_LO = Change(16, _LINK_HEAD.pack(0, 0, 1, IFF_UP, IFF_UP))  # RTM_NEWLINK
-DELETE_LO = Change(17, _LINK_HEAD.pack(0, 0, 1, 0, 0))  # RTM_DELLINK, which it refuses
-DELETE_NONE = Change(17, _LINK_HEAD.pack(0, 0, 9999, 0, 0))
-LINK_HEAD = 16  # ifinfomsg: the family in its first byte
-NAME, PORT = 3, 12  # IFLA_IFNAME, IFLA_PROTINFO
-PORT_STATE = 1  # IFLA_BRPORT_STATE
+UP_LO = partial(_change_link, 1, flags=IFF_UP)
+DELETE_LO = partial(_link, RTM_DELLINK, 1)  # which the kernel refuses
+DELETE_NONE = partial(_link, RTM_DELLINK, 9999)
 DISABLED, FORWARDING = 0, 3  # BR_STATE_…, include/uapi/linux/if_bridge.h
 
 
 def port_states(news: socket.socket) -> Iterator[tuple[str, int]]:
     """Yield what the kernel tells of bridges' ports: whose state it tells, and the state."""
     while True:
-        for message in parse_messages(news.recv(65536)):
-            if message.body[0] == socket.AF_BRIDGE:
-                link = parse_attributes(message.body, LINK_HEAD)
-                (state,) = parse_attributes(link[PORT])[PORT_STATE]
-                yield parse_text(link[NAME]), state
+        for message in MarshalRtnl().parse(news.recv(65536)):
+            if message["family"] == socket.AF_BRIDGE:
+                state = message.get_attr("IFLA_PROTINFO").get_attr("IFLA_BRPORT_STATE")
+                yield message.get_attr("IFLA_IFNAME"), state
 
 
 def test_a_bridge_opens_the_port_once_when_the_sandbox_end_is_up(linux: LinuxKernel) -> None:
@@ -130,7 +125,7 @@ def test_a_bridge_opens_the_port_once_when_the_sandbox_end_is_up(linux: LinuxKer
     linux.ensure_bridge(DUAL.bridge)
     second = veth_of(Endpoint(endpoint_id(2), DUAL.id, None, None, VETH.mac), DUAL)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as news:
-        news.bind((0, LINK_CHANGES))
+        news.bind((0, RTMGRP_LINK))
         news.settimeout(10)
         linux.create_veth(VETH)
         linux.create_veth(second)
@@ -160,12 +155,12 @@ def test_a_pair_that_is_refused_takes_nothing_of_others_with_it(linux: LinuxKern
     ],
 )
 def test_of_several_changes_the_first_that_is_refused_is_told(
-    linux: LinuxKernel, changes: list[Change], done: int
+    linux: LinuxKernel, changes: list[Callable[[], nlmsg]], done: int
 ) -> None:
     ip("link", "set", "lo", "down")
     with Rtnetlink() as route:
         with pytest.raises(NetlinkError) as refused:
-            route.change_all(*changes)
+            route.request(*(change() for change in changes))
         assert refused.value.done == done
         lo = route.find_link("lo")  # its answer is not one of those before
     assert lo is not None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -14,7 +15,11 @@ from driver.linux import netns
 from tests.kernel.host import descriptors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.kernel.host import RealHost
+
+T = TypeVar("T")
 
 OWN = Path(netns.OWN_NAMESPACE)
 
@@ -22,6 +27,11 @@ OWN = Path(netns.OWN_NAMESPACE)
 def inode() -> int:
     """Return which namespace the calling thread is in."""
     return Path("/proc/thread-self/ns/net").stat().st_ino
+
+
+def enter_and(namespace: int, work: Callable[[], T]) -> T:
+    netns.enter(namespace)
+    return work()
 
 
 def test_the_hosts_own_namespace_is_refused(tmp_path: Path) -> None:
@@ -75,7 +85,7 @@ def test_nobody_waits_for_what_comes_afterwards(real: RealHost) -> None:
             seen.set()
 
     with netns.open_namespace(real.add_sandbox(1)) as namespace:
-        netns.run_in(namespace, inode, afterwards)
+        netns.run_apart(partial(enter_and, namespace, inode), afterwards)
     is_answered.set()
     assert seen.wait(10)
 
@@ -89,7 +99,7 @@ def test_nothing_comes_after_a_failure(real: RealHost) -> None:
         pytest.raises(ZeroDivisionError),
         netns.open_namespace(real.add_sandbox(1)) as namespace,
     ):
-        netns.run_in(namespace, fail, seen.append)
+        netns.run_apart(partial(enter_and, namespace, fail), seen.append)
     assert seen == []
 
 

@@ -21,7 +21,7 @@ import pytest
 from driver.errors import DriverError, KernelError
 from driver.firewall import ruleset
 from driver.linux import iptables, sysctl
-from driver.linux.netlink import NetlinkError
+from driver.linux.session import NetlinkError
 from driver.model import Bridge, DirectInterface, MacAddress, SandboxKey, Veth
 from tests.kernel import seams
 from tests.kernel.host import add_loopback_pair, descriptors, ip, run
