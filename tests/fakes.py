@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
 
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
+from driver.firewall.elements import render_changes
 from driver.model import (
     Drops,
     HostPort,
@@ -34,6 +35,7 @@ from tests.fake_nft import Table, apply
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+    from driver.firewall.elements import Change
     from driver.linux import Kernel
     from driver.model import (
         Bridge,
@@ -284,6 +286,13 @@ class FakeKernel:
         }
 
     def apply_rules(self, text: str) -> None:
+        self.run_nft(text)
+
+    def change_elements(self, changes: Sequence[Change]) -> None:
+        self.run_nft(render_changes(changes))
+
+    def run_nft(self, text: str) -> None:
+        """Do what nft does with a text; every change of the tables comes by here."""
         self.tables = apply(text, self.tables)
 
     def list_rules(self, tables: Sequence[str]) -> frozenset[str]:

@@ -6,6 +6,7 @@ What the rules say is `driver.firewall.ruleset`. The caller holds the driver's l
 from __future__ import annotations
 
 from functools import cache, partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from driver.errors import DriverError
@@ -16,6 +17,7 @@ from driver.undo import Rollback, attempt_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    from driver.firewall.elements import Changes
     from driver.linux import Kernel
     from driver.model import Endpoint, Network
     from driver.observed import Link
@@ -47,9 +49,9 @@ class Rules:
             return
         self._ensure_forwarding([network])
         links = self._kernel.observe_links()
-        uplinks = ruleset.render_uplinks(find_uplinks(links))
-        self._kernel.apply_rules(uplinks + ruleset.render_network(network))
-        undo.push(self._kernel.apply_rules, ruleset.render_no_network(network))
+        uplinks = ruleset.set_uplinks(find_uplinks(links))
+        self._kernel.change_elements(uplinks + ruleset.add_network(network))
+        undo.push(self._kernel.change_elements, ruleset.delete_network(network))
         self._kernel.change_zone(add=find_zone([network], find_exits(links)))
         undo.push(partial(self._kernel.change_zone, remove=find_zone([network])))
 
@@ -58,14 +60,14 @@ class Rules:
     ) -> None:
         """Bring a network with its joined endpoints to other options, in one transaction."""
         joined = tuple(endpoints)
-        if text := ruleset.render_change(old, new, joined):
-            self._kernel.apply_rules(text)
-            undo.push(self._kernel.apply_rules, ruleset.render_change(new, old, joined))
+        if changes := ruleset.change_network(old, new, joined):
+            self._kernel.change_elements(changes)
+            undo.push(self._kernel.change_elements, ruleset.change_network(new, old, joined))
 
     def add_part(self, network: Network, number: int, undo: Rollback) -> None:
         """Add the elements of a further bridge of a network."""
-        self._kernel.apply_rules(ruleset.render_part(network, number))
-        undo.push(self._kernel.apply_rules, ruleset.render_no_part(network, number))
+        self._kernel.change_elements(ruleset.add_part(network, number))
+        undo.push(self._kernel.change_elements, ruleset.delete_part(network, number))
         bridge = [network.bridge_at(number)]
         self._kernel.change_zone(add=bridge)
         undo.push(partial(self._kernel.change_zone, remove=bridge))
@@ -76,24 +78,22 @@ class Rules:
             self._lower_for_good()
         else:
             self._kernel.change_zone(remove=find_zone([network]))
-            self._kernel.apply_rules(ruleset.render_no_network(network))
+            self._kernel.change_elements(ruleset.delete_network(network))
 
     def join(self, endpoint: Endpoint, network: Network, undo: Rollback) -> None:
         """Add what an endpoint needs from its join on."""
         self._ensure_forwarding([network])
-        if text := ruleset.render_join(endpoint, network):
-            self._kernel.apply_rules(text)
-            undo.push(self._kernel.apply_rules, ruleset.render_leave(endpoint, network))
+        self._kernel.change_elements(ruleset.add_endpoint(endpoint, network))
+        undo.push(self._kernel.change_elements, ruleset.delete_endpoint(endpoint, network))
 
     def change_endpoint(self, old: Endpoint, new: Endpoint, network: Network) -> None:
         """Bring a joined endpoint's elements to what it is now."""
-        if text := ruleset.render_endpoint_change(old, new, network):
-            self._kernel.apply_rules(text)
+        if changes := ruleset.change_endpoint(old, new, network):
+            self._kernel.change_elements(changes)
 
     def leave(self, endpoint: Endpoint, network: Network) -> None:
         """Take it out again."""
-        if text := ruleset.render_leave(endpoint, network):
-            self._kernel.apply_rules(text)
+        self._kernel.change_elements(ruleset.delete_endpoint(endpoint, network))
 
     def raise_for(self, networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> None:
         """Make the whole firewall as these networks and endpoints need it; none need none.
@@ -127,22 +127,22 @@ class Rules:
         try:
             self._kernel.apply_rules(ruleset.render_ruleset(networks, endpoints, uplinks))
         except DriverError:
-            elements = ruleset.render_elements(networks, endpoints)
-            if len(elements) == 1:
+            groups = ruleset.list_changes(networks, endpoints)
+            if len(groups) == 1:
                 raise
             self._kernel.apply_rules(ruleset.render_ruleset((), (), uplinks))
-            self._apply_each(elements)
+            self._change_each(groups)
 
-    def _apply_each(self, texts: Sequence[str]) -> None:
-        """Apply what is not refused of several texts, halving them; then raise what was."""
+    def _change_each(self, groups: Sequence[Changes]) -> None:
+        """Make what is not refused of several changes, halving them; then raise what was."""
         try:
-            self._kernel.apply_rules("".join(texts))
+            self._kernel.change_elements(tuple(chain.from_iterable(groups)))
         except DriverError:
-            if len(texts) == 1:
+            if len(groups) == 1:
                 raise
-            middle = len(texts) // 2
-            halves = texts[:middle], texts[middle:]
-            attempt_all([partial(self._apply_each, half) for half in halves])
+            middle = len(groups) // 2
+            halves = groups[:middle], groups[middle:]
+            attempt_all([partial(self._change_each, half) for half in halves])
 
     def _set_zone(
         self, networks: Sequence[Network], links: Callable[[], Mapping[str, Link]]
@@ -169,7 +169,7 @@ class Rules:
 
     def set_uplinks(self) -> None:
         """Have others' bridges be those that there are now."""
-        self._kernel.apply_rules(ruleset.render_uplinks(self._uplinks()))
+        self._kernel.change_elements(ruleset.set_uplinks(self._uplinks()))
 
     def _uplinks(self) -> frozenset[str]:
         return find_uplinks(self._kernel.observe_links())

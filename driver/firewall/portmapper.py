@@ -71,8 +71,8 @@ class Publisher:
         if not bindings:
             return
         self._store.put_bindings(endpoint.id, bindings)
-        self._kernel.apply_rules(ruleset.render_bindings(endpoint.id, bindings))
-        undo.push(self._kernel.apply_rules, ruleset.render_no_bindings(bindings))
+        self._kernel.change_elements(ruleset.add_bindings(endpoint.id, bindings))
+        undo.push(self._kernel.change_elements, ruleset.delete_bindings(bindings))
         self._kernel.forget_flows(bindings)
         self._relay(bindings, network)
 
@@ -94,7 +94,7 @@ class Publisher:
             return
         attempt_all(
             [
-                partial(self._kernel.apply_rules, ruleset.render_no_bindings(bindings)),
+                partial(self._kernel.change_elements, ruleset.delete_bindings(bindings)),
                 partial(self._kernel.release_ports, _host_ports(bindings)),
                 partial(self._kernel.forget_flows, bindings),
             ]

@@ -12,6 +12,7 @@ from driver.model import Trace
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    from driver.firewall.elements import Change
     from driver.model import (
         Bridge,
         DirectInterface,
@@ -64,7 +65,10 @@ class Kernel(Protocol):
         """Return every interface of the host, by name, but for those that we are deleting."""
 
     def apply_rules(self, text: str) -> None:
-        """Give nft text to the kernel, as one transaction."""
+        """Have our tables be what this nft text makes of none, in one transaction."""
+
+    def change_elements(self, changes: Sequence[Change]) -> None:
+        """Add elements to our sets and maps, and delete them, in one transaction."""
 
     def list_rules(self, tables: Sequence[str]) -> frozenset[str]:
         """Return what these tables hold, a line a chain, rule, set and element."""

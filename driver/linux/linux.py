@@ -28,7 +28,7 @@ from driver.linux import (
     tables,
     traffic,
 )
-from driver.linux.elements import Elements, parse_changes
+from driver.linux.elements import Elements
 from driver.linux.firewalld import Zone
 from driver.linux.monitor import Monitor
 from driver.linux.nft import Nft
@@ -43,6 +43,7 @@ from driver.undo import Rollback
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+    from driver.firewall.elements import Change
     from driver.linux.relay import RelayClient
     from driver.model import (
         Bridge,
@@ -160,11 +161,11 @@ class LinuxKernel:
 
     def apply_rules(self, text: str) -> None:
         """See `Kernel`."""
-        changes = parse_changes(text)
-        if changes is None:
-            self._elements.make(self._preview.compile(text))
-        else:
-            self._elements.change(changes)
+        self._elements.make(self._preview.compile(text))
+
+    def change_elements(self, changes: Sequence[Change]) -> None:
+        """See `Kernel`."""
+        self._elements.change(changes)
 
     def list_rules(self, names: Sequence[str]) -> frozenset[str]:
         """See `Kernel`."""

@@ -9,6 +9,7 @@ import pytest
 
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
 from driver.firewall import ruleset
+from driver.firewall.elements import Element, Family, Interface, SetName, add
 from driver.model import Bridge, Endpoint, MacAddress, Trace, Veth, endpoint_alias, veth_of
 from tests.engine.wait import wait_until
 from tests.kernel.host import parse
@@ -26,6 +27,7 @@ from tests.samples import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from driver.firewall.elements import Changes
     from driver.model import SandboxKey
     from tests.kernel.host import Host
 
@@ -232,11 +234,11 @@ def test_an_alias_says_whose_a_link_is(host: Host) -> None:
 def test_elements_come_and_go_with_their_networks(host: Host) -> None:
     first, second = network(1), network(2)
     host.kernel.apply_rules(ruleset.render_ruleset([first], [], []))
-    host.kernel.apply_rules(ruleset.render_network(second))
+    host.kernel.change_elements(ruleset.add_network(second))
     assert host.elements() == {
         f"{each.bridge_name} . {each.bridge_name}" for each in (first, second)
     }
-    host.kernel.apply_rules(ruleset.render_no_network(first))
+    host.kernel.change_elements(ruleset.delete_network(first))
     assert len(host.elements()) == 1
     host.kernel.apply_rules(ruleset.render_ruleset([first], [], []))
     assert host.elements() == {f"{first.bridge_name} . {first.bridge_name}"}
@@ -247,23 +249,22 @@ def test_elements_come_and_go_with_their_networks(host: Host) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        ruleset.render_no_network(network(9)),
-        ruleset.render_network(network(9)).replace("same_bridge", "no_such_set"),
-        "add element inet pynet same_bridge {\n",
-        "nonsense\n",
+        ruleset.delete_network(network(9)),
+        add([Element(SetName(Family.INET, "no_such_set"), (Interface("br0"),))], "network 9"),
     ],
+    ids=["what is not there", "into no set"],
 )
-def test_rules_are_applied_all_or_not_at_all(host: Host, wrong: str) -> None:
+def test_elements_are_changed_all_or_not_at_all(host: Host, wrong: Changes) -> None:
     host.kernel.apply_rules(ruleset.render_ruleset([network(1)], [], []))
     before = host.elements()
     with pytest.raises(KernelError, match="change the firewall"):
-        host.kernel.apply_rules(ruleset.render_network(network(2)) + wrong)
+        host.kernel.change_elements(ruleset.add_network(network(2)) + wrong)
     assert host.elements() == before
 
 
 def test_rules_for_no_table_are_refused(host: Host) -> None:
     with pytest.raises(KernelError):
-        host.kernel.apply_rules(ruleset.render_network(network(1)))
+        host.kernel.change_elements(ruleset.add_network(network(1)))
 
 
 def test_checking_returns_what_a_new_namespace_has(host: Host) -> None:

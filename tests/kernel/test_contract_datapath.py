@@ -15,6 +15,7 @@ from tests.kernel.host import parse
 from tests.samples import binding, endpoint, network, place, pool, sandbox_key
 
 if TYPE_CHECKING:
+    from driver.firewall.elements import Changes
     from tests.kernel.host import Host
 
 DUAL = network(1, pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64")))
@@ -278,13 +279,14 @@ def test_an_interface_is_found_once_it_is_in_its_sandbox(host: Host) -> None:
     assert host.kernel.find_interface(sandbox, VETH.host_end) in {"eth0", VETH.sandbox_end}
 
 
-PUBLISHED = ruleset.render_bindings(endpoint().id, [binding("0.0.0.0:8080")])
+PUBLISHED = ruleset.add_bindings(endpoint().id, [binding("0.0.0.0:8080")])
 
 
 def test_maps_have_values(host: Host) -> None:
-    host.kernel.apply_rules(BASE + PUBLISHED)
+    host.kernel.apply_rules(BASE)
+    host.kernel.change_elements(PUBLISHED)
     assert host.elements("everywhere4") == {"tcp . 8080 : 10.1.0.2 . 80"}
-    host.kernel.apply_rules(PUBLISHED)
+    host.kernel.change_elements(PUBLISHED)
     assert host.elements("everywhere4") == {"tcp . 8080 : 10.1.0.2 . 80"}
 
 
@@ -292,19 +294,20 @@ def test_maps_have_values(host: Host) -> None:
     "wrong",
     [
         pytest.param(
-            ruleset.render_bindings(endpoint().id, [binding("0.0.0.0:8080", "10.1.0.3:80")]),
+            ruleset.add_bindings(endpoint().id, [binding("0.0.0.0:8080", "10.1.0.3:80")]),
             id="another value",
         ),
         pytest.param(
-            ruleset.render_network(network(1, pools=(pool("10.1.0.1/25"),))), id="an overlap"
+            ruleset.add_network(network(1, pools=(pool("10.1.0.1/25"),))), id="an overlap"
         ),
-        pytest.param(ruleset.render_no_bindings([binding("0.0.0.0:8081")]), id="what is not there"),
+        pytest.param(ruleset.delete_bindings([binding("0.0.0.0:8081")]), id="what is not there"),
     ],
 )
-def test_what_contradicts_what_is_there_changes_nothing(host: Host, wrong: str) -> None:
-    host.kernel.apply_rules(BASE + PUBLISHED + ruleset.render_network(DUAL))
+def test_what_contradicts_what_is_there_changes_nothing(host: Host, wrong: Changes) -> None:
+    host.kernel.apply_rules(BASE)
+    host.kernel.change_elements(PUBLISHED + ruleset.add_network(DUAL))
     with pytest.raises(KernelError, match="change the firewall"):
-        host.kernel.apply_rules(ruleset.render_network(network(2)) + wrong)
+        host.kernel.change_elements(ruleset.add_network(network(2)) + wrong)
     assert host.elements("bridges") == {DUAL.bridge_name}
     assert host.elements("everywhere4") == {"tcp . 8080 : 10.1.0.2 . 80"}
 
@@ -312,7 +315,7 @@ def test_what_contradicts_what_is_there_changes_nothing(host: Host, wrong: str) 
 def test_uplinks_are_set_anew(host: Host) -> None:
     host.kernel.apply_rules(ruleset.render_ruleset([], [], ["br-lan", "br-old"]))
     assert host.elements("uplinks") == {"br-lan", "br-old"}
-    host.kernel.apply_rules(ruleset.render_uplinks(["br-lan", "virbr0"]))
+    host.kernel.change_elements(ruleset.set_uplinks(["br-lan", "virbr0"]))
     assert host.elements("uplinks") == {"br-lan", "virbr0"}
 
 

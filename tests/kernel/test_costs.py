@@ -142,7 +142,7 @@ SAME = {
 EXPECTED = {
     # The pair, its alias, then up: up and without a carrier the alias would cost more than the
     # message, the more of IPv6's routes there are. The sandbox entered for the parameter. A session
-    # opens four: its socket, what pyroute2 wraps it in, and a pair by which its event loop is woken.
+    # opens four: its socket, what pyroute2 wraps it in, a pair by which its event loop is woken.
     Attach.HANDOVER: SAME
     | {"join": Cost(links=3, sends=1, rules=1, statements=23, threads=1, opened=7)},
     # Besides the address and the link up, inside, and what is written for the interface.

@@ -15,6 +15,7 @@ import pytest
 
 from driver.errors import KernelError
 from driver.firewall import ruleset
+from driver.firewall.elements import render_changes
 from driver.linux import iptables, sysctl
 from driver.linux.linux import FORWARDING, LinuxKernel
 from driver.linux.nft import Nft
@@ -60,12 +61,12 @@ def test_nft_takes_every_golden_file_and_gives_it_back(linux: LinuxKernel, name:
     load(name)
     loaded = listing()
     assert loaded != base
-    for text in (
-        ruleset.render_no_bindings(each.endpoint.bindings),
-        ruleset.render_leave(each.endpoint, each.network),
-        ruleset.render_no_network(each.network),
+    for changes in (
+        ruleset.delete_bindings(each.endpoint.bindings),
+        ruleset.delete_endpoint(each.endpoint, each.network),
+        ruleset.delete_network(each.network),
     ):
-        linux.apply_rules(text)
+        linux.change_elements(changes)
     assert listing() == base
     linux.apply_rules(ruleset.render_ruleset([each.network], [each.endpoint], ["br-lan"]))
     assert listing() == loaded
@@ -89,7 +90,7 @@ def test_chains_and_rules_are_as_many_for_one_as_for_many(linux: LinuxKernel) ->
     guards = 2  # that it is guarded, and its address
     assert len(re.findall("endpoint e1e1e1e1e1e1", listing())) == 1001 + guards
     assert constant() == one
-    linux.apply_rules(ruleset.render_no_bindings(bindings))
+    linux.change_elements(ruleset.delete_bindings(bindings))
     assert len(re.findall("endpoint e1e1e1e1e1e1", listing())) == guards
 
 
@@ -119,13 +120,13 @@ def test_several_look_and_change_at_once(linux: LinuxKernel) -> None:
 
     def work(number: int) -> None:
         published = [binding(f"0.0.0.0:{8080 + number}", f"10.1.0.{number + 1}:80")]
-        text = ruleset.render_bindings(endpoint_id(number), published)
+        changes = ruleset.add_bindings(endpoint_id(number), published)
         for _ in range(10):
-            linux.apply_rules(text)
+            linux.change_elements(changes)
             assert [linux.read_drops() for _ in range(20)] == [drops] * 20
-            wanted = linux.preview_rules(base + text, ruleset.TABLES)
+            wanted = linux.preview_rules(base + render_changes(changes), ruleset.TABLES)
             assert empty < wanted <= linux.list_rules(ruleset.TABLES)
-            linux.apply_rules(ruleset.render_no_bindings(published))
+            linux.change_elements(ruleset.delete_bindings(published))
 
     with ThreadPoolExecutor(4) as threads:
         for done in [threads.submit(work, number) for number in range(1, 5)]:

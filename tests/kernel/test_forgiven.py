@@ -208,14 +208,14 @@ def test_an_answer_that_never_comes_is_a_failure(
         monkeypatch.setattr(module, "ACK", 0)  # what the kernel is not asked for it does not send
     verbs: dict[Any, Callable[[], object]] = {
         session: lambda: kernel.delete_bridge(DUAL.bridge, ()),
-        elements: lambda: kernel.apply_rules(ruleset.render_bindings("e1" * 32, PUBLISHED)),
+        elements: lambda: kernel.change_elements(ruleset.add_bindings("e1" * 32, PUBLISHED)),
     }
     with pytest.raises(KernelError, match="timed out"):
         verbs[module]()
     monkeypatch.undo()
     # What comes after it is answered again.
-    again = ruleset.render_bindings("e1" * 32, [binding("0.0.0.0:54/udp", "10.1.0.2:54/udp")])
-    kernel.apply_rules(again)
+    again = ruleset.add_bindings("e1" * 32, [binding("0.0.0.0:54/udp", "10.1.0.2:54/udp")])
+    kernel.change_elements(again)
     kernel.ensure_bridge(DUAL.bridge)
     assert "udp . 54" in run("nft", "list", "map", "inet", "pynet", "everywhere4")
     kernel.close()

@@ -75,6 +75,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "release_links": _ONLY_REFUSED,
     "observe_links": _ONLY_REFUSED,
     "apply_rules": _ONLY_REFUSED,
+    "change_elements": _ONLY_REFUSED,
     "list_rules": _ONLY_REFUSED,
     "preview_rules": _ONLY_REFUSED,
     "ensure_forward_accept": _ONLY_REFUSED,

@@ -251,7 +251,7 @@ def test_words_of_several_lines_are_one_line_in_the_log(
     def fail(_: str) -> None:
         raise KernelError("change the firewall: Error\nin:\nadd nonsense\n")
 
-    monkeypatch.setattr(kernel, "apply_rules", fail)
+    monkeypatch.setattr(kernel, "run_nft", fail)
     post(client, "NetworkDriver.CreateNetwork", json.dumps(NETWORK).encode())
     lines = [record.getMessage() for record in caplog.records if record.name == "pynet"]
     assert len(lines) == 1

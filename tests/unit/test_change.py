@@ -343,11 +343,11 @@ def test_the_firewall_follows_in_one_transaction(
 ) -> None:
     applied: list[str] = []
 
-    def apply_rules(text: str) -> None:
+    def run_nft(text: str) -> None:
         applied.append(text)
-        FakeKernel.apply_rules(kernel, text)
+        FakeKernel.run_nft(kernel, text)
 
-    monkeypatch.setattr(kernel, "apply_rules", apply_rules)
+    monkeypatch.setattr(kernel, "run_nft", run_nft)
     wanted = {options.ICC: "false", options.MASQUERADE: "false", options.TRUSTED: "eth1"}
     running.change_network(network_id(1), parse_change(wanted, ()))
     assert len(applied) == 1
@@ -382,7 +382,7 @@ def test_a_change_of_rules_leads_to_the_same_as_beginning_anew(
     before = TYPICAL[old]
     after = replace(before.network, options=replace(before.network.options, **new))
     kernel.apply_rules(ruleset.render_ruleset([before.network], [before.endpoint], []))
-    kernel.apply_rules(ruleset.render_change(before.network, after, [before.endpoint]))
+    kernel.change_elements(ruleset.change_network(before.network, after, [before.endpoint]))
     led_to = kernel.tables
     kernel.apply_rules(ruleset.render_ruleset([after], [before.endpoint], []))
     assert led_to == kernel.tables

@@ -13,6 +13,7 @@ import pytest
 
 from driver.firewall import ruleset
 from driver.firewall.base import read_base
+from driver.firewall.elements import render_changes
 from driver.model import (
     EndpointOptions,
     GatewayMode,
@@ -27,34 +28,35 @@ from tests.typical import ENDPOINTS, NETWORKS, TYPICAL, Typical, dual, modes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from driver.firewall.elements import Changes
     from driver.model import Endpoint, Network
     from tests.fakes import FakeKernel
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
-def added(each: Typical) -> str:
+def added(each: Typical) -> Changes:
     """Return what a network and its endpoint add."""
     return (
-        ruleset.render_network(each.network)
-        + ruleset.render_join(each.endpoint, each.network)
-        + ruleset.render_bindings(each.endpoint.id, each.endpoint.bindings)
+        ruleset.add_network(each.network)
+        + ruleset.add_endpoint(each.endpoint, each.network)
+        + ruleset.add_bindings(each.endpoint.id, each.endpoint.bindings)
     )
 
 
-def taken(each: Typical) -> str:
+def taken(each: Typical) -> Changes:
     """Return what takes it all out again."""
     return (
-        ruleset.render_no_bindings(each.endpoint.bindings)
-        + ruleset.render_leave(each.endpoint, each.network)
-        + ruleset.render_no_network(each.network)
+        ruleset.delete_bindings(each.endpoint.bindings)
+        + ruleset.delete_endpoint(each.endpoint, each.network)
+        + ruleset.delete_network(each.network)
     )
 
 
 FILES = {
     "base": ruleset.render_ruleset([], [], ["br-lan"]),
     "gone": ruleset.render_no_ruleset(),
-    **{name: added(each) for name, each in TYPICAL.items()},
+    **{name: render_changes(added(each)) for name, each in TYPICAL.items()},
 }
 GOLDEN_FILES = FILES.keys() - {"base"}  # which is base.nft, as it is
 each_typical = pytest.mark.parametrize("each", TYPICAL.values(), ids=TYPICAL)
@@ -76,16 +78,18 @@ def test_there_is_no_other_golden_file() -> None:
 def test_what_comes_goes_element_by_element(kernel: FakeKernel, each: Typical) -> None:
     kernel.apply_rules(FILES["base"])
     before = kernel.state()
-    kernel.apply_rules(added(each))
+    kernel.change_elements(added(each))
     assert kernel.state() != before
-    kernel.apply_rules(taken(each))
+    kernel.change_elements(taken(each))
     assert kernel.state() == before
 
 
 def test_the_whole_is_the_sum_of_its_parts(kernel: FakeKernel) -> None:
     kernel.apply_rules(ruleset.render_ruleset(NETWORKS, ENDPOINTS, ["br-lan"]))
     whole = kernel.state()
-    kernel.apply_rules(FILES["base"] + "".join(map(added, TYPICAL.values())))
+    kernel.apply_rules(FILES["base"])
+    for each in TYPICAL.values():
+        kernel.change_elements(added(each))
     assert kernel.state() == whole
 
 
@@ -133,7 +137,7 @@ def published(kernel: FakeKernel, *hosts: str | None) -> set[tuple[str, str]]:
     kernel.apply_rules(ruleset.render_ruleset([], [], []))
     container = "[fd00:1::2]:80" if any("[" in (host or "") for host in hosts) else "10.1.0.2:80"
     bindings = [binding(host, container) for host in hosts]
-    kernel.apply_rules(ruleset.render_bindings(endpoint().id, bindings))
+    kernel.change_elements(ruleset.add_bindings(endpoint().id, bindings))
     return set(kernel.tables["inet pynet"].elements)
 
 
@@ -168,7 +172,7 @@ ROUTED, UNPROTECTED, ISOLATED = map(
 
 def names_of(each: Network) -> set[str]:
     """Return the sets to which a network adds elements."""
-    return set(re.findall(r"add element inet pynet (\w+)", ruleset.render_network(each)))
+    return {change.set.name for change in ruleset.add_network(each)}
 
 
 BRIDGE = {"bridges", "same_bridge", "arrivals", "leaving", "entering"}
@@ -214,7 +218,7 @@ def test_what_a_network_is_in(each: Network, expected: set[str]) -> None:
 def test_networks_without_addresses_do_not_meet(kernel: FakeKernel) -> None:
     null = [network(number, pools=(pool("0.0.0.0/0"),)) for number in (1, 2)]
     kernel.apply_rules(ruleset.render_ruleset([*null, network(3)], [], []))
-    kernel.apply_rules(ruleset.render_no_network(null[0]))
+    kernel.change_elements(ruleset.delete_network(null[0]))
 
 
 def joins(each: Typical, **options: Any) -> dict[str, set[str]]:
@@ -225,7 +229,7 @@ def joins(each: Typical, **options: Any) -> dict[str, set[str]]:
         rf'add element (\w+ pynet \w+) {{ "{host_end_name(asking.id)}"(?: \. )?'
         r'(.*) comment "[^"]*"(?: : (.*))? }'
     )
-    text = ruleset.render_join(asking, each.network)
+    text = render_changes(ruleset.add_endpoint(asking, each.network))
     for added_line in text.splitlines():
         if match := line.fullmatch(added_line):
             found.setdefault(match[1].rpartition(" ")[2], set()).add(match[3] or match[2])
@@ -289,7 +293,7 @@ def test_the_guard_is_the_endpoints_or_the_networks(
 def test_connections_are_counted_by_address(own: dict[str, Any], limit: int) -> None:
     each = TYPICAL["guarded"]
     asking = replace(each.endpoint, options=EndpointOptions(**own))
-    text = ruleset.render_join(asking, each.network)
+    text = render_changes(ruleset.add_endpoint(asking, each.network))
     assert f"connections4 {{ 10.9.0.2 ct count over {limit} comment" in text
     assert f"connections6 {{ fd00:9::2 ct count over {limit} comment" in text
 

@@ -210,9 +210,9 @@ class Watched(FakeKernel):
     def state(self) -> dict[str, Any]:
         return super().state() | {"texts": None, "forwarding": None, "forward_policies": None}
 
-    def apply_rules(self, text: str) -> None:
+    def run_nft(self, text: str) -> None:
         self.texts.append(text)
-        super().apply_rules(text)
+        super().run_nft(text)
 
     def _has_address(self, _: object) -> bool:
         return True

@@ -249,8 +249,8 @@ class Damaged(FakeKernel):
             self._delete(network(1).bridge_name)
             self.on_damage()
 
-    def apply_rules(self, text: str) -> None:
-        super().apply_rules(text)
+    def run_nft(self, text: str) -> None:
+        super().run_nft(text)
         self.damage("rules")
 
     def list_reserved(self) -> Any:

@@ -220,9 +220,9 @@ class Refusing(FakeKernel):
         super().__init__()
         self._words = words
 
-    def apply_rules(self, text: str) -> None:
+    def run_nft(self, text: str) -> None:
         self._refuse(text)
-        super().apply_rules(text)
+        super().run_nft(text)
 
     def preview_rules(self, text: str, tables: Sequence[str]) -> frozenset[str]:
         self._refuse(text)
