@@ -51,7 +51,12 @@ class Daemon:
         with self._log.open("ab") as log:
             command = [sys.executable, "-m", "plugin.cli", "serve"]
             self._process = subprocess.Popen(
-                command, env=env, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - no more than prctl
             )
         self.pid = self._process.pid
         self.wait_ready()

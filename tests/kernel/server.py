@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tests.engine.unixhttp import accepts, request
 from tests.engine.wait import wait_until
+from tests.kernel.host import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +50,7 @@ class Server:
                 env=self._env,
                 stdout=log,
                 stderr=log,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - no more than prctl
             )
         wait_until(lambda: accepts(self.socket) or self._process.poll(), 20, "the socket")
         return self
