@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PATH = os.environ.get("PYNET_CALLS", "")
 PRODUCT = tuple(f"{Path(__file__).parents[1] / each}/" for each in ("driver", "plugin"))
-BACKGROUND = frozenset({"healer", "monitor"})  # threads that follow the kernel's news
+BACKGROUND = frozenset({"watcher", "monitor"})  # threads that follow the kernel's news
 
 _file = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if PATH else -1
 

@@ -1,1 +1,1 @@
-"""What a pynet network is, and making the kernel have it. Knows nothing of HTTP."""
+"""The driver: networks, endpoints and what they need of the kernel. No HTTP."""

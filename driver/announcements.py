@@ -1,4 +1,4 @@
-"""Remember by which MAC addresses neighbours may know an address; memory alone, knows no kernel."""
+"""Remember which MAC addresses neighbours may have in their ARP and NDP caches, in memory."""
 
 from __future__ import annotations
 

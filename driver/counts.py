@@ -1,4 +1,4 @@
-"""Counters of what the driver does besides answering requests, as Prometheus has them."""
+"""The driver's Prometheus counters: repairs, evictions, misses, written parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Carry out the operations of a network driver: what to store, what the kernel is to have, when.
+"""The operations of the network driver protocol: store, change the kernel, undo on failure.
 
 Every change is one block: the lock, what to take back, the transaction. It parses no request and
 knows no netlink. Nothing in here calls Docker, resolves a name or waits for a sandbox.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from driver.announcements import Neighbours
 from driver.counts import Counts
 from driver.errors import Conflict, DriverError, InvalidRequest, NotFound
-from driver.firewall.firewall import Rules
+from driver.firewall.firewall import Firewall
 from driver.firewall.portmapper import Publisher
 from driver.firewall.ports import find_unserved, is_satisfied
 from driver.health import Health
@@ -55,8 +55,8 @@ from driver.reconcile.advice import (
     find_entrances,
 )
 from driver.reconcile.diff import find_ends
-from driver.reconcile.reconcile import Parts, Restorer
-from driver.reconcile.watcher import Healer
+from driver.reconcile.reconcile import Parts, Reconciler
+from driver.reconcile.watcher import Watcher
 from driver.sysctl.policy import NO_POLICY
 from driver.sysctl.report import Survey
 from driver.sysctl.sandbox import Sandboxes, sandbox_of
@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     )
     from driver.options import OptionChange
     from driver.reconcile.advice import Advice
-    from driver.reconcile.diff import Difference
+    from driver.reconcile.diff import Drift
     from driver.state.store import Store
     from driver.sysctl.policy import SysctlPolicy
     from driver.sysctl.sandbox import Followed
@@ -154,16 +154,16 @@ class BridgeDriver:
             store, kernel, self._lock, policy, counts=self.counts, health=self.health
         )
         self.survey = Survey(store, kernel, self._lock, self._sandboxes.heritage, policy)
-        self._rules = Rules(kernel)
+        self._firewall = Firewall(kernel)
         self._publisher = Publisher(store, kernel)
         self._neighbours = Neighbours()
         self._misnamed: Recent[EndpointId] = Recent()
-        parts = Parts(self._rules, self._publisher, self._sandboxes, self.counts)
-        self._restorer = Restorer(store, kernel, self._lock, parts, self._drop_endpoint)
-        self._healer: Healer | None = None
+        parts = Parts(self._firewall, self._publisher, self._sandboxes, self.counts)
+        self._reconciler = Reconciler(store, kernel, self._lock, parts, self._drop_endpoint)
+        self._watcher: Watcher | None = None
 
     def serving(self, request: Request) -> AbstractContextManager[None]:
-        """Have this thread be at work for a request inside the block; see `driver.lock`."""
+        """Mark this thread as serving a request inside the block; see `driver.lock`."""
         return self._lock.serving(request)
 
     def create_network(self, network: Network) -> None:
@@ -191,7 +191,7 @@ class BridgeDriver:
             self._store.change_options(new)
             endpoints = self._store.endpoints(network_id)
             joined = [each for each in endpoints if each.is_in_rules]
-            self._rules.change_network(old, new, joined, undo)
+            self._firewall.change_network(old, new, joined, undo)
             if new.bridge != old.bridge:
                 undo.push(ensure_bridges, self._kernel, old)
                 ensure_bridges(self._kernel, new)
@@ -215,7 +215,7 @@ class BridgeDriver:
                 [
                     *self._clean_up(endpoints, network),
                     *delete_bridges(self._kernel, network, added),
-                    partial(self._rules.drop_network, network, is_last=is_last),
+                    partial(self._firewall.drop_network, network, is_last=is_last),
                 ]
             )
 
@@ -273,7 +273,7 @@ class BridgeDriver:
             raise Conflict(f"{attempt}: the network's bridge has it")
         holders = self._store.endpoints_with_mac(network.id, endpoint.mac)
         for holder in holders:
-            if not self._restorer.is_dead(holder):
+            if not self._reconciler.is_dead(holder):
                 raise Conflict(f"{attempt}: endpoint {short(holder.id)} of the same network has it")
             log.warning("%s: endpoint %s had it and is dead", attempt, short(holder.id))
             self._store.delete_endpoint(holder.id)
@@ -307,7 +307,7 @@ class BridgeDriver:
         lost = tuple(each for each in holder.bindings if each not in kept.bindings)
         return [
             partial(self._neighbours.remember, holder),
-            partial(self._rules.change_endpoint, holder, kept, network),
+            partial(self._firewall.change_endpoint, holder, kept, network),
             partial(self._publisher.withdraw, holder.published(lost)),
         ]
 
@@ -344,7 +344,7 @@ class BridgeDriver:
                 self._kernel.delete_links([host_end])  # of an earlier join
                 undo.push(self._kernel.delete_links, [host_end])
                 # Before the link: what guards it is there when its first packet comes.
-                self._rules.join(joined, network, undo)
+                self._firewall.join(joined, network, undo)
                 joined = self._attach_where_room_is(joined, network, undo)
                 if self._sandboxes.is_complete(joined):
                     joined = joined.configured()
@@ -372,7 +372,7 @@ class BridgeDriver:
             if number and number not in network.parts:
                 add_part(self._kernel, network, number, undo)
                 self._store.add_part(network.id, number)
-                self._rules.add_part(network, number, undo)
+                self._firewall.add_part(network, number, undo)
             placed = endpoint.on_bridge(number)
             try:
                 self._attach(placed, network, veth_of(placed, network))
@@ -614,7 +614,7 @@ class BridgeDriver:
         """
         with self._store.transaction():
             owner = self._store.find_publisher(place)
-        if owner is None or not self._restorer.is_dead(owner):
+        if owner is None or not self._reconciler.is_dead(owner):
             return False
         log.warning("endpoint %s is dead and had %s", short(owner.id), place)
         self._drop_endpoint(owner)
@@ -634,7 +634,7 @@ class BridgeDriver:
     def start(self) -> None:
         """Restore, and have what others damage meanwhile or later repaired, until the end."""
         with self._lock:  # so that a repair waits for the end of the restoring
-            self.keep_whole()
+            self.start_watching()
             self.restore()
             self._look()  # what only others can mend is told from the start
         self._settle_zone()
@@ -656,19 +656,19 @@ class BridgeDriver:
             self.health.report(ZONE, problem)
 
     def restore(self) -> None:
-        """Bring the kernel to what the state file says; see `Restorer`."""
-        if not self._restorer.restore():
+        """Bring the kernel to what the state file says; see `Reconciler`."""
+        if not self._reconciler.restore():
             self._look()
 
-    def keep_whole(self) -> None:
-        """Have whatever others damage repaired from now on, until `stand_down` or `close`."""
-        self._healer = Healer(self._restorer, self.counts, self.health)
-        self._kernel.watch_damage(self._healer.damaged)
+    def start_watching(self) -> None:
+        """Repair what other programs damage from now on, until `shutdown` or `close`."""
+        self._watcher = Watcher(self._reconciler, self.counts, self.health)
+        self._kernel.watch_damage(self._watcher.on_damage)
         self._kernel.watch_zone(self._report_zone)
 
-    def check(self) -> tuple[Difference, ...]:
+    def check(self) -> tuple[Drift, ...]:
         """Return all that differs between the state file and the kernel, and change nothing."""
-        return self._restorer.check()
+        return self._reconciler.check()
 
     def advise(self) -> tuple[Advice, ...]:
         """Return where the host's own settings are weaker than its networks deserve."""
@@ -690,9 +690,9 @@ class BridgeDriver:
     def _advise_on_ipv6(self, networks: Collection[Network]) -> Iterator[Advice]:
         return advise_on_ipv6(networks, self._kernel.read_host(NO_IPV6.values()))
 
-    def repair_all(self) -> tuple[Difference, ...]:
+    def repair_all(self) -> tuple[Drift, ...]:
         """Mend all that `check` finds; return what differs afterwards."""
-        return self._restorer.repair_all()
+        return self._reconciler.repair_all()
 
     def describe(self) -> tuple[tuple[Network, tuple[Endpoint, ...]], ...]:
         """Return every network with its endpoints, as they are stored."""
@@ -722,7 +722,7 @@ class BridgeDriver:
         except NotFound:  # it is leaving
             return None
 
-    def stand_down(self) -> None:
+    def shutdown(self) -> None:
         """Take out of the kernel what no running container needs: the driver may not come back.
 
         For the end of the process, which cannot know whether it is restarted, disabled or removed.
@@ -730,7 +730,7 @@ class BridgeDriver:
         stays if anything is on it, such as somebody else's interface or one that libnetwork is
         about to look for. Nothing is repaired any more.
         """
-        self._stop_healing()
+        self._stop_watching()
         with self._lock:
             with self._store.transaction():
                 networks = self._store.networks()
@@ -738,14 +738,14 @@ class BridgeDriver:
                 added = {each.id: self._store.added_addresses(each.id) for each in networks}
             idle = [network for network in networks if network.id not in in_use]
             links = self._kernel.observe_links() if idle else {}
-            joints = {
+            trunks = {
                 end
                 for network in idle
-                for joint in network.joints
-                for end in (joint.host_end, joint.sandbox_end)
+                for trunk in network.trunks
+                for end in (trunk.host_end, trunk.sandbox_end)
             }
             with_ports = find_bridges_with_ports(
-                {name: link for name, link in links.items() if name not in joints}
+                {name: link for name, link in links.items() if name not in trunks}
             )
             attempt_each(
                 step
@@ -754,21 +754,21 @@ class BridgeDriver:
                 for step in delete_bridges(self._kernel, network, added[network.id])
             )
             attempt_each(
-                [partial(self._rules.drop_network, network, is_last=False) for network in idle]
+                [partial(self._firewall.drop_network, network, is_last=False) for network in idle]
                 if in_use
-                else [self._rules.lower]
+                else [self._firewall.remove]
             )
 
     def close(self) -> None:
         """Finish background work and let go of every resource; the networks stay."""
-        self._stop_healing()
+        self._stop_watching()
         self._kernel.close()
         self._store.close()
 
-    def _stop_healing(self) -> None:
-        if self._healer is not None:
-            self._healer.close()
-            self._healer = None
+    def _stop_watching(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
 
     @contextmanager
     def _change(self, *, durable: bool = False) -> Iterator[Rollback]:
@@ -787,13 +787,13 @@ class BridgeDriver:
         except Exception:
             self._look()
             raise
-        if self._healer is not None:
-            self._healer.forgotten()
+        if self._watcher is not None:
+            self._watcher.on_deletion()
 
     def _look(self) -> None:
-        """Have the healer look for what a failed step of the driver's own has left."""
-        if self._healer is not None:
-            self._healer.damaged()
+        """Wake the watcher: a failed step of the driver's own may have left something."""
+        if self._watcher is not None:
+            self._watcher.on_damage()
 
     def _lives(self, endpoint: Endpoint) -> bool:
         """Tell whether the endpoint's container runs."""
@@ -824,7 +824,7 @@ class BridgeDriver:
         self._store.add_network(network, added)
         for option in network.options.without_effect:
             log.warning("network %s: option %s has no effect", short(network.id), option)
-        self._rules.add_network(network, undo, is_first=not others)
+        self._firewall.add_network(network, undo, is_first=not others)
         for advice in self._advise_on_ipv6([network]):
             log.warning("network %s: %s %s", short(network.id), advice.setting, advice.text)
 
@@ -859,12 +859,12 @@ class BridgeDriver:
             if endpoint.attachment is not None:
                 yield from self._detach(endpoint, network)
             elif endpoint.is_in_rules:
-                yield partial(self._rules.leave, endpoint, network)
+                yield partial(self._firewall.leave, endpoint, network)
 
     def _detach(self, endpoint: Endpoint, network: Network) -> Iterator[Callable[[], object]]:
         """Return the steps that follow when an attached endpoint has left, or its row has gone."""
         yield partial(self._neighbours.remember, endpoint)
-        yield partial(self._rules.leave, endpoint, network)
+        yield partial(self._firewall.leave, endpoint, network)
         yield partial(self._sandboxes.settle, sandbox_of(endpoint))
 
     def _network(self, network_id: NetworkId) -> Network:

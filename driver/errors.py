@@ -1,4 +1,4 @@
-"""Name every way an operation can fail, so that one place can answer for all; imports nothing."""
+"""Every way an operation can fail, so that one place can answer for all; imports nothing."""
 
 
 class DriverError(Exception):

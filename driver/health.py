@@ -1,4 +1,4 @@
-"""Keep what is wrong with the driver at the moment, for whoever asks; mends and logs nothing."""
+"""The driver's current problems, for `GET /health`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Health:
         self._problems: dict[str, str] = {}
 
     def report(self, key: str, problem: str) -> None:
-        """Have a problem known; another of the same key takes its place."""
+        """Record a problem, replacing an earlier one with the same key."""
         with self._lock:
             self._problems[key] = problem
 
     def clear(self, key: str) -> None:
-        """Have the problem of this key forgotten; none is success."""
+        """Clear the problem with this key; absence is success."""
         with self._lock:
             self._problems.pop(key, None)
 

@@ -1,4 +1,4 @@
-"""Let one thread at a time change networks, and have nobody wait for that without end.
+"""The driver's lock: one change at a time, with a limit on how long a request waits for it.
 
 Docker holds a container's lock while it waits for an answer, so a kernel or a disk that hangs must
 not become a Docker that hangs. Who has waited long enough hears who is at work.
@@ -72,7 +72,7 @@ class Lock:
 
     @contextmanager
     def serving(self, request: Request) -> Iterator[None]:
-        """Have this thread be at work for a request inside the block."""
+        """Mark this thread as serving a request inside the block."""
         self._threads.request = request
         try:
             yield

@@ -1,4 +1,4 @@
-"""Say what networks and endpoints are, as values, and how they may change; performs no I/O."""
+"""Networks, endpoints, port bindings and sysctls as values, and their transitions; no I/O."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFAULT_MTU = 1500
 DEFAULT_PREFIX = "eth"
 IFNAME_LENGTH = 15  # IFNAMSIZ less the closing NUL, include/uapi/linux/if.h
 # The kernel has 1,023 ports a bridge (BR_MAX_PORTS in net/bridge/br_private.h). Some are for the
-# joints to further bridges, and for what the host's administrator puts there.
+# trunks to extra bridges, and for what the host's administrator puts there.
 BRIDGE_PORTS = 1000
 PARTS = range(1, 10)  # one digit of an interface's name
 ID_LENGTH = 12  # what `docker ps` and `docker network ls` show of an id
@@ -440,7 +440,7 @@ class DirectInterface:
 class Network:
     """A network as Docker defined it, once, in CreateNetwork.
 
-    `parts` are the further bridges that it has come to need since, by number. `shared` tells
+    `parts` are the extra bridges that it has come to need since, by number. `shared` tells
     whether its bridge was another program's when the network was created: other hosts may be on
     that bridge, and the network's subnet may be theirs, too.
     """
@@ -482,18 +482,18 @@ class Network:
         return (self.bridge, *map(self.part, self.parts))
 
     @property
-    def joints(self) -> tuple[Veth, ...]:
-        """The pairs that join the further bridges to the first one."""
-        return tuple(map(self.joint, self.parts))
+    def trunks(self) -> tuple[Veth, ...]:
+        """The pairs that join the extra bridges to the first one."""
+        return tuple(map(self.trunk, self.parts))
 
     @property
     def macs(self) -> frozenset[MacAddress]:
         """The MAC addresses that the network has itself, which no endpoint may have."""
         bridges = (bridge.mac for bridge in self.bridges)
-        return frozenset((*bridges, *(joint.mac for joint in self.joints)))
+        return frozenset((*bridges, *(trunk.mac for trunk in self.trunks)))
 
     def part(self, number: int) -> Bridge:
-        """Return the further bridge of a number from 1 on; the host has no address on it."""
+        """Return the extra bridge of a number from 1 on; the host has no address on it."""
         return Bridge(
             name=self.bridge_at(number),
             alias=f"pynet part {number} of network {self.id}",
@@ -503,7 +503,7 @@ class Network:
             must_be_ours=True,
         )
 
-    def joint(self, number: int) -> Veth:
+    def trunk(self, number: int) -> Veth:
         """Return the pair between the first bridge, where its host end is, and a further one.
 
         A frame may go back where it came from: br_netfilter translates on the first bridge, and the

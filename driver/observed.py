@@ -1,4 +1,4 @@
-"""Say what the kernel has, as values, and what follows from them; performs no I/O."""
+"""The observed state of the kernel as values; no I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turn the free-form options of `docker network create` into values; performs no I/O.
+"""Parse the options of `docker network create` and of endpoints into values; no I/O.
 
 Whatever is not known is refused by name, with the nearest known one, since an option that is
 silently ignored is found out at 3 a.m.

@@ -1,4 +1,4 @@
-"""Remember the last so many things; for what is worth knowing for a while and must not pile up."""
+"""A bounded set of the most recent things."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Make a network's bridges, and join the further ones to the first; decides nothing.
+"""Create a network's bridges and the trunks between them.
 
-A Linux bridge has 1,023 ports. A network that needs more gets further bridges, each joined to the
+A Linux bridge has 1,023 ports. A network that needs more gets extra bridges, each joined to the
 first by a veth pair with an end on either: for the containers it is one network. `driver.model`
 says which endpoint goes on which. The caller holds the driver's lock.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def ensure_bridges(kernel: Kernel, network: Network) -> None:
-    """Have all bridges of the network, joined; what fails is raised when the rest has been made."""
+    """Ensure all bridges of the network and their trunks; raise failures when the rest is made."""
     attempt_all(
         [
             partial(kernel.ensure_bridge, network.bridge),
@@ -32,9 +32,9 @@ def ensure_bridges(kernel: Kernel, network: Network) -> None:
 
 
 def add_part(kernel: Kernel, network: Network, number: int, undo: Rollback) -> None:
-    """Make a further bridge and join it to the first."""
+    """Make an extra bridge and join it to the first."""
     undo.push(kernel.delete_bridge, network.part(number), ())
-    undo.push(kernel.delete_links, [network.joint(number).host_end])
+    undo.push(kernel.delete_links, [network.trunk(number).host_end])
     _ensure_part(kernel, network, number)
 
 
@@ -43,22 +43,22 @@ def delete_bridges(
 ) -> Iterator[Callable[[], object]]:
     """Yield the steps that delete the network's bridges, or of the first what was added to it."""
     if network.parts:
-        yield partial(kernel.delete_links, [joint.host_end for joint in network.joints])
+        yield partial(kernel.delete_links, [trunk.host_end for trunk in network.trunks])
     for number in network.parts:
         yield partial(kernel.delete_bridge, network.part(number), ())
     yield partial(kernel.delete_bridge, network.bridge, added)
 
 
 def _ensure_part(kernel: Kernel, network: Network, number: int) -> None:
-    part, joint = network.part(number), network.joint(number)
+    part, trunk = network.part(number), network.trunk(number)
     kernel.ensure_bridge(part)
-    if not kernel.ensure_port(joint):
-        kernel.create_veth(joint)
+    if not kernel.ensure_port(trunk):
+        kernel.create_veth(trunk)
     # Its other end has no alias: it goes and comes with the first. Frames may go back at one end
     # only, or they would go round for ever.
     lower = replace(
-        joint,
-        host_end=joint.sandbox_end,
+        trunk,
+        host_end=trunk.sandbox_end,
         bridge=part.name,
         hairpin=False,
         bridge_alias=part.required_alias,

@@ -1,4 +1,4 @@
-"""Take back what was done when a later step fails; decides nothing itself and knows no kernel."""
+"""Undo steps of a failed operation; carry on through several that may fail."""
 
 from __future__ import annotations
 

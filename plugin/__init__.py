@@ -1,1 +1,1 @@
-"""The Docker plugin around the driver: HTTP, the process, the command line."""
+"""The Docker plugin around the driver: HTTP, process, command line."""

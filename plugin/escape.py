@@ -1,4 +1,4 @@
-"""Escape what a terminal or a log would act on, or not show; knows no data.
+"""Escape control characters, bidi marks and newlines in others' strings.
 
 Names of containers, networks, interfaces and the like are chosen by others, who may want a line to
 look like another one, or a terminal to obey.

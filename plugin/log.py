@@ -1,4 +1,4 @@
-"""Write the log in a thread of its own: a full pipe or a hung disk must not block who logs."""
+"""Write the log in a thread of its own: a full pipe or a hung disk must not block a request."""
 
 from __future__ import annotations
 

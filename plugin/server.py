@@ -1,4 +1,4 @@
-"""Run the driver as a process: build the objects once, restore, serve on sockets that are open.
+"""The server process: settings, objects, gunicorn, logging.
 
 The only place where objects are made. gunicorn forks one worker that owns all state and serves
 with threads; its parent holds the sockets, so that requests wait while a worker starts.
@@ -283,7 +283,7 @@ def _raise_descriptor_limit() -> None:
 
 
 def _share_memory() -> None:
-    """Have all threads take memory from one place, which the interpreter's lock guards anyway.
+    """Use one malloc arena for all threads, which the interpreter's lock serialises anyway.
 
     glibc gives each a place of its own, up to eight a core. What is free in one is of no use to the
     others: 4 MB of 46, and 2 more after 10,000 lives. See mallopt(3); other C libraries have none.
@@ -294,7 +294,7 @@ def _share_memory() -> None:
 
 
 def _die_with_parent(_: Arbiter, worker: Worker) -> None:
-    """Have the worker killed when its parent is: alone it would keep the socket and the state."""
+    """Kill the worker when its parent dies: alone it would keep the socket and the state."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != worker.ppid:  # killed before we asked: prctl(2) tells nothing of that
         os._exit(0)
@@ -309,7 +309,7 @@ def _end(_: Arbiter, worker: Worker) -> None:
     driver = starting.result()
     end = Request("the end of the driver", begin_by=time.monotonic() + STAND_DOWN_SECONDS)
     with driver.serving(end):
-        driver.stand_down()
+        driver.shutdown()
     driver.close()
 
 

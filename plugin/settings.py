@@ -1,4 +1,4 @@
-"""Read the process's settings from its environment, once; decides nothing else."""
+"""Parse the process's settings from its environment."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _entries(environment: Mapping[str, str], name: str) -> list[str]:
 
 @contextmanager
 def _naming(variable: str) -> Iterator[None]:
-    """Have an error say which variable it is about."""
+    """Prefix an error with the variable that it is about."""
     try:
         yield
     except InvalidRequest as error:

@@ -1,4 +1,4 @@
-"""Open the sockets that Docker finds the driver by, and remove their names; serves nothing.
+"""Open the sockets by which Docker finds the driver, and remove their names at the end.
 
 Imports next to nothing: a managed plugin whose socket is late is killed and disabled for good, so
 the sockets are open before the server is even imported.

@@ -1,4 +1,4 @@
-"""Say which pynet this is; knows nothing else."""
+"""The version and the commit of this pynet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gunicorn's threaded worker, with a bound on the time that a client takes to send and to read.
+"""gunicorn's threaded worker, with a limit on how long a client may take.
 
 Only root may connect (the socket has mode 0600). So slow clients are no threat, but none of them
 may keep a thread for good, or delay others by more than `READ_SECONDS` and the second between two

@@ -1,1 +1,1 @@
-"""The firewall: what the tables hold, when they come and go, which ports are published."""
+"""The firewall: tables, sets and maps, published ports."""

@@ -1,4 +1,4 @@
-"""Read `base.nft`, the part of the tables that does not depend on what there is."""
+"""Read `base.nft`, the constant part of the tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say what becomes of a packet in a chain that somebody else wrote; performs no I/O.
+"""Evaluate others' filter chains for a packet of a container; no I/O.
 
 A packet has to pass every base chain of its hook, so an operator's own table can stop what pynet's
 lets pass. Rules are judged only as far as interfaces, the mark and the state of a connection go:
@@ -54,7 +54,7 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Have a register hold a fact about the packet, None for one that nobody here knows."""
+    """Load a fact about the packet into a register; None for one that is not modelled here."""
 
     register: int
     fact: Fact | None
@@ -62,7 +62,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Have a register hold another one's bits, `and` the one, `xor` the other."""
+    """Store another register's bits in a register, `and` the one, `xor` the other."""
 
     register: int
     source: int

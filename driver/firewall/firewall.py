@@ -1,4 +1,4 @@
-"""Keep the kernel's firewall equal to the stored networks: when it comes, grows and goes.
+"""Keep the kernel's firewall equal to the stored networks: install, update, remove.
 
 What the rules say is `driver.firewall.ruleset`. The caller holds the driver's lock.
 """
@@ -34,7 +34,7 @@ def find_zone(networks: Iterable[Network], exits: Collection[str] = ()) -> froze
     )
 
 
-class Rules:
+class Firewall:
     """The firewall of all networks: the tables, the foreign rules, forwarding."""
 
     def __init__(self, kernel: Kernel) -> None:
@@ -43,9 +43,9 @@ class Rules:
     def add_network(self, network: Network, undo: Rollback, *, is_first: bool) -> None:
         """Add a network's elements; the first one brings the tables along."""
         if is_first:
-            undo.push(self._lower_for_good)
+            undo.push(self._remove_for_good)
             self._ensure_forwarding([network])
-            self.raise_for([network], [])
+            self.install([network], [])
             return
         self._ensure_forwarding([network])
         links = self._kernel.observe_links()
@@ -65,7 +65,7 @@ class Rules:
             undo.push(self._kernel.change_elements, ruleset.change_network(new, old, joined))
 
     def add_part(self, network: Network, number: int, undo: Rollback) -> None:
-        """Add the elements of a further bridge of a network."""
+        """Add the elements of an extra bridge of a network."""
         self._kernel.change_elements(ruleset.add_part(network, number))
         undo.push(self._kernel.change_elements, ruleset.delete_part(network, number))
         bridge = [network.bridge_at(number)]
@@ -75,7 +75,7 @@ class Rules:
     def drop_network(self, network: Network, *, is_last: bool) -> None:
         """Take a network's elements out; the last one takes everything along."""
         if is_last:
-            self._lower_for_good()
+            self._remove_for_good()
         else:
             self._kernel.change_zone(remove=find_zone([network]))
             self._kernel.change_elements(ruleset.delete_network(network))
@@ -95,15 +95,15 @@ class Rules:
         """Take it out again."""
         self._kernel.change_elements(ruleset.delete_endpoint(endpoint, network))
 
-    def raise_for(self, networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> None:
-        """Make the whole firewall as these networks and endpoints need it; none need none.
+    def install(self, networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> None:
+        """Install the complete ruleset of these networks and endpoints; without networks remove it.
 
         A network without containers does not turn on forwarding: see `_ensure_forwarding`. What
         fails is raised when all the rest has been made.
         """
         networks, endpoints = tuple(networks), tuple(endpoints)
         if not networks:
-            self.lower()
+            self.remove()
             return
         joined = {each.network_id for each in endpoints if each.attachment is not None}
         links = cache(self._kernel.observe_links)  # once for all, and for each that it is refused
@@ -150,10 +150,10 @@ class Rules:
         self._kernel.set_zone(find_zone(networks, find_exits(links())))
 
     def accept(self) -> None:
-        """Have iptables let through what our own chains have accepted."""
+        """Accept in iptables what our own chains have accepted."""
         self._kernel.ensure_forward_accept(ruleset.ACCEPTED_MARK)
 
-    def lower(self) -> None:
+    def remove(self) -> None:
         """Remove every rule of ours, wherever it is; forwarding stays on, as Docker leaves it."""
         attempt_all(
             [
@@ -163,19 +163,19 @@ class Rules:
             ]
         )
 
-    def _lower_for_good(self) -> None:
-        """Do so where no network is left that `raise_for` might be asked for."""
-        attempt_all([self.lower, self._kernel.delete_zone])
+    def _remove_for_good(self) -> None:
+        """Do so where no network is left that `install` might be asked for."""
+        attempt_all([self.remove, self._kernel.delete_zone])
 
     def set_uplinks(self) -> None:
-        """Have others' bridges be those that there are now."""
+        """Update the set of bridges that lead out of the host."""
         self._kernel.change_elements(ruleset.set_uplinks(self._uplinks()))
 
     def _uplinks(self) -> frozenset[str]:
         return find_uplinks(self._kernel.observe_links())
 
     def _ensure_forwarding(self, networks: Iterable[Network]) -> None:
-        """Have the host forward packets as these networks need it; that stays on.
+        """Turn on the forwarding that these networks need; it stays on.
 
         Only once Docker has asked for something, never because a machine boots: a dockerd that
         finds forwarding off turns it on and sets the policy of FORWARD to DROP (moby,

@@ -1,4 +1,4 @@
-"""Decide on which host addresses and ports a container's ports are published; performs no I/O.
+"""Decide on which host addresses and ports a container's ports are published; no I/O.
 
 Whether a port is free on the host is only known by binding it, so a request becomes candidates, in
 order, each of which is taken as a whole or not at all.

@@ -1,4 +1,4 @@
-"""Say which elements pynet's nftables tables hold: values in, values out; never asks the kernel.
+"""The set and map elements of networks, endpoints and port bindings; no I/O.
 
 The chains are constant (`base.nft`). What grows with networks, endpoints and ports are set and map
 elements, so that a packet's lookup and an update cost the same for one and for thousands.
@@ -107,7 +107,7 @@ def change_network(old: Network, new: Network, endpoints: Iterable[Endpoint]) ->
 
 
 def add_part(network: Network, number: int) -> Changes:
-    """Return what adds the elements of a further bridge of a network."""
+    """Return what adds the elements of an extra bridge of a network."""
     return add(_part_elements(network, number), _network_comment(network))
 
 
@@ -174,14 +174,14 @@ def _network_elements(network: Network) -> Iterator[Element]:
 
 
 def _part_elements(network: Network, number: int) -> Iterator[Element]:
-    """Yield what a further bridge adds, which the host sees behind br_netfilter only.
+    """Yield what an extra bridge adds, which the host sees behind br_netfilter only.
 
     Frames pass it untouched: everything is translated on the first bridge. Where containers may not
-    talk to each other, the first bridge's end of the joint is closed as theirs are, and the further
+    talk to each other, the first bridge's end of the trunk is closed as theirs are, and the further
     one's is not: that way lead the host and all others.
     """
     bridge = Interface(network.bridge_at(number))
-    joint = Interface(network.joint(number).host_end)
+    trunk = Interface(network.trunk(number).host_end)
     yield _inet("bridges", bridge)
     yield _inet("arrivals", bridge, value=Verdict("from_part"))
     yield _inet("leaving", bridge, value=Verdict("confined"))
@@ -190,10 +190,10 @@ def _part_elements(network: Network, number: int) -> Iterator[Element]:
     for version in (4, 6):
         for subnet in network.subnets(version):
             yield _inet(f"home{version}", subnet, bridge)
-    yield _bridge("joints", joint, joint)
-    yield _bridge("joint_macs", joint, value=(Hardware(network.bridge.mac),))
+    yield _bridge("trunks", trunk, trunk)
+    yield _bridge("trunk_macs", trunk, value=(Hardware(network.bridge.mac),))
     if not network.options.icc:
-        yield _bridge("closed", joint)
+        yield _bridge("closed", trunk)
 
 
 def _family_elements(network: Network, version: int) -> Iterator[Element]:

@@ -1,4 +1,4 @@
-"""Say what pynet asks of the kernel, as a dozen verbs; the only rooms that do it are in here.
+"""The verbs that the driver asks of the kernel, as a protocol; only this package implements them.
 
 The verbs are all or nothing: one that fails has taken back what it did.
 """
@@ -50,7 +50,7 @@ class Kernel(Protocol):
         """Make the pair with its sandbox end in the sandbox, named, addressed and up."""
 
     def ensure_port(self, veth: Veth) -> bool:
-        """Have the host end on its bridge and up, with the network's MTU at least.
+        """Put the host end on its bridge and up, with the network's MTU at least.
 
         Returns False if there is no such link.
         """
@@ -59,13 +59,13 @@ class Kernel(Protocol):
         """Delete these links of ours; absence is success, a foreign link is left alone."""
 
     def release_links(self, names: Iterable[str]) -> None:
-        """Have these links of ours deleted soon, without waiting: it costs 15 to 30 ms each."""
+        """Delete these links of ours in the background: it takes 15 to 30 ms each."""
 
     def observe_links(self) -> Mapping[str, Link]:
         """Return every interface of the host, by name, but for those that we are deleting."""
 
     def apply_rules(self, text: str) -> None:
-        """Have our tables be what this nft text makes of none, in one transaction."""
+        """Replace our tables by what this nft text makes, in one transaction."""
 
     def change_elements(self, changes: Sequence[Change]) -> None:
         """Add elements to our sets and maps, and delete them, in one transaction."""
@@ -83,7 +83,7 @@ class Kernel(Protocol):
         """Return what our tables have dropped since they were made, and by which interfaces."""
 
     def ensure_forward_accept(self, mark: int) -> None:
-        """Have packets that carry the mark pass the iptables FORWARD chain, IPv4 and IPv6."""
+        """Accept packets that carry the mark in the iptables FORWARD chain, IPv4 and IPv6."""
 
     def has_forward_accept(self, mark: int) -> bool:
         """Tell whether they do, as far as we have seen to it."""
@@ -92,16 +92,16 @@ class Kernel(Protocol):
         """Remove what `ensure_forward_accept` added, wherever it is."""
 
     def set_zone(self, interfaces: Collection[str]) -> None:
-        """Have firewalld, where it runs, let pass what comes or goes by these interfaces alone.
+        """Ask firewalld, where it runs, to accept traffic of these interfaces and no others.
 
         All verbs of the zone but `settle_zone` return at once: firewalld may take seconds.
         """
 
     def change_zone(self, *, add: Collection[str] = (), remove: Collection[str] = ()) -> None:
-        """Have it do so for more interfaces, or for less."""
+        """Add interfaces to those, or remove some."""
 
     def delete_zone(self) -> None:
-        """Have it forget that there is such a thing."""
+        """Remove the zone and the policy from firewalld."""
 
     def settle_zone(self, seconds: float) -> bool:
         """Wait until firewalld has done, or refused, what it was asked; tell whether in time."""
@@ -113,7 +113,7 @@ class Kernel(Protocol):
         """Call `report` whenever `zone_problem` has changed; it must return at once."""
 
     def ensure_forwarding(self, version: int) -> None:
-        """Have the host forward packets of an address family, 4 or 6.
+        """Turn on forwarding of an address family, 4 or 6.
 
         Where that was off, what nobody accepts is dropped from then on, as with Docker: a host that
         forwards and accepts everything is an open router. Unless the operator will not have it.
@@ -132,7 +132,7 @@ class Kernel(Protocol):
         """Let go of host ports, relayed ones included; absence is success."""
 
     def relay_ports(self, relays: Iterable[Relay]) -> None:
-        """Have reserved host ports served by the relay, from a moment later on.
+        """Serve reserved host ports by the relay, from a little later on.
 
         What comes until then waits. What is not reserved cannot be relayed, and is left out.
         """

@@ -1,4 +1,4 @@
-"""Remove connection tracking entries of published UDP ports; no others, ever.
+"""Delete connection tracking entries of published UDP ports.
 
 A UDP flow has no end that the kernel could see: one that began before its port was published
 bypasses the translation, and one that outlives its container keeps going to a dead address.

@@ -1,4 +1,4 @@
-"""Ask one service on the host's system bus, and hear what it announces; knows none in particular.
+"""Call one service on the host's system bus and receive its signals.
 
 jeepney does the protocol: pure Python, without dependencies of its own, and with calls that block
 until a time is over, which is all that a thread of its own needs. libdbus and sd-bus are libraries
@@ -72,7 +72,7 @@ class Service:
         self._bus.close()
 
     def watch(self, path: str, interface: str) -> None:
-        """Have `wait` tell of what the service announces there, and of its coming and going."""
+        """Subscribe `wait` to the service's signals there, and to its start and end."""
         ours = MatchRule(type="signal", path=path, interface=interface)
         owner = MatchRule(
             type="signal", interface="org.freedesktop.DBus", member="NameOwnerChanged"

@@ -1,18 +1,18 @@
-"""Read what pynet's tables have dropped, by reason and by interface; knows no reason itself."""
+"""Read the drop counters of pynet's tables, by reason and by interface."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from driver.linux.netlink import parse_attributes, parse_nested, parse_text
+from driver.linux.nfnetlink import parse_attributes, parse_nested, parse_text
 from driver.linux.tables import read_counters, read_elements
 from driver.model import Drops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from driver.linux.netlink import Connection
+    from driver.linux.nfnetlink import Connection
 
 _SET = "dropped_"
 _KEY, _EXPRESSION, _EXPRESSIONS, _VALUE = 1, 7, 11, 1  # NFTA_SET_ELEM_…, NFTA_DATA_VALUE

@@ -1,4 +1,4 @@
-"""Put elements into sets and maps over nfnetlink, and take them out; make whole tables anew.
+"""Add elements to nftables sets and maps, delete them, and replace whole tables, over nfnetlink.
 
 A container's start or stop waits for one such change. libnftables is not asked for it: it reads
 first what everybody's tables hold, 0.3 ms here, 1.2 ms beside 400 sets of others, and its release
@@ -29,7 +29,7 @@ from driver.firewall.elements import (
     Verdict,
     Version,
 )
-from driver.linux.netlink import (
+from driver.linux.nfnetlink import (
     ACK,
     ANSWER_SECONDS,
     BUFFER,
@@ -107,7 +107,7 @@ class Elements:
         self.make([_encode_group(*each) for each in _group(changes)])
 
     def make(self, messages: Sequence[Making]) -> None:
-        """Have the kernel carry out all of the messages or none, as one transaction.
+        """Carry out all of the messages or none, as one transaction.
 
         Raises KernelError with the kernel's reason.
         """

@@ -1,4 +1,4 @@
-"""Read others' base chains that drop by policy, over nfnetlink; judges nothing.
+"""Read others' base chains with policy drop, over nfnetlink.
 
 libnftables is not asked: it reads a table as a whole, with every set, and a release of it has
 crashed on what a newer one had written. Here a chain is a few numbers, what is not known is a
@@ -24,13 +24,13 @@ from driver.firewall.filters import (
     Mask,
     Verdict,
 )
-from driver.linux.netlink import encode_text, parse_attributes, parse_nested, parse_text
+from driver.linux.nfnetlink import encode_text, parse_attributes, parse_nested, parse_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from driver.firewall.filters import Rule, Step
-    from driver.linux.netlink import Connection
+    from driver.linux.nfnetlink import Connection
 
 MOST_CHAINS, MOST_RULES = 64, 4096  # read of one table; what is beyond is a doubt
 _OURS, _IPTABLES = "pynet", "filter"  # FORWARD of the latter has a rule of ours

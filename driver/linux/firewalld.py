@@ -1,4 +1,4 @@
-"""Keep pynet's bridges in a zone of firewalld's, where firewalld runs; nothing else.
+"""Keep pynet's bridges in a firewalld zone, where firewalld runs.
 
 firewalld rejects what is forwarded from or to an interface that it knows nothing of, in a table of
 its own, so an accept in ours is not enough. It is told what Docker tells it of its own bridges
@@ -79,24 +79,24 @@ class Zone:
         self._report: Callable[[str | None], None] = lambda _: None
 
     def watch_reloads(self, then: Callable[[], None]) -> None:
-        """Have `then` called, in the thread, when firewalld may have flushed what others wrote."""
+        """Call `then`, in the thread, when firewalld may have flushed others' rules."""
         self._reloaded = then
 
     def watch(self, report: Callable[[str | None], None]) -> None:
-        """Have `report` told, in the thread, what is wrong with the zone; None if nothing is."""
+        """Call `report`, in the thread, with what is wrong with the zone; None if nothing is."""
         self._report = report
 
     def set(self, interfaces: Collection[str]) -> None:
-        """Have these interfaces and no others in the zone; returns at once."""
+        """Request that the zone has these interfaces and no others; returns at once."""
         self._ask(frozenset(interfaces), is_kept=True)
 
     def change(self, *, add: Collection[str] = (), remove: Collection[str] = ()) -> None:
-        """Have interfaces come into the zone, or go; returns at once."""
+        """Request that interfaces are added to the zone or removed; returns at once."""
         with self._condition:
             self._ask((self._wanted | frozenset(add)) - frozenset(remove), is_kept=True)
 
     def delete(self) -> None:
-        """Have the zone go, with all that is in it; returns at once."""
+        """Request that the zone is removed; returns at once."""
         self._ask(frozenset(), is_kept=False)
 
     def settle(self, seconds: float) -> bool:
@@ -136,7 +136,7 @@ class Zone:
         os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
-        """Be connected, anew after a failure, until the end."""
+        """Keep a connection to the bus, reconnecting after failures, until the end."""
         while True:
             try:
                 with Service(find_bus() or BUSES[0], NAME) as service:
@@ -218,7 +218,7 @@ def _bring(service: Service, wanted: frozenset[str], *, is_kept: bool) -> None:
 
 
 def _define(service: Service, zones: Collection[str]) -> bool:
-    """Have zone and policy in the permanent configuration; tell whether they are yet to be loaded.
+    """Write zone and policy to the permanent configuration; return whether a reload is due.
 
     What is there already stays as it is: it may be the operator's.
     """
@@ -233,7 +233,7 @@ def _define(service: Service, zones: Collection[str]) -> bool:
 
 
 def _place(service: Service, wanted: frozenset[str]) -> None:
-    """Have these interfaces and no others in the zone, but for what an operator put into another.
+    """Set the zone's interfaces, but for those that an operator put into another zone.
 
     As Docker respects that (moby, AddInterfaceFirewalld()).
     """

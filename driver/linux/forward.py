@@ -1,4 +1,4 @@
-"""Keep pynet's rule in the chain FORWARD where there is no iptables command; nothing else.
+"""Keep pynet's rule in the iptables chain FORWARD by nfnetlink, where there is no iptables command.
 
 Where it belongs is said here for both ways (`driver.linux.iptables`). For the managed plugin,
 whose image holds no programs. The tables `ip filter` and `ip6 filter` are those that Docker and the
@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 from driver.firewall.filters import Fate, Mask, Verdict
 from driver.linux import sysctl
 from driver.linux.filters import Reader
-from driver.linux.netlink import (
+from driver.linux.nfnetlink import (
     NESTED,
-    NetlinkError,
     encode_attribute,
     encode_text,
     parse_attributes,
     parse_text,
 )
+from driver.linux.session import NetlinkError
 from driver.linux.tables import CHAIN, DELETE_TABLE, HEAD, RULE, TABLE, Making
 from driver.undo import Rollback, attempt_all
 

@@ -1,4 +1,4 @@
-"""Keep pynet's rule in iptables' chain FORWARD, by the command; nothing else.
+"""Keep pynet's rule in the iptables chain FORWARD by the iptables command.
 
 One rule a family, whatever the number of networks: accept what carries pynet's mark. It stands
 behind the jump to `DOCKER-USER`, so that what operators write there is the last word, and nothing

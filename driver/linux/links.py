@@ -1,4 +1,4 @@
-"""Make and unmake bridges and veth pairs over rtnetlink; knows no network and no endpoint.
+"""Create and delete bridges and veth pairs over rtnetlink.
 
 Every call opens a socket of its own, in the namespace that its thread is in: that takes as long as
 asking for a lock, and nothing has to be known of who used it before.
@@ -187,7 +187,7 @@ def _finish_inside(veth: Veth, interface: DirectInterface, inside: _Inside) -> N
 
 
 def _announce(veth: Veth, inside: _Inside) -> None:
-    """Have the kernel tell the neighbours where the interface's addresses are.
+    """Make the kernel announce the interface's addresses to its neighbours.
 
     It does so when a link comes up, too, and the bridge passes nothing on then: it opens the port
     when the kernel has noticed the carrier. Asking for the link has it noticed (rtnl_getlink(),
@@ -481,7 +481,7 @@ def _write_parameters(bridge: Bridge) -> None:
 
 
 def _switch_ipv6(ifname: str, *, on: bool) -> None:
-    """Have IPv6 on an interface or not; a kernel started without IPv6 has nothing to turn off."""
+    """Turn IPv6 of an interface on or off; a kernel started without IPv6 has none."""
     sysctl.ensure("net.ipv6.conf.IFNAME.disable_ipv6", "0" if on else "1", ifname)
 
 

@@ -1,4 +1,4 @@
-"""Be the kernel of this host: the verbs of `driver.linux.Kernel`, put together from its parts."""
+"""The kernel of this host: implements the verbs of `driver.linux.Kernel`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Enter network namespaces, always in a thread made for it; knows no links and no sysctls.
+"""Enter network namespaces, each in a thread made for it.
 
 setns(2) moves the calling thread only. A thread that has moved must do nothing else afterwards,
 so each one does its work and ends.

@@ -1,4 +1,4 @@
-"""Give nft text to the kernel through the distribution's libnftables; renders nothing itself.
+"""Run nft text through the distribution's libnftables.
 
 A few functions of libnftables.so.1 by ctypes: netfilter's own Python binding is only to be had as a
 distribution package tied to the distribution's Python. The library reads all tables that there are

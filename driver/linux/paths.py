@@ -1,4 +1,4 @@
-"""Open paths that somebody else chose, without ever being kept by one; reads nothing from them.
+"""Open paths from requests without hanging on a dead file system.
 
 A sandbox is a path in a request. A dead NFS or FUSE mount below it lets no system call return, and
 the caller may hold the driver's lock.

@@ -1,4 +1,4 @@
-"""Reserve ports of the host by bound sockets; which ones is decided in `driver.firewall.ports`.
+"""Reserve host ports by bound sockets.
 
 A bound socket keeps the port from everybody else, Docker's own bridge included, for as long as
 this process lives. Nothing is received on it but what the firewall does not translate, and that is
@@ -68,7 +68,7 @@ class Reservations:
         self._sockets |= sockets
 
     def listen(self, place: HostPort) -> socket.socket | None:
-        """Have what comes to a reserved place queued; return its socket.
+        """Listen on a reserved port, so that clients queue; return its socket.
 
         None if the kernel has none for it. Raises KernelError if the place is not reserved.
         """

@@ -1,4 +1,4 @@
-"""See what nft text comes to in a namespace without anything; changes nothing of the host's.
+"""Compile nft text in an empty network namespace, to compare or to copy the result.
 
 Two rulesets are compared in the kernel's own words: one is what is there, the other what an
 empty namespace shows after the text was given to it. So nobody here needs to know how nft
@@ -22,7 +22,7 @@ from driver.linux.tables import Looking, copy, outline, read, unmake
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from driver.linux.netlink import Connection
+    from driver.linux.nfnetlink import Connection
     from driver.linux.tables import Held, Making
 
 
@@ -70,7 +70,7 @@ class Preview:
 
     @contextmanager
     def _showing(self, text: str) -> Iterator[tuple[Connection, tuple[Held, ...], frozenset[str]]]:
-        """Have the tables that a text makes in the block, and no others.
+        """Load the tables that a text makes for the block, and no others.
 
         Lends what shows them, and what they hold but for elements, also as lines.
         """

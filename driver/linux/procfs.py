@@ -1,4 +1,4 @@
-"""Open files below /proc/sys by a mount of our own, in which names are found fast; decides nothing.
+"""A procfs mount of our own, in which looking up /proc/sys files stays fast.
 
 The kernel keeps the same name of all network namespaces in one chain of its cache and compares each
 with the one that is asked for (proc_sys_compare(), fs/proc/proc_sysctl.c). In the /proc that all of

@@ -130,7 +130,7 @@ class RelayClient:
         return sockets
 
     def add(self, ports: Mapping[Relay, socket.socket | None]) -> None:
-        """Have these ports served, soon; each by its socket, None if the kernel has none for it."""
+        """Request that these ports are served, each by its socket; None if the kernel has none."""
         with self._condition:
             for relay, bound in ports.items():
                 if bound is None:
@@ -180,7 +180,7 @@ class RelayClient:
         os.close(self._wake)
 
     def _notify(self) -> None:
-        """Have the thread look; it is started when there is something to do for it."""
+        """Wake the thread; it is started when there is something to do for it."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
             self._thread.start()
@@ -205,7 +205,7 @@ class RelayClient:
             os.eventfd_read(self._wake)
 
     def _bring_up_to_date(self) -> None:
-        """Have the relay serve what is wanted. Raises OSError or KernelError."""
+        """Bring the relay to what is wanted. Raises OSError or KernelError."""
         self._hear()
         with self._condition:
             wanted = dict(self._wanted)
@@ -223,7 +223,7 @@ class RelayClient:
             self._health.clear(HEALTH)
 
     def _drop_served(self, wanted: Mapping[HostPort, tuple[Relay, socket.socket]]) -> None:
-        """Have the relay drop what is not wanted, or not like that."""
+        """Withdraw from the relay what is not wanted, or not like that."""
         gone = [
             relay
             for place, relay in self._served.items()
@@ -237,7 +237,7 @@ class RelayClient:
                 self._condition.notify_all()
 
     def _add_wanted(self, ports: Sequence[tuple[Relay, socket.socket]]) -> None:
-        """Have the relay serve ports, as far as they are still wanted."""
+        """Hand ports to the relay, as far as they are still wanted."""
         with self._condition:  # from here on whoever withdraws one waits for the relay
             still = [each for each in ports if self._wanted.get(each[0].place) == each]
             self._served |= {relay.place: relay for relay, _ in still}

@@ -1,4 +1,4 @@
-"""Ask rtnetlink for links, their addresses and routes, by pyroute2; decides nothing.
+"""Links, bridge ports, addresses, routes and rules over rtnetlink, by pyroute2.
 
 include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h and neighbour.h say what the attributes mean.
 """

@@ -1,4 +1,4 @@
-"""Carry pyroute2's messages to the kernel and back, in the namespace of the calling thread.
+"""A pyroute2 netlink socket of the calling thread's namespace, with a deadline.
 
 pyroute2's own synchronous classes wait for an answer without limit, and whoever waits here has the
 driver's lock. So each session has an event loop of its own, with a deadline.

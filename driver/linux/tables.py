@@ -1,4 +1,4 @@
-"""Read nftables tables as the kernel holds them, and make of that the messages that make them anew.
+"""Read nftables tables from the kernel, and build the messages that create them again.
 
 libnftables compiles pynet's text in a namespace without anything; what has come of it there is
 carried over here. Asked to do it where others have tables, the library reads all of theirs first,
@@ -17,12 +17,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from driver.errors import KernelError
-from driver.linux.netlink import (
+from driver.linux.nfnetlink import (
     CREATE,
-    NETFILTER,
     TYPE_MASK,
     Connection,
-    NetlinkError,
     encode_attribute,
     encode_text,
     parse_attributes,
@@ -30,6 +28,7 @@ from driver.linux.netlink import (
     parse_text,
     parse_typed,
 )
+from driver.linux.session import NetlinkError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -101,7 +100,7 @@ class Looking:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._netfilter = Connection(NETFILTER)
+        self._netfilter = Connection()
 
     @contextmanager
     def open(self) -> Iterator[Connection]:

@@ -1,4 +1,4 @@
-"""Wait for descriptors, whatever their numbers are.
+"""Wait for descriptors with poll(2), whatever their numbers are.
 
 select(2) takes none from 1,024 on, and a driver with a thousand published ports has such.
 """

@@ -1,4 +1,4 @@
-"""Tell when a sandbox comes into being; knows nothing of what is then to be done.
+"""Watch the mount table for sandboxes that are yet to come.
 
 On engines 20.10 to 27 Join comes before the sandbox exists: runc's hook makes it, as an empty file
 over which the namespace is mounted. A mount is what the kernel announces to whoever polls
@@ -43,7 +43,7 @@ class SandboxWatch:
         self._closing = False
 
     def add(self, sandbox: SandboxKey, then: Callable[[], None]) -> None:
-        """Have `then` called, once, in a thread of its own, when the sandbox exists.
+        """Call `then` once, in a thread of its own, when the sandbox exists.
 
         A second watch of the same sandbox replaces the first. Raises KernelError if nothing can be
         watched.

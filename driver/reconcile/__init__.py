@@ -1,1 +1,1 @@
-"""What differs between the stored and the observed state, and how it is made whole again."""
+"""Desired and observed state: compare, reconcile, watch."""

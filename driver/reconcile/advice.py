@@ -1,4 +1,4 @@
-"""Say where the host's own settings are weaker than pynet's networks deserve; performs no I/O.
+"""Find host settings that weaken pynet's networks; no I/O.
 
 Advice is no damage: nothing of pynet's is missing, and nobody but the host's operator may change
 these settings. Only what pynet's own rules do not make up for is in here. br_netfilter is not: who

@@ -1,4 +1,4 @@
-"""Compare what is stored with what the kernel has, and say what differs; performs no I/O."""
+"""Compare the stored with the observed state; no I/O."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Existence(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Drift:
     """One thing that is not as it should be: what it is, which, and what is wrong with it.
 
     `blocked` tells that nothing can be done about it before somebody else's link has gone,
@@ -88,7 +88,7 @@ class Difference:
         return f"{self.kind} {self.subject}: {self.text}"
 
 
-def compare_bridges(networks: Iterable[Network], links: Mapping[str, Link]) -> Iterator[Difference]:
+def compare_bridges(networks: Iterable[Network], links: Mapping[str, Link]) -> Iterator[Drift]:
     """Yield what is wrong with the networks' bridges."""
     for network in networks:
         for bridge in network.bridges:
@@ -97,12 +97,12 @@ def compare_bridges(networks: Iterable[Network], links: Mapping[str, Link]) -> I
             blocked = is_blocked(bridge, links)
             for fault in faults:
                 text = f"{fault} (network {short(network.id)})"
-                yield Difference(Kind.BRIDGE, bridge.name, text, blocked=blocked)
-        for number, joint in zip(network.parts, network.joints, strict=True):
+                yield Drift(Kind.BRIDGE, bridge.name, text, blocked=blocked)
+        for number, trunk in zip(network.parts, network.trunks, strict=True):
             part = network.bridge_at(number)
-            for end, bridge_name in ((joint.host_end, joint.bridge), (joint.sandbox_end, part)):
-                if end not in links or any(_host_end_faults(links[end], bridge_name, joint.mtu)):
-                    yield Difference(Kind.BRIDGE, part, f"is not joined to {joint.bridge}: {end}")
+            for end, bridge_name in ((trunk.host_end, trunk.bridge), (trunk.sandbox_end, part)):
+                if end not in links or any(_host_end_faults(links[end], bridge_name, trunk.mtu)):
+                    yield Drift(Kind.BRIDGE, part, f"is not joined to {trunk.bridge}: {end}")
 
 
 def is_blocked(bridge: Bridge, links: Mapping[str, Link]) -> bool:
@@ -137,7 +137,7 @@ def compare_endpoints(
     networks: Mapping[NetworkId, Network],
     links: Mapping[str, Link],
     sandboxes: Mapping[SandboxKey, Existence],
-) -> Iterator[Difference]:
+) -> Iterator[Drift]:
     """Yield what is wrong with the joined endpoints."""
     for endpoint in endpoints:
         if endpoint.attachment is None:
@@ -145,14 +145,14 @@ def compare_endpoints(
         name = host_end_name(endpoint.id)
         link = links.get(name)
         if is_dead(endpoint, links, sandboxes):
-            yield Difference(Kind.DEAD, endpoint.id, "its sandbox has ended")
+            yield Drift(Kind.DEAD, endpoint.id, "its sandbox has ended")
         elif link is not None:
             bridge = bridge_of(endpoint, networks)
             blocked = is_blocked(bridge, links)
             for fault in _host_end_faults(link, bridge.name, bridge.mtu):
-                yield Difference(Kind.HOST_END, name, fault, blocked=blocked)
+                yield Drift(Kind.HOST_END, name, fault, blocked=blocked)
         else:
-            yield Difference(
+            yield Drift(
                 Kind.SEVERED,
                 name,
                 f"is gone while its container runs, endpoint {short(endpoint.id)}; connect the "
@@ -172,14 +172,14 @@ def compare_macs(
     endpoints: Iterable[Endpoint],
     links: Mapping[str, Link],
     inside: Mapping[str, str],
-) -> Iterator[Difference]:
+) -> Iterator[Drift]:
     """Yield the MAC addresses that two on one network have; `inside` has the containers'."""
     endpoints = tuple(endpoints)
     for network in networks:
         owners: dict[str, list[str]] = {}
         bridges = {bridge.name for bridge in network.bridges}
         known = {host_end_name(each.id) for each in endpoints}
-        known |= {end for joint in network.joints for end in (joint.host_end, joint.sandbox_end)}
+        known |= {end for trunk in network.trunks for end in (trunk.host_end, trunk.sandbox_end)}
         for name, link in links.items():
             if name == network.bridge_name or (link.bridge in bridges and name not in known):
                 owners.setdefault(link.mac, []).append(name)
@@ -191,7 +191,7 @@ def compare_macs(
             # A bridge without a MAC of its own has that of one of its ports.
             if len(names) > 1 and any(name.startswith("endpoint ") for name in names):
                 text = f"is that of {' and of '.join(names)}; give all but one another"
-                yield Difference(Kind.MAC, mac, f"{text} (network {short(network.id)})")
+                yield Drift(Kind.MAC, mac, f"{text} (network {short(network.id)})")
 
 
 def is_dead(
@@ -221,15 +221,15 @@ def _host_end_faults(link: Link, bridge: str, mtu: int) -> Iterator[str]:
 
 def find_leftovers(
     networks: Iterable[Network], endpoints: Iterable[Endpoint], links: Mapping[str, Link]
-) -> Iterator[Difference]:
+) -> Iterator[Drift]:
     """Yield the links of ours that belong to no network and to no endpoint."""
     networks = tuple(networks)
     known = {bridge.name for network in networks for bridge in network.bridges}
-    known |= {joint.host_end for network in networks for joint in network.joints}
+    known |= {trunk.host_end for network in networks for trunk in network.trunks}
     known |= {host_end_name(endpoint.id) for endpoint in endpoints}
     for name, link in sorted(links.items()):
         if link.is_ours and name not in known:
-            yield Difference(Kind.LEFTOVER, name, "belongs to no network or endpoint")
+            yield Drift(Kind.LEFTOVER, name, "belongs to no network or endpoint")
 
 
 def find_ends(
@@ -258,19 +258,19 @@ def _leads_to(own: IPInterface, ip: IPAddress) -> bool:
 
 def compare_passage(
     networks: Mapping[NetworkId, Network], endpoints: Iterable[Endpoint], passage: Passage
-) -> Iterator[Difference]:
+) -> Iterator[Drift]:
     """Yield what keeps containers' packets from passing this host, beside our own rules."""
     joined = {each.network_id: each for each in endpoints if each.attachment is not None}
     running = tuple(networks[each] for each in joined)
     for version, key in FORWARDING.items():
         if key in passage.closed and any(network.forwards(version) for network in running):
             text = f"is 0, so nothing of IPv{version} passes this host; sysctl -w {key}=1"
-            yield Difference(Kind.FORWARDING, key, text)
+            yield Drift(Kind.FORWARDING, key, text)
     for network in running:
         key = BRIDGE_FORWARDING.replace("IFNAME", network.bridge_name)
         if key in passage.closed and network.forwards(4):
             text = f"is 0, so nothing that its containers send passes this host; sysctl -w {key}=1"
-            yield Difference(Kind.FORWARDING, key, text)
+            yield Drift(Kind.FORWARDING, key, text)
     by_bridge = {network.bridge_name: network for network in running}
     for ip, way in passage.ways.items():
         yield from _compare_way(ip, way, by_bridge, joined)
@@ -284,14 +284,14 @@ def _compare_way(
     way: str | None,
     networks: Mapping[str, Network],
     joined: Mapping[NetworkId, Endpoint],
-) -> Iterator[Difference]:
+) -> Iterator[Drift]:
     for bridge, network in networks.items():
         subnets = [each for each in network.subnets(ip.version) if ip in each]
         if network.shared or not subnets or way == bridge or network.id not in joined:
             continue
         where = f"leads to {way}" if way else "is missing"
         six = "-6 " if ip.version == 6 else ""  # noqa: PLR2004
-        yield Difference(
+        yield Drift(
             Kind.ROUTE,
             str(subnets[0]),
             f"{where} instead of to {bridge}, by the routes and rules of this host; "
@@ -301,7 +301,7 @@ def _compare_way(
 
 def _compare_filter(
     chain: BaseChain, networks: Iterable[Network], passage: Passage
-) -> Iterator[Difference]:
+) -> Iterator[Drift]:
     """Yield that a chain drops what comes from containers, or goes to them, of these networks."""
     sees_mark = chain.priority > FORWARD_PRIORITY
     mark = ACCEPTED_MARK if sees_mark else 0
@@ -324,7 +324,7 @@ def _compare_filter(
     others = f" and of {len(stopped) - 1} networks more" if len(stopped) > 1 else ""
     rule = f"meta mark and {ACCEPTED_MARK:#x} != 0" if sees_mark else f'iifname "{name}"'
     also = "" if sees_mark else f'; nft insert rule {chain} oifname "{name}" accept'
-    yield Difference(
+    yield Drift(
         Kind.FILTER,
         str(chain),
         f"drops by its policy what goes {what} containers on {name}{others}, whatever pynet's own "
@@ -332,7 +332,7 @@ def _compare_filter(
     )
 
 
-def compare_rules(wanted: frozenset[str], found: frozenset[str]) -> Iterator[Difference]:
+def compare_rules(wanted: frozenset[str], found: frozenset[str]) -> Iterator[Drift]:
     """Yield every line of our tables that is missing, and every one that should not be there.
 
     Elements only if all else is as it should be: else they may not have been read.
@@ -344,17 +344,17 @@ def compare_rules(wanted: frozenset[str], found: frozenset[str]) -> Iterator[Dif
     for text, lines in (("is missing", wanted - found), ("is not ours", found - wanted)):
         for line in sorted(lines):
             kind = Kind.UPLINK if UPLINKS in line else Kind.RULES
-            yield Difference(kind, line[:200], text)
+            yield Drift(kind, line[:200], text)
 
 
 def compare_reservations(
     endpoints: Iterable[Endpoint], reserved: Collection[HostPort]
-) -> Iterator[Difference]:
+) -> Iterator[Drift]:
     """Yield the published host ports that nothing keeps from others."""
     for endpoint in endpoints:
         for binding in endpoint.bindings:
             if binding.host is not None and binding.host not in reserved:
-                yield Difference(
+                yield Drift(
                     Kind.RESERVATION,
                     str(binding.host),
                     f"is not reserved for endpoint {short(endpoint.id)}",
@@ -365,12 +365,12 @@ def compare_relays(
     endpoints: Iterable[Endpoint],
     networks: Mapping[NetworkId, Network],
     relayed: Collection[Relay],
-) -> Iterator[Difference]:
+) -> Iterator[Drift]:
     """Yield the published host ports at which only the kernel answers, and nobody else does."""
     for endpoint in endpoints:
         for relay in find_relays(endpoint.bindings, networks[endpoint.network_id]):
             if relay not in relayed:
-                yield Difference(
+                yield Drift(
                     Kind.RELAY,
                     str(relay.place),
                     f"is not served by the relay for endpoint {short(endpoint.id)}",

@@ -1,4 +1,4 @@
-"""Bring the kernel to what the state file says: at start, when asked, when others break it.
+"""Bring the kernel to what the state file says: at start, on request, after damage.
 
 What differs is found by `driver.reconcile.diff`. Every kind of difference has one remedy here, and
 a remedy that fails keeps no other from being tried. Opens transactions of its own.
@@ -17,7 +17,7 @@ from driver.model import host_end_name, short, veth_of
 from driver.observed import find_uplinks
 from driver.reconcile.diff import (
     MENDS_ITSELF,
-    Difference,
+    Drift,
     Existence,
     Kind,
     bridge_of,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from driver.counts import Counts
-    from driver.firewall.firewall import Rules
+    from driver.firewall.firewall import Firewall
     from driver.firewall.portmapper import Publisher
     from driver.linux import Kernel
     from driver.lock import Lock
@@ -76,13 +76,13 @@ class Intent:
 class Parts:
     """The parts of the driver by which things are made whole again."""
 
-    rules: Rules
+    firewall: Firewall
     publisher: Publisher
     sandboxes: Sandboxes
     counts: Counts
 
 
-class Restorer:
+class Reconciler:
     """The kernel's state as a whole, for all networks and endpoints."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Restorer:
         self._store = store
         self._kernel = kernel
         self._lock = lock
-        self._rules = parts.rules
+        self._firewall = parts.firewall
         self._publisher = parts.publisher
         self._sandboxes = parts.sandboxes
         self._counts = parts.counts
@@ -120,7 +120,7 @@ class Restorer:
                 [
                     self._sandboxes.look_at_defaults,
                     *(self._ensure_bridge(each) for each in intent.networks.values()),
-                    partial(self._raise_rules, intent),
+                    partial(self._install_firewall, intent),
                     self._kernel.delete_loopback_pair,
                     partial(self._kernel.forget_flows, bindings),
                     lambda: links.update(self._kernel.observe_links()),
@@ -136,7 +136,7 @@ class Restorer:
             )
             return is_known and is_made
 
-    def check(self) -> tuple[Difference, ...]:
+    def check(self) -> tuple[Drift, ...]:
         """Return all that differs between the state file and the kernel, and change nothing."""
         with self._lock, self._sandboxes.one_look():
             intent = self._intent()
@@ -148,8 +148,8 @@ class Restorer:
             )
 
     def repair(
-        self, choose: Callable[[tuple[Difference, ...]], tuple[Difference, ...]]
-    ) -> tuple[tuple[Difference, ...], bool]:
+        self, choose: Callable[[tuple[Drift, ...]], tuple[Drift, ...]]
+    ) -> tuple[tuple[Drift, ...], bool]:
         """Mend what is chosen of the damage there is; return that, and whether all went well.
 
         Parameters are not looked at: nothing but a container itself changes them. A look takes a
@@ -171,7 +171,7 @@ class Restorer:
         found = self._find_damage(intent)
         return {(each.kind, each.subject) for each in found if each.kind not in MENDS_ITSELF}
 
-    def repair_all(self) -> tuple[Difference, ...]:
+    def repair_all(self) -> tuple[Drift, ...]:
         """Mend everything that `check` finds; return what differs afterwards."""
         with self._lock:
             intent = self._intent()
@@ -200,7 +200,7 @@ class Restorer:
             networks = {network.id: network for network in self._store.networks()}
             return Intent(networks, self._store.endpoints())
 
-    def _find_damage(self, intent: Intent) -> tuple[Difference, ...]:
+    def _find_damage(self, intent: Intent) -> tuple[Drift, ...]:
         links = self._kernel.observe_links()
         sandboxes = self._look_at(intent.sandboxes)
         networks = intent.networks.values()
@@ -216,16 +216,14 @@ class Restorer:
             *_looked(Kind.FILTER, "nftables", self._compare_passage, intent, bridges),
         )
 
-    def _compare_passage(
-        self, intent: Intent, bridges: Iterable[Difference]
-    ) -> Iterator[Difference]:
+    def _compare_passage(self, intent: Intent, bridges: Iterable[Drift]) -> Iterator[Drift]:
         if intent.joined:
             damaged = frozenset(each.subject for each in bridges)
             ends = find_ends(intent.networks, intent.joined, damaged)
             passage = self._kernel.observe_passage(ends)
             yield from compare_passage(intent.networks, intent.joined, passage)
 
-    def _compare_tables(self, intent: Intent, links: Mapping[str, Link]) -> Iterator[Difference]:
+    def _compare_tables(self, intent: Intent, links: Mapping[str, Link]) -> Iterator[Drift]:
         networks = intent.networks.values()
         text = ""
         if networks:
@@ -234,41 +232,39 @@ class Restorer:
         wanted = self._kernel.preview_rules(text, ruleset.TABLES)
         yield from compare_rules(wanted, self._kernel.list_rules(ruleset.TABLES))
 
-    def _compare_accept(self, intent: Intent) -> Iterator[Difference]:
+    def _compare_accept(self, intent: Intent) -> Iterator[Drift]:
         networks = intent.networks
         if networks and not self._kernel.has_forward_accept(ruleset.ACCEPTED_MARK):
-            yield Difference(
+            yield Drift(
                 Kind.ACCEPT,
                 "FORWARD",
                 "pynet's rule is not behind the operators' chain DOCKER-USER",
             )
         if not networks and self._kernel.has_forward_accept(ruleset.ACCEPTED_MARK):
-            yield Difference(Kind.ACCEPT, "FORWARD", "pynet's rule is left over")
+            yield Drift(Kind.ACCEPT, "FORWARD", "pynet's rule is left over")
 
-    def _find_equal_macs(self, intent: Intent) -> tuple[Difference, ...]:
+    def _find_equal_macs(self, intent: Intent) -> tuple[Drift, ...]:
         inside = self._kernel.read_macs(
             {host_end_name(each.id): sandbox_of(each) for each in intent.joined}
         )
         links = self._kernel.observe_links()
         return tuple(compare_macs(intent.networks.values(), intent.joined, links, inside))
 
-    def _find_zone_problem(self) -> Iterator[Difference]:
+    def _find_zone_problem(self) -> Iterator[Drift]:
         if problem := self._kernel.zone_problem():
-            yield Difference(Kind.ZONE, "firewalld", problem)
+            yield Drift(Kind.ZONE, "firewalld", problem)
 
-    def _find_missing_parameters(self, intent: Intent) -> Iterator[Difference]:
+    def _find_missing_parameters(self, intent: Intent) -> Iterator[Drift]:
         for sandbox in intent.sandboxes:
             yield from _looked(Kind.PARAMETER, sandbox, self._compare_parameters, sandbox)
 
-    def _compare_parameters(self, sandbox: SandboxKey) -> Iterator[Difference]:
+    def _compare_parameters(self, sandbox: SandboxKey) -> Iterator[Drift]:
         with self._store.transaction():
             missing = self._sandboxes.find_missing(sandbox)
         for sysctl in missing:
-            yield Difference(
-                Kind.PARAMETER, sandbox, f"{sysctl.key}={sysctl.value} was not written"
-            )
+            yield Drift(Kind.PARAMETER, sandbox, f"{sysctl.key}={sysctl.value} was not written")
 
-    def _mend(self, found: Collection[Difference], intent: Intent) -> bool:
+    def _mend(self, found: Collection[Drift], intent: Intent) -> bool:
         """Run the remedies of what was found, one a kind, in the order in which they build.
 
         What fails is logged; tells whether nothing did.
@@ -328,10 +324,10 @@ class Restorer:
     def _rule_remedy(self, kind: Kind, intent: Intent) -> Callable[[], object]:
         """Return what makes the one thing anew that others change often, or everything."""
         if kind is Kind.UPLINK:
-            return self._rules.set_uplinks
+            return self._firewall.set_uplinks
         if kind is Kind.ACCEPT and intent.networks:
-            return self._rules.accept
-        return lambda: self._raise_rules(self._intent())
+            return self._firewall.accept
+        return lambda: self._install_firewall(self._intent())
 
     def _ensure_bridge(self, network: Network) -> Callable[[], object]:
         return partial(ensure_bridges, self._kernel, network)
@@ -350,8 +346,8 @@ class Restorer:
     def _veth(self, endpoint: Endpoint, intent: Intent) -> Veth:
         return veth_of(endpoint, intent.networks[endpoint.network_id])
 
-    def _raise_rules(self, intent: Intent) -> None:
-        self._rules.raise_for(intent.networks.values(), intent.endpoints)
+    def _install_firewall(self, intent: Intent) -> None:
+        self._firewall.install(intent.networks.values(), intent.endpoints)
 
     def _restore_endpoint(
         self, endpoint: Endpoint, intent: Intent, links: Mapping[str, Link]
@@ -362,7 +358,7 @@ class Restorer:
         while a namespace is being destroyed.
         """
         if is_blocked(bridge_of(endpoint, intent.networks), links):
-            return  # never on somebody else's link; the healer waits for its going
+            return  # never on somebody else's link; the watcher waits for its going
         veth = self._veth(endpoint, intent)
         link = links.get(veth.host_end)
         is_in_place = link is not None and link.is_port(veth)
@@ -409,18 +405,18 @@ class Restorer:
 
 
 def _looked(
-    kind: Kind, subject: str, look: Callable[P, Iterator[Difference]], *args: P.args, **kw: P.kwargs
-) -> tuple[Difference, ...]:
+    kind: Kind, subject: str, look: Callable[P, Iterator[Drift]], *args: P.args, **kw: P.kwargs
+) -> tuple[Drift, ...]:
     """Return what a look finds; one that fails is a difference itself, and keeps no other."""
     try:
         return tuple(look(*args, **kw))
     except DriverError as error:
-        return (Difference(kind, subject, f"cannot be looked at: {error}"),)
+        return (Drift(kind, subject, f"cannot be looked at: {error}"),)
 
 
-def _log_repairs(found: Iterable[Difference]) -> None:
+def _log_repairs(found: Iterable[Drift]) -> None:
     """Log what is repaired, each in a line; of rules, which are repaired as a whole, how many."""
-    rules: list[Difference] = []
+    rules: list[Drift] = []
     for difference in found:
         if difference.kind is Kind.UPLINK:  # nobody has broken anything
             log.info("taking note of: %s", difference)
@@ -434,6 +430,6 @@ def _log_repairs(found: Iterable[Difference]) -> None:
         log.log(_level(rules[0]), text, len(rules), rules[0])
 
 
-def _level(difference: Difference) -> int:
+def _level(difference: Drift) -> int:
     """Return how loud a repair is: of what others break again and again, health tells."""
     return logging.DEBUG if difference.contested else logging.WARNING

@@ -1,4 +1,4 @@
-"""Mend what others break, as soon as it breaks, without fighting them; knows no kernel.
+"""Repair damage when the kernel reports it, backing off where another program undoes it.
 
 What a failed step of the driver's own has left behind is mended in the same way.
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from driver.counts import Counts
     from driver.health import Health
-    from driver.reconcile.diff import Difference
+    from driver.reconcile.diff import Drift
 
     # Takes all the damage there is, gives what is to be mended of it.
-    Choice = Callable[[tuple[Difference, ...]], tuple[Difference, ...]]
+    Choice = Callable[[tuple[Drift, ...]], tuple[Drift, ...]]
 
 REPAIRS, WINDOW_SECONDS = 3, 60.0  # so many repairs within it, and a thing is contested
 INTERVAL_SECONDS = 1.0  # between repairs of a contested thing, at least …
@@ -39,10 +39,10 @@ LOOKING = "looking for damage"
 log = logging.getLogger(__name__)
 
 
-class Patient(Protocol):
+class Repairable(Protocol):
     """What is kept whole: the driver."""
 
-    def repair(self, choose: Choice) -> tuple[tuple[Difference, ...], bool]:
+    def repair(self, choose: Choice) -> tuple[tuple[Drift, ...], bool]:
         """Mend what is chosen of the damage there is; return that, and whether all went well."""
 
 
@@ -104,17 +104,17 @@ class Backoff:
         return {thing: until - now for thing, until in self._until.items() if until > now}
 
 
-class Healer:
-    """The thread that has damage repaired when it is told that there may be some."""
+class Watcher:
+    """The thread that repairs damage when the kernel's events say that there may be some."""
 
     def __init__(
         self,
-        patient: Patient,
+        repairable: Repairable,
         counts: Counts,
         health: Health,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._patient = patient
+        self._repairable = repairable
         self._counts = counts
         self._health = health
         self._clock = clock
@@ -126,16 +126,16 @@ class Healer:
         self._contested: set[str] = set()
         self._told: set[str] = set()  # what only others can mend
         self._failure = ""
-        self._thread = threading.Thread(target=self._run, name="healer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._thread.start()
 
-    def damaged(self) -> None:
-        """Have everything looked at soon; returns at once. Several calls may become one look."""
+    def on_damage(self) -> None:
+        """Request a look at everything soon; returns at once. Several calls may become one look."""
         with self._condition:
             self._damaged = True
             self._condition.notify()
 
-    def forgotten(self) -> None:
+    def on_deletion(self) -> None:
         """Look again soon if something was told that only others can mend: it may be so by now."""
         with self._condition:
             if self._told:
@@ -157,12 +157,12 @@ class Healer:
         while self._await_damage():
             began = self._clock()
             try:
-                mended, went_well = self._patient.repair(self._choose)
+                mended, went_well = self._repairable.repair(self._choose)
             except Exception as error:  # noqa: BLE001 - logged, once
                 self._say_failure(error)
                 self._backoff.note([LOOKING], failed=True)
                 if self._backoff.allows(LOOKING, self._clock()):
-                    self.damaged()
+                    self.on_damage()
                 continue
             self._failure = ""
             self._health.clear(LOOKING)
@@ -172,7 +172,7 @@ class Healer:
                 self._counts.repairs.labels(kind).inc()
             if mended:
                 self._interval = max(INTERVAL_SECONDS, SHARE * (self._clock() - began))
-                self.damaged()  # look once more: a remedy can fail
+                self.on_damage()  # look once more: a remedy can fail
 
     def _say_failure(self, error: Exception) -> None:
         """Log why nothing can be looked for, once, and have it known."""
@@ -197,8 +197,8 @@ class Healer:
             self._damaged = False
             return not self._closing
 
-    def _choose(self, found: tuple[Difference, ...]) -> tuple[Difference, ...]:
-        by_thing: dict[str, list[Difference]] = {}
+    def _choose(self, found: tuple[Drift, ...]) -> tuple[Drift, ...]:
+        by_thing: dict[str, list[Drift]] = {}
         others = {_thing(each): each for each in found if each.blocked or each.kind in TOLD}
         for difference in found:
             if not (difference.blocked or difference.kind in TOLD | MENDS_ITSELF):
@@ -211,7 +211,7 @@ class Healer:
         chosen = (self._mark(thing, each) for thing, each in by_thing.items())
         return tuple(chain.from_iterable(chosen))
 
-    def _mark(self, thing: str, found: list[Difference]) -> list[Difference]:
+    def _mark(self, thing: str, found: list[Drift]) -> list[Drift]:
         """Return what of a thing is to be repaired now, marked if that is no news."""
         now = self._clock()
         if self._backoff.is_contested(thing, now) and thing not in self._contested:
@@ -220,7 +220,7 @@ class Healer:
             return []
         return [replace(each, contested=thing in self._contested) for each in found]
 
-    def _contest(self, thing: str, example: Difference) -> None:
+    def _contest(self, thing: str, example: Drift) -> None:
         """Say that a thing is fought over."""
         problem = (
             f"{thing} was repaired {REPAIRS} times within {WINDOW_SECONDS:.0f} s and is broken "
@@ -232,13 +232,13 @@ class Healer:
         self._contested.add(thing)
 
     def _forgive_calm(self, now: float) -> None:
-        """Have what has been whole for long enough be no problem any more."""
+        """Clear the problems of what has been whole for long enough."""
         for thing in [each for each in self._contested if self._backoff.calm_at(each) <= now]:
             log.info("%s has been left alone for %.0f s", thing, WINDOW_SECONDS)
             self._health.clear(thing)
             self._contested.discard(thing)
 
-    def _tell(self, thing: str, difference: Difference) -> None:
+    def _tell(self, thing: str, difference: Drift) -> None:
         """Say once what only others can mend; of somebody else's link the kernel tells the end."""
         problem = str(difference)
         if difference.blocked:
@@ -247,7 +247,7 @@ class Healer:
         self._health.report(thing, problem)
 
 
-def _thing(difference: Difference) -> str:
+def _thing(difference: Drift) -> str:
     """Return what is repaired as a whole: the rules are one thing, a bridge is another."""
     subject = "" if difference.kind is Kind.RULES else difference.subject
     return f"{difference.kind} {subject}".strip()

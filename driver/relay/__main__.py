@@ -1,4 +1,4 @@
-"""Begin as the relay's process: `python -S -E FILE`, with the control socket as standard input.
+"""Start the relay process: `python -S -E FILE`, with the control socket as standard input.
 
 Or as the first of those that systemd hands over. Run by its path and without `site`, which would
 cost a quarter of the memory: so it finds the package by itself.
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def give_up_rights() -> None:
-    """Be nobody from now on: what is relayed comes from anywhere, and takes no rights."""
+    """Drop root and all capabilities: what is relayed comes from anywhere."""
     if os.geteuid() != 0:
         return
     try:

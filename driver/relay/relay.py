@@ -1,4 +1,4 @@
-"""Serve what the driver hands over, for as long as anything is to be served."""
+"""Serve the ports that the driver hands over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Relay TCP connections: from socket to pipe to socket by splice(2), so that no byte is copied.
+"""Relay TCP connections by splice(2), without copying.
 
 What one side does the other is shown: the end of what it sends, a reset, and that it does not read.
 """
@@ -47,12 +47,12 @@ class Loop:
         self._next_tick = 0.0
 
     def add(self, each: socket.socket, owner: Owner, events: int) -> None:
-        """Have the owner called for these events."""
+        """Register the owner for these events."""
         self._epoll.register(each, events)
         self._owners[each.fileno()] = owner
 
     def remove(self, each: socket.socket) -> None:
-        """Have nobody called any more; what others hold of the same socket would go on to count."""
+        """Unregister a socket; copies of it that others hold would go on to count."""
         if self._owners.pop(each.fileno(), None) is not None:
             self._epoll.unregister(each)
 
@@ -62,11 +62,11 @@ class Loop:
         self._closing.append(each)
 
     def again(self, connection: Connection, half: Half) -> None:
-        """Have the connection go on when others have had their turn."""
+        """Continue with the connection after the others."""
         self._again.append((connection, half))
 
     def time(self, owner: Owner) -> None:
-        """Have the owner's `tick` called from time to time, until it says that it need not be."""
+        """Call the owner's `tick` from time to time, until it says that it need not be."""
         self._timed.add(owner)
 
     def turn(self) -> None:
@@ -365,7 +365,7 @@ class TcpListener(Owner):
         self.loop.time(self)
 
     def connected(self, connection: Connection) -> None:
-        """Have no eye on a connection any more: the container has answered."""
+        """Stop watching a connection: the container has answered."""
         self._connecting.pop(connection, None)
 
     def ended(self, connection: Connection) -> None:

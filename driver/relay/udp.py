@@ -1,4 +1,4 @@
-"""Relay UDP: a flow a client, each with a socket of its own towards the container."""
+"""Relay UDP: a socket towards the container for each client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encode and decode what driver and relay say to each other: a message is a datagram of lines.
+"""Encode and decode the messages between driver and relay: datagrams of lines.
 
 The first line is a verb and what belongs to it, every other one an entry; of each entry that is
 added, or told of, its socket goes along (SCM_RIGHTS). Over a Unix socket of type SOCK_SEQPACKET.

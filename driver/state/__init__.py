@@ -1,1 +1,1 @@
-"""The state file, and what becomes of it when it is damaged or the disk is full."""
+"""The state file, its recovery, and the reserve for a full disk."""

@@ -1,4 +1,4 @@
-"""Put a state file back together that was damaged or lost, and say what could not be.
+"""Recover a damaged or lost state file from a copy and from the kernel.
 
 Docker never repeats what it once told, so nothing is thrown away: the damaged file is set aside.
 Its copy takes its place, which is made whenever a network comes or goes, and what the kernel shows

@@ -1,4 +1,4 @@
-"""Keep some room on the disk for what must not fail when it is full: forgetting; knows no rows.
+"""Reserve 1 MiB of disk so that deletes can be committed when the disk is full.
 
 Docker ignores the errors of deletes and never repeats them, so one that a full disk refuses would
 leave its endpoint, with its ports, to nobody. SQLite needs room for a delete, too.
@@ -20,20 +20,20 @@ LOW = 256 * 1024  # bytes that are free: SQLite may need as many for one change
 log = logging.getLogger(__name__)
 
 
-class Ballast:
+class DiskReserve:
     """A file of no use but that it can be given up."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / NAME
 
-    def give_way(self) -> None:
+    def release(self) -> None:
         """Make room if there is hardly any."""
         if self._free() < LOW and self._path.exists():
             log.warning("the disk of %s is full: giving up the reserve for deletes", self._folder)
             self._path.unlink(missing_ok=True)
 
-    def take_up(self) -> None:
+    def allocate(self) -> None:
         """Set room aside, again, if there is plenty."""
         if self._path.exists() or self._free() < 4 * BYTES:
             return

@@ -1,4 +1,4 @@
-"""Keep networks, endpoints and traces in SQLite; the only memory of what Docker asked for.
+"""The state file: networks, endpoints, bindings and sysctl traces in SQLite.
 
 Docker never repeats CreateNetwork. What the kernel has is derived from here and never stored.
 """
@@ -33,7 +33,7 @@ from driver.model import (
     Sysctl,
     Trace,
 )
-from driver.state.reserve import Ballast
+from driver.state.reserve import DiskReserve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -167,8 +167,8 @@ class Store:
                 raise StateDamaged(f"open the state file {path}: it is empty, and its log is not")
             self._copy = folder / COPY_NAME
             self._health = health or Health()
-            self._ballast = Ballast(folder)
-            self._ballast.give_way()
+            self._reserve = DiskReserve(folder)
+            self._reserve.release()
             # SQLite would make it readable to everybody; its other files take after this one.
             path.touch(mode=0o600)
             _close_to_others(path)
@@ -180,7 +180,7 @@ class Store:
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 self.is_new = self._migrate()
                 self._check_writable()
-                self._ballast.take_up()
+                self._reserve.allocate()
             except BaseException:
                 self._db.close()
                 raise
@@ -219,7 +219,7 @@ class Store:
             raise StoreError("write the state file: this is inside a transaction already")
         if frees:
             with _translated("write the state file"):
-                self._ballast.give_way()
+                self._reserve.release()
         if durable is not self._durable:
             self._run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._durable = durable
@@ -249,7 +249,7 @@ class Store:
                 partial.touch(mode=0o600)
                 partial.write_bytes(self._db.serialize())
                 partial.replace(self._copy)
-                self._ballast.take_up()
+                self._reserve.allocate()
         except StoreError as error:
             partial.unlink(missing_ok=True)
             log.warning("%s", error)
@@ -331,11 +331,11 @@ class Store:
         return tuple(self._network(*row) for row in rows)
 
     def add_part(self, network_id: NetworkId, number: int) -> None:
-        """Store that a network has a further bridge."""
+        """Store that a network has an extra bridge."""
         self._run("INSERT INTO part VALUES (?, ?)", network_id, number)
 
     def delete_parts(self) -> None:
-        """Forget the further bridges of all networks, which no endpoint may be on."""
+        """Forget the extra bridges of all networks, which no endpoint may be on."""
         self._run("DELETE FROM part")
 
     def count_ports(self, network_id: NetworkId) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""What people and their monitoring ask, and the changes that `pynet` makes: a route for each.
+"""Routes of the admin API: what `pynet` and monitoring ask, and `pynet set`.
 
 Docker never calls these. Names are Docker's to know: here everything goes by its id.
 """

@@ -1,4 +1,4 @@
-"""Run driver operations within the time that Docker may be kept waiting.
+"""Run a driver operation within Docker's deadline.
 
 Docker holds the container's lock while it waits, and has no timeout of its own. What hangs in the
 kernel or on a disk cannot be interrupted: the caller is answered, and the operation ends later.

@@ -1,4 +1,4 @@
-"""Docker's calls of the remote network driver protocol: decode, run, encode, one line of the log.
+"""Routes of Docker's remote network driver protocol.
 
 Knows no keys of the wire (`plugin.api.protocol`) and no policy (`driver.driver`).
 """

@@ -1,4 +1,4 @@
-"""What Prometheus is told: Docker's calls, the driver's counters, networks and their traffic."""
+"""`GET /metrics`: Docker's calls, the driver's counters, networks and their traffic."""
 
 from __future__ import annotations
 

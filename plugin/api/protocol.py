@@ -1,4 +1,4 @@
-"""Decode and encode the calls of Docker's remote network driver protocol; acts on nothing.
+"""Decode and encode the calls of Docker's remote network driver protocol.
 
 The only place that spells the keys of the wire. Everything that comes out of a `decode_` is typed
 and validated; whatever is malformed raises InvalidRequest and says where.

@@ -1,4 +1,4 @@
-"""Encode what the admin API answers: networks, endpoints, drops, differences, warnings.
+"""Encode the admin API's answers: networks, endpoints, drops, drift, warnings.
 
 Names are Docker's to know: here everything goes by its id.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from driver.model import Drops, Endpoint, Network, NetworkOptions, PortBinding
     from driver.reconcile.advice import Advice
-    from driver.reconcile.diff import Difference
+    from driver.reconcile.diff import Drift
     from driver.sysctl.report import Row
     from driver.sysctl.sandbox import Followed
 
@@ -32,7 +32,7 @@ def report_drops(drops: Drops) -> dict[str, Any]:
     return {"totals": drops.totals, "interfaces": drops.by_interface}
 
 
-def report_differences(differences: Iterable[Difference]) -> dict[str, Any]:
+def report_differences(differences: Iterable[Drift]) -> dict[str, Any]:
     """Return the answer to GET /differences and POST /repair: what is not as it should be."""
     return {
         "differences": [

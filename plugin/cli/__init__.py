@@ -1,4 +1,4 @@
-"""Be the `pynet` command: which commands there are, how failures are told, exit codes.
+"""The `pynet` command: its subcommands, errors and exit codes.
 
 What a command does is in a module of its own, imported when the command is asked for: `pynet serve`
 must open its socket before anything heavy is there, and the managed plugin has no libraries for the
@@ -102,7 +102,7 @@ class Commands(click.Group):
 
 @contextmanager
 def _failing_in_one_line() -> Iterator[None]:
-    """Have whatever is raised become one line and an exit code, never a traceback."""
+    """Turn every exception into one line and an exit code, never a traceback."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:

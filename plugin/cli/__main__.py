@@ -1,4 +1,4 @@
-"""Let `python -m plugin.cli` be the `pynet` command, where it is not installed."""
+"""Run `pynet` as `python -m plugin.cli`, where it is not installed."""
 
 from plugin.cli import main
 

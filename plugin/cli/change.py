@@ -1,4 +1,4 @@
-"""Be `pynet set`: change a network's options while it exists."""
+"""`pynet set`: change a network's options while it exists."""
 
 from __future__ import annotations
 

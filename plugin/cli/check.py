@@ -1,4 +1,4 @@
-"""Be `pynet check`: what differs between the driver's state file and the kernel."""
+"""`pynet check`: drift between the state file and the kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ask the running driver, on its socket, what it has; for the command line. Knows no Docker."""
+"""Call the admin API on the driver's socket."""
 
 from __future__ import annotations
 

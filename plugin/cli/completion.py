@@ -1,4 +1,4 @@
-"""Be `pynet completion`: what makes a shell complete the command's words."""
+"""`pynet completion`: shell completion."""
 
 from __future__ import annotations
 

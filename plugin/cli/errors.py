@@ -1,4 +1,4 @@
-"""Name the failures of asking the driver, so that nobody needs an HTTP client to tell of them."""
+"""Errors of calling the driver, without an import of the HTTP client."""
 
 
 class AskError(Exception):

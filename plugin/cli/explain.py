@@ -1,4 +1,4 @@
-"""Say who asked for each kernel parameter and what disagrees; pure: values in, lines out.
+"""Explain the source of each kernel parameter; no I/O.
 
 The driver knows what networks and endpoints ask for, Docker what a container's own `--sysctl` says.
 """

@@ -1,4 +1,4 @@
-"""Be `pynet gc`: what Docker no longer knows, shown first, removed when asked for."""
+"""`pynet gc`: list what Docker no longer knows, and remove it when asked to."""
 
 from __future__ import annotations
 

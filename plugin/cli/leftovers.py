@@ -1,4 +1,4 @@
-"""Find what Docker no longer knows of what the driver has, and the other way round.
+"""Compare the driver's networks and endpoints with Docker's, for `pynet gc`.
 
 Docker ignores the errors of deletes, sends none to a driver that is down, and none for what died
 while dockerd was down (a driver found by its socket is not told). So its own lists are compared
@@ -79,7 +79,7 @@ def remove_if_left_over(path: Path, garbage: Garbage) -> bool:
 
 
 def _remove(path: Path, garbage: Garbage) -> None:
-    """Have the driver remove it as if Docker had asked for it."""
+    """Ask the driver to remove it, as Docker would."""
     body = {"NetworkID": garbage.network_id}
     if garbage.endpoint_id is None:
         tell_driver(path, "/NetworkDriver.DeleteNetwork", body)

@@ -1,4 +1,4 @@
-"""Put together what the driver has with the names that Docker gives it; for the command line.
+"""Join the driver's networks and endpoints with Docker's names for them.
 
 The driver is asked on its socket, Docker through its API. Docker may be down: then ids stand in
 for names.

@@ -1,4 +1,4 @@
-"""Be `pynet ls`, `pynet ports` and `pynet inspect`: what there is."""
+"""`pynet ls`, `pynet ports` and `pynet inspect`."""
 
 from __future__ import annotations
 

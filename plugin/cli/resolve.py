@@ -1,4 +1,4 @@
-"""Find what a person means by NETWORK or CONTAINER, for every command that takes one."""
+"""Resolve a NETWORK or CONTAINER argument to one object."""
 
 from __future__ import annotations
 

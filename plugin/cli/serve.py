@@ -1,4 +1,4 @@
-"""Be `pynet serve`: open the sockets, then run the server."""
+"""`pynet serve`: open the sockets, then run the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Be `pynet sysctl`: which kernel parameters there are, who asked for them, what gets lost.
+"""`pynet sysctl`: kernel parameters of networks and containers, and their sources.
 
 The driver looks, for it alone may enter a container's namespace; here it is put into words.
 """

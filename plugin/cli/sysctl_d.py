@@ -1,4 +1,4 @@
-"""Find out where the host's kernel parameters were set: sysctl.d(5) and /etc/sysctl.conf.
+"""Find the sysctl.d(5) file that sets a kernel parameter of the host.
 
 Reads this machine's own files, as systemd-sysctl and `sysctl --system` read them at boot. Whatever
 was set by hand or by a program leaves no trace.

@@ -1,4 +1,4 @@
-"""Be `pynet version`: which pynet this is, and which one answers."""
+"""`pynet version`: versions of the command and of the running driver."""
 
 from __future__ import annotations
 

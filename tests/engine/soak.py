@@ -22,7 +22,7 @@ T = TypeVar("T")
 PART = 10
 SAMPLES = 30
 REST_SECONDS = 30
-BACKGROUND = ("healer", "monitor")  # threads that every driver has from its start
+BACKGROUND = ("watcher", "monitor")  # threads that every driver has from its start
 
 
 def is_in_full() -> bool:

@@ -90,7 +90,7 @@ def test_nothing_differs_after_any_call_of_two_containers_lives(
     monkeypatch: pytest.MonkeyPatch,
     as_docker_leaves_it: None,
 ) -> None:
-    """The second is on a further bridge, and the network is not the first."""
+    """The second is on an extra bridge, and the network is not the first."""
     monkeypatch.setattr(model, "BRIDGE_PORTS", 1)
     ip("link", "add", "br-lan", "type", "bridge")
     calls: tuple[Iterable[Call], ...] = (

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PUBLISHED = ports("8080:80")
 OPENING = {"open", "socket.__new__"}
-BACKGROUND = {"link-reaper", AFTERWARDS, "healer", "monitor"}  # nobody waits for them
+BACKGROUND = {"link-reaper", AFTERWARDS, "watcher", "monitor"}  # nobody waits for them
 
 
 @dataclass

@@ -89,10 +89,10 @@ class FaultPoint:
     def before(self, step: str) -> None:
         """Count a step; does not return if it is the one to die at.
 
-        The healer looks, in a namespace of its own, at moments that nobody can foretell.
+        The watcher looks, in a namespace of its own, at moments that nobody can foretell.
         """
         with self._lock:
-            if not self._shared[0] or threading.current_thread().name == "healer":
+            if not self._shared[0] or threading.current_thread().name == "watcher":
                 return
             at = self._shared[1]
             self._shared[1] += 1

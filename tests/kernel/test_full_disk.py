@@ -119,7 +119,7 @@ def repair(world: World) -> None:
 
 
 def heal(world: World) -> None:
-    world.driver._restorer.repair(lambda found: found)
+    world.driver._reconciler.repair(lambda found: found)
 
 
 FORGETTING: dict[str, tuple[Step, Step, set[int]]] = {

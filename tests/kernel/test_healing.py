@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from driver.driver import BridgeDriver
     from driver.model import Endpoint
     from driver.observed import Link
-    from driver.reconcile.diff import Difference
+    from driver.reconcile.diff import Drift
     from driver.reconcile.watcher import Choice
     from tests.kernel.host import RealHost
 
@@ -96,9 +96,9 @@ def server(driver: BridgeDriver, real: RealHost, as_docker_leaves_it: None) -> E
 @pytest.fixture
 def watched(driver: BridgeDriver, server: Endpoint) -> Iterator[Endpoint]:
     """Lend the same while damage is being mended."""
-    driver.keep_whole()
+    driver.start_watching()
     yield server
-    driver._stop_healing()
+    driver._stop_watching()
 
 
 @pytest.mark.parametrize(
@@ -132,14 +132,14 @@ def reached(server: Endpoint) -> Iterator[bool]:
 def test_nothing_that_we_do_is_damage(
     driver: BridgeDriver, real: RealHost, server: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repair, looks = driver._restorer.repair, []
+    repair, looks = driver._reconciler.repair, []
 
-    def counting(choose: Choice) -> tuple[tuple[Difference, ...], bool]:
+    def counting(choose: Choice) -> tuple[tuple[Drift, ...], bool]:
         looks.append(choose)
         return repair(choose)
 
-    monkeypatch.setattr(driver._restorer, "repair", counting)
-    driver.keep_whole()
+    monkeypatch.setattr(driver._reconciler, "repair", counting)
+    driver.start_watching()
     new = dual_endpoint(4)
     start(driver, real, 4, new, has_ports=True)
     driver.program_external_connectivity(DUAL.id, new.id, ports("90:9090"))
@@ -150,7 +150,7 @@ def test_nothing_that_we_do_is_damage(
     # What the kernel told of it comes before what it tells of this.
     run("nft", "flush", "set", "inet", "pynet", "bridges")
     wait_until(lambda: not driver.check(), SECONDS, "everything is as it was")
-    driver._stop_healing()
+    driver._stop_watching()
     assert len(looks) <= 2, "one for the damage, one to see that it is mended"
 
 
@@ -207,7 +207,7 @@ def test_a_look_that_finds_nothing_keeps_no_request_waiting(
         return preview(*what)
 
     monkeypatch.setattr(driver._kernel, "preview_rules", looking)
-    assert driver._restorer.repair(lambda found: found) == ((), True)
+    assert driver._reconciler.repair(lambda found: found) == ((), True)
     assert answered == [True]
 
 
@@ -229,7 +229,7 @@ def test_nor_does_one_that_finds_what_requests_do_meanwhile(
         return look()
 
     monkeypatch.setattr(driver._kernel, "observe_links", looking)
-    assert driver._restorer.repair(lambda found: found) == ((), True)
+    assert driver._reconciler.repair(lambda found: found) == ((), True)
     assert answered == [7, 8], "the lock was not free, or everything was looked at once more"
 
 
@@ -258,7 +258,7 @@ def test_who_breaks_it_again_and_again_has_it_back_each_time(
 
 
 def test_nothing_is_mended_any_more_at_the_end(driver: BridgeDriver, watched: Endpoint) -> None:
-    driver.stand_down()
+    driver.shutdown()
     run("nft", "flush", "ruleset")
     assert Kind.RULES in {each.kind for each in driver.check()}
 
@@ -341,7 +341,7 @@ def test_somebodys_link_with_a_bridges_name_is_waited_for(
         wait_until(lambda: not driver.check(), SECONDS, "everything is as it was")
         wait_until(lambda: not driver.health.problems(), 5, "health is told")
     finally:
-        driver._stop_healing()
+        driver._stop_watching()
     assert all(reached(server))
     assert "repaired 3 times" not in caplog.text
     assert "Traceback" not in caplog.text

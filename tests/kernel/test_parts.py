@@ -240,7 +240,7 @@ def test_the_kernel_has_the_last_word_on_room(
             )
             route.create_port(port, 0, other)
     driver.create_endpoint(new_endpoint())
-    run("ip", "link", "del", "p7")  # the joint to the next bridge needs one
+    run("ip", "link", "del", "p7")  # the trunk to the next bridge needs one
     with Rtnetlink() as route:
         route.create_veth("p7", 1500, 0, VethPeer("o7", MacAddress("02:00:00:00:00:01")))
     driver.join(NewJoin(network(1).id, endpoint_id(1), real.add_sandbox(1), has_ports=False))

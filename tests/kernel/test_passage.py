@@ -13,7 +13,7 @@ from driver.firewall.ruleset import ACCEPTED_MARK, FORWARD_PRIORITY
 from driver.linux import filters as filters_module
 from driver.linux.filters import read_filters
 from driver.linux.links import find_index
-from driver.linux.netlink import NETFILTER, Connection
+from driver.linux.nfnetlink import Connection
 from driver.reconcile.diff import Kind
 from tests.engine.wait import wait_until
 from tests.kernel.container import start
@@ -92,13 +92,13 @@ def server(driver: BridgeDriver, real: RealHost, as_docker_leaves_it: None) -> E
 
 @pytest.fixture
 def watched(driver: BridgeDriver, server: Endpoint) -> Iterator[Endpoint]:
-    driver.keep_whole()
+    driver.start_watching()
     yield server
-    driver._stop_healing()
+    driver._stop_watching()
 
 
 def filters() -> tuple[BaseChain, ...]:
-    with Connection(NETFILTER) as netfilter:
+    with Connection() as netfilter:
         return read_filters(netfilter)
 
 
@@ -189,7 +189,7 @@ def test_health_says_so_at_once(driver: BridgeDriver, watched: Endpoint, command
     run(*command.split())
     (problem,) = wait_until(driver.health.problems, SECONDS, "health says so")
     run(*problem.rpartition("; ")[2].split())
-    driver._healer.damaged() if driver._healer else None
+    driver._watcher.on_damage() if driver._watcher else None
     wait_until(lambda: not driver.health.problems(), SECONDS, "all is well")
 
 

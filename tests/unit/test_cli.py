@@ -123,7 +123,7 @@ def test_so_it_is_of_all_bridges_that_a_network_has(
     kernel.dropped = Drops({}, {name: {"source": 1} for name in kernel.links})
     shown = json.loads(run("inspect", "back").stdout)
     assert shown["further_bridges"] == [DUAL.bridge_at(1)]
-    assert shown["dropped"] == {"source": 4}, "two bridges and two containers, and no joint"
+    assert shown["dropped"] == {"source": 4}, "two bridges and two containers, and no trunk"
 
 
 @pytest.mark.parametrize("name", ["web", WEB, "3b", endpoint_id(1), endpoint_id(1)[:12]])

@@ -191,7 +191,7 @@ def restores(driver: BridgeDriver) -> None:
 
 
 def stands_down(driver: BridgeDriver) -> None:
-    driver.stand_down()
+    driver.shutdown()
 
 
 def repairs(driver: BridgeDriver) -> None:
@@ -292,12 +292,12 @@ SCENARIOS = (
         after=After.CARRIED_ON,
     ),
     Scenario(
-        "a join on a further bridge",
+        "a join on an extra bridge",
         on_small_bridges(joins(3)),
         (NETWORK, ENDPOINT, SANDBOX, JOINED, does(places(3))),
     ),
     Scenario(
-        "the end of a network with a further bridge",
+        "the end of a network with an extra bridge",
         drops(1),
         (NETWORK, ENDPOINT, SANDBOX, JOINED, does(places(3)), does(on_small_bridges(joins(3)))),
         after=After.CARRIED_ON,

@@ -64,7 +64,7 @@ def test_at_the_drivers_end_nothing_is_left_of_an_idle_network(
 ) -> None:
     end(wide, 1, 2)
     before = kernel.state()
-    wide.stand_down()
+    wide.shutdown()
     assert kernel.links == {}
     assert not kernel.tables
     kernel.restart()
@@ -80,7 +80,7 @@ def test_at_the_drivers_end_both_stay_for_a_container_on_either(
 ) -> None:
     end(wide, 3 - staying)
     before = kernel.state()
-    wide.stand_down()
+    wide.shutdown()
     assert kernel.state() == before
 
 
@@ -91,7 +91,7 @@ def test_at_the_drivers_end_both_stay_for_somebody_elses_port_on_either(
     end(wide, 1, 2)
     kernel.add_foreign("tap0", "tun", bridge=bridge)
     before = kernel.links.keys()
-    wide.stand_down()
+    wide.shutdown()
     assert kernel.links.keys() == before
 
 

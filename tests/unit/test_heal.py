@@ -10,7 +10,7 @@ import pytest
 from driver.counts import Counts
 from driver.errors import KernelError
 from driver.health import Health
-from driver.reconcile.diff import Difference, Kind
+from driver.reconcile.diff import Drift, Kind
 from driver.reconcile.watcher import (
     INTERVAL_SECONDS,
     LONGEST_REST_SECONDS,
@@ -18,7 +18,7 @@ from driver.reconcile.watcher import (
     SHARE,
     WINDOW_SECONDS,
     Backoff,
-    Healer,
+    Watcher,
 )
 from tests.engine.wait import wait_until
 from tests.samples import counted
@@ -26,10 +26,10 @@ from tests.samples import counted
 if TYPE_CHECKING:
     from driver.reconcile.watcher import Choice
 
-BRIDGE = Difference(Kind.BRIDGE, "pn-1", "is down")
-RULES = tuple(Difference(Kind.RULES, f"line {number}", "is missing") for number in range(9))
-SEVERED = Difference(Kind.SEVERED, "pnh1", "is gone")
-RELAY = Difference(Kind.RELAY, "[::]:8080/tcp", "is not served")
+BRIDGE = Drift(Kind.BRIDGE, "pn-1", "is down")
+RULES = tuple(Drift(Kind.RULES, f"line {number}", "is missing") for number in range(9))
+SEVERED = Drift(Kind.SEVERED, "pnh1", "is gone")
+RELAY = Drift(Kind.RELAY, "[::]:8080/tcp", "is not served")
 
 
 def contest(backoff: Backoff, thing: str, now: float) -> None:
@@ -97,18 +97,18 @@ def test_long_quiet_is_forgiven() -> None:
     contest(backoff, "a bridge", WINDOW_SECONDS)
 
 
-class Patient:
+class Repairable:
     """Something that has damage, and mends what it is told to unless it cannot."""
 
-    def __init__(self, *damage: Difference, stubborn: bool = False, broken: bool = False) -> None:
+    def __init__(self, *damage: Drift, stubborn: bool = False, broken: bool = False) -> None:
         self.damage = damage
         self.stubborn = stubborn
         self.broken = broken
         self.looks = 0
-        self.mended: list[Difference] = []
+        self.mended: list[Drift] = []
         self.counts = Counts()
 
-    def repair(self, choose: Choice) -> tuple[tuple[Difference, ...], bool]:
+    def repair(self, choose: Choice) -> tuple[tuple[Drift, ...], bool]:
         self.looks += 1
         if self.broken:
             raise KernelError("list the interfaces: no buffer space")
@@ -119,143 +119,143 @@ class Patient:
         return chosen, not (self.stubborn and chosen)
 
 
-def heal(patient: Patient) -> list[Difference]:
-    """Tell a healer of damage and let it come to rest; return what it was to mend."""
-    healer = Healer(patient, patient.counts, Health(), lambda: 0.0)
-    healer.damaged()
-    wait_until(lambda: patient.looks and not healer._damaged, 5, "it has looked")
-    healer.close()
-    return patient.mended
+def heal(repairable: Repairable) -> list[Drift]:
+    """Tell a watcher of damage and let it come to rest; return what it was to mend."""
+    watcher = Watcher(repairable, repairable.counts, Health(), lambda: 0.0)
+    watcher.on_damage()
+    wait_until(lambda: repairable.looks and not watcher._damaged, 5, "it has looked")
+    watcher.close()
+    return repairable.mended
 
 
 def test_all_that_is_damaged_is_mended_and_looked_at_once_more() -> None:
-    patient = Patient(BRIDGE, *RULES)
-    assert heal(patient) == [BRIDGE, *RULES]
-    assert patient.looks == 2
-    assert counted(patient.counts.repairs) == {Kind.BRIDGE: 1, Kind.RULES: 1}
+    repairable = Repairable(BRIDGE, *RULES)
+    assert heal(repairable) == [BRIDGE, *RULES]
+    assert repairable.looks == 2
+    assert counted(repairable.counts.repairs) == {Kind.BRIDGE: 1, Kind.RULES: 1}
 
 
 def test_what_only_others_can_mend_is_told_and_not_tried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    patient, health = Patient(SEVERED), Health()
-    healer = Healer(patient, Counts(), health, lambda: 0.0)
+    repairable, health = Repairable(SEVERED), Health()
+    watcher = Watcher(repairable, Counts(), health, lambda: 0.0)
     for looks in (1, 2):
-        healer.damaged()
-        wait_until(lambda: patient.looks == looks and not healer._damaged, 5, "it has looked")  # noqa: B023
+        watcher.on_damage()
+        wait_until(lambda: repairable.looks == looks and not watcher._damaged, 5, "it has looked")  # noqa: B023
     assert health.problems() == (str(SEVERED),)
     assert caplog.messages == [str(SEVERED)]
-    assert not patient.mended
-    patient.damage = ()
-    healer.forgotten()
+    assert not repairable.mended
+    repairable.damage = ()
+    watcher.on_deletion()
     wait_until(lambda: not health.problems(), 5, "it is gone")
-    healer.forgotten()
-    healer.close()
-    assert patient.looks == 3, "nothing was told any more"
+    watcher.on_deletion()
+    watcher.close()
+    assert repairable.looks == 3, "nothing was told any more"
 
 
 def test_what_only_others_can_mend_is_looked_at_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("driver.reconcile.watcher.RECHECK_SECONDS", 0.01)
-    patient, health = Patient(SEVERED), Health()
-    healer = Healer(patient, Counts(), health)
-    healer.damaged()
+    repairable, health = Repairable(SEVERED), Health()
+    watcher = Watcher(repairable, Counts(), health)
+    watcher.on_damage()
     wait_until(health.problems, 5, "it is told")
-    patient.damage = ()
+    repairable.damage = ()
     wait_until(lambda: not health.problems(), 5, "it is seen that it is gone")
-    healer.close()
+    watcher.close()
 
 
 def test_what_mends_itself_is_not_tried() -> None:
-    patient = Patient(RELAY)
-    assert heal(patient) == []
-    assert patient.looks == 1
+    repairable = Repairable(RELAY)
+    assert heal(repairable) == []
+    assert repairable.looks == 1
 
 
 def test_a_remedy_that_does_not_help_is_tried_a_few_times(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    patient = Patient(*RULES, stubborn=True)
-    assert len(heal(patient)) == REPAIRS * len(RULES), "the rules are one thing"
+    repairable = Repairable(*RULES, stubborn=True)
+    assert len(heal(repairable)) == REPAIRS * len(RULES), "the rules are one thing"
     assert "rules was repaired 3 times" in caplog.text
 
 
-def wake(healer: Healer) -> None:
-    """Have the healer look at its clock, for it waits by another than the test's."""
-    with healer._condition:
-        healer._condition.notify()
+def wake(watcher: Watcher) -> None:
+    """Have the watcher look at its clock, for it waits by another than the test's."""
+    with watcher._condition:
+        watcher._condition.notify()
 
 
 def test_a_look_that_fails_does_not_end_the_healing(caplog: pytest.LogCaptureFixture) -> None:
-    patient = Patient(BRIDGE, broken=True)
+    repairable = Repairable(BRIDGE, broken=True)
     health = Health()
     now = 0.0
-    healer = Healer(patient, Counts(), health, lambda: now)
-    healer.damaged()
-    wait_until(healer.resting, 5, "it is not looked for over and over")
-    assert patient.looks == REPAIRS + 1
+    watcher = Watcher(repairable, Counts(), health, lambda: now)
+    watcher.on_damage()
+    wait_until(watcher.resting, 5, "it is not looked for over and over")
+    assert repairable.looks == REPAIRS + 1
     assert caplog.text.count("could not look for damage") == 1
     assert "no buffer space" in caplog.text
     assert health.problems() == ("damage is not repaired: list the interfaces: no buffer space",)
-    patient.broken = False
+    repairable.broken = False
     now = LONGEST_REST_SECONDS
-    wake(healer)
-    wait_until(lambda: not patient.damage, 5, "it is mended")
-    healer.close()
+    wake(watcher)
+    wait_until(lambda: not repairable.damage, 5, "it is mended")
+    watcher.close()
     assert not health.problems()
-    assert not [thread for thread in threading.enumerate() if thread.name == "healer"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "watcher"]
 
 
 def test_the_end_of_a_rest_is_a_reason_to_look() -> None:
     now = 0.0
-    patient = Patient(BRIDGE, stubborn=True)
+    repairable = Repairable(BRIDGE, stubborn=True)
     health = Health()
-    healer = Healer(patient, Counts(), health, lambda: now)
-    healer.damaged()
-    wait_until(healer.resting, 5, "it rests")
+    watcher = Watcher(repairable, Counts(), health, lambda: now)
+    watcher.on_damage()
+    wait_until(watcher.resting, 5, "it rests")
     (problem,) = health.problems()
     assert problem.startswith("bridge pn-1 was repaired 3 times within 60 s and is broken again")
-    patient.stubborn = False
+    repairable.stubborn = False
     now = LONGEST_REST_SECONDS
-    wake(healer)
-    wait_until(lambda: not patient.damage, 5, "it is mended")
-    healer.close()
+    wake(watcher)
+    wait_until(lambda: not repairable.damage, 5, "it is mended")
+    watcher.close()
 
 
 def test_a_fight_is_told_of_once_until_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
-    patient = Patient()
+    repairable = Repairable()
     health = Health()
-    healer = Healer(patient, Counts(), health, lambda: now)
+    watcher = Watcher(repairable, Counts(), health, lambda: now)
     for number in range(20):
         now = number * 5.0
-        patient.damage = (BRIDGE,)
-        healer.damaged()
-        wait_until(lambda: not patient.damage, 5, "it is mended, each time")
+        repairable.damage = (BRIDGE,)
+        watcher.on_damage()
+        wait_until(lambda: not repairable.damage, 5, "it is mended, each time")
     wait_until(health.problems, 5, "it is known")
     assert caplog.text.count("somebody keeps changing it") == 1
-    assert [each.contested for each in patient.mended] == [False] * REPAIRS + [True] * (
+    assert [each.contested for each in repairable.mended] == [False] * REPAIRS + [True] * (
         20 - REPAIRS
     )
     now += WINDOW_SECONDS
-    wake(healer)
+    wake(watcher)
     wait_until(lambda: not health.problems(), 5, "it is over")
-    healer.close()
+    watcher.close()
 
 
 def test_no_more_than_a_share_of_a_processor_goes_into_a_fight() -> None:
     now = 0.0
-    patient = Patient()
+    repairable = Repairable()
 
-    def take_long(choose: Choice) -> tuple[tuple[Difference, ...], bool]:
+    def take_long(choose: Choice) -> tuple[tuple[Drift, ...], bool]:
         nonlocal now
         now += 2.0
-        return Patient.repair(patient, choose)
+        return Repairable.repair(repairable, choose)
 
-    patient.repair = take_long  # type: ignore[method-assign]
-    healer = Healer(patient, Counts(), Health(), lambda: now)
-    patient.damage = (BRIDGE,)
-    healer.damaged()
-    wait_until(lambda: healer._interval == SHARE * 2.0, 5, "the next has to wait the longer")
-    healer.close()
+    repairable.repair = take_long  # type: ignore[method-assign]
+    watcher = Watcher(repairable, Counts(), Health(), lambda: now)
+    repairable.damage = (BRIDGE,)
+    watcher.on_damage()
+    wait_until(lambda: watcher._interval == SHARE * 2.0, 5, "the next has to wait the longer")
+    watcher.close()

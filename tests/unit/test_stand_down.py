@@ -51,7 +51,7 @@ def elements(kernel: FakeKernel) -> str:
 
 
 def test_what_a_container_runs_on_stays(busy: BridgeDriver, kernel: FakeKernel) -> None:
-    busy.stand_down()
+    busy.shutdown()
     assert set(BRIDGES) & kernel.links.keys() == {BRIDGES[0]}
     assert BRIDGES[0] in elements(kernel)
     assert BRIDGES[1] not in elements(kernel)
@@ -62,7 +62,7 @@ def test_a_restart_brings_back_the_rest(
     busy: BridgeDriver, store: Store, kernel: FakeKernel
 ) -> None:
     before = kernel.state()
-    busy.stand_down()
+    busy.shutdown()
     kernel.restart()
     BridgeDriver(store, kernel).restore()
     assert kernel.state() == before
@@ -71,7 +71,7 @@ def test_a_restart_brings_back_the_rest(
 def test_without_a_container_nothing_is_left(busy: BridgeDriver, kernel: FakeKernel) -> None:
     busy.leave(network_id(1), endpoint_id(1))
     busy.delete_endpoint(network_id(1), endpoint_id(1))
-    busy.stand_down()
+    busy.shutdown()
     assert not set(BRIDGES) & kernel.links.keys()
     assert not kernel.tables
     assert not kernel.accepted_marks
@@ -82,7 +82,7 @@ def test_a_container_that_died_unseen_is_no_reason_to_stay(
 ) -> None:
     kernel.move(host_end_name(endpoint_id(1)), SANDBOX)
     kernel.die(SANDBOX)
-    busy.stand_down()
+    busy.shutdown()
     assert not kernel.tables
     assert not set(BRIDGES) & kernel.links.keys()
 
@@ -91,7 +91,7 @@ def test_a_bridge_with_somebody_elses_interface_stays(
     busy: BridgeDriver, kernel: FakeKernel
 ) -> None:
     kernel.add_foreign("tap0", "tun", bridge=BRIDGES[1])
-    busy.stand_down()
+    busy.shutdown()
     assert BRIDGES[1] in kernel.links
     assert kernel.links["tap0"].bridge == BRIDGES[1]
 
@@ -102,7 +102,7 @@ def test_the_link_that_libnetwork_is_about_to_look_for_stays(
     """Between Leave and DeleteEndpoint engines 28 to 29.7.1 crash when it is not there."""
     busy.leave(network_id(1), endpoint_id(1))
     links = kernel.links.keys() - {BRIDGES[1]}
-    busy.stand_down()
+    busy.shutdown()
     assert kernel.links.keys() == links
 
 
@@ -113,10 +113,10 @@ def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
     for number in (1, 2):
         driver.create_network(network(number))
     recorded = Calls()
-    BridgeDriver(store, counted_kernel(deepcopy(kernel), recorded)).stand_down()
+    BridgeDriver(store, counted_kernel(deepcopy(kernel), recorded)).shutdown()
     at = recorded.made.index("FakeKernel.delete_bridge")
     failing = counted_kernel(kernel, Calls(at, KernelError("delete bridge: busy")))
-    BridgeDriver(store, failing).stand_down()
+    BridgeDriver(store, failing).shutdown()
     assert "busy" in caplog.text
     assert len(set(BRIDGES) & kernel.links.keys()) == 1
     assert not kernel.tables
@@ -135,12 +135,12 @@ def test_the_end_of_the_process_finishes_what_goes_on_beside_requests(
 ) -> None:
     """Such as links that are being deleted, and the log of the state file."""
     busy.join(new_join(2, 2, sandbox_key(2)))
-    busy.keep_whole()
+    busy.start_watching()
     assert kernel.watches
     end_process(busy)
     assert not kernel.watches
     assert BRIDGES[0] in kernel.links
-    assert not [each for each in threading.enumerate() if each.name == "healer"]
+    assert not [each for each in threading.enumerate() if each.name == "watcher"]
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         busy.describe()
 
@@ -172,5 +172,5 @@ def test_a_driver_without_networks_has_nothing_to_do(
 ) -> None:
     driver.restore()
     before = kernel.state()
-    driver.stand_down()
+    driver.shutdown()
     assert kernel.state() == before
