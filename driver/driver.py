@@ -252,9 +252,9 @@ class BridgeDriver:
             return endpoint
 
     def _find_free_mac(self, endpoint: Endpoint, network: Network) -> MacAddress:
-        """Return the endpoint's MAC address, or another if somebody on the network has that.
+        """Return the endpoint's MAC address, or another if one on the network has that.
 
-        An address's own may have been asked for by somebody who has another address.
+        An address's own may have been requested for an endpoint with another address.
         """
         others = (hash_mac(f"{endpoint.id} {number}") for number in count())
         return next(
@@ -285,7 +285,7 @@ class BridgeDriver:
     ) -> Iterable[Callable[[], object]]:
         """Take from another endpoint the addresses of this one; return the kernel's steps of it.
 
-        A holder that is dead goes: after a crash of dockerd nobody tells a v1 driver. One that
+        A holder that is dead goes: after a crash of dockerd a v1 driver is not told. One that
         lives loses these addresses and nothing else: engine 29 gives the IPv6 address of a running
         container to another when the container's own parameters turn IPv6 off on its interface.
         """
@@ -610,7 +610,7 @@ class BridgeDriver:
     def _evict_dead_publisher(self, place: HostPort) -> bool:
         """Drop the endpoint that has a host port, if its container is dead; tell whether it was.
 
-        After a crash of dockerd nobody tells a v1 driver that a container is no more.
+        After a crash of dockerd a v1 driver is not told that a container has ended.
         """
         with self._store.transaction():
             owner = self._store.find_publisher(place)
@@ -727,7 +727,7 @@ class BridgeDriver:
 
         For the end of the process, which cannot know whether it is restarted, disabled or removed.
         `restore` makes all of it again. A network that a container runs on stays whole; a bridge
-        stays if anything is on it, such as somebody else's interface or one that libnetwork is
+        stays if anything is on it, such as another program's interface or one that libnetwork is
         about to look for. Nothing is repaired any more.
         """
         self._stop_watching()

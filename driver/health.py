@@ -6,7 +6,7 @@ from threading import Lock
 
 
 class Health:
-    """The problems there are: each under a key of whoever reports it, until that one clears it.
+    """The problems there are: each under a key of its reporter, until that clears it.
 
     Thread-safe. A problem is a sentence for the operator: what is wrong, and what to do about it.
     """

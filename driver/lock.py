@@ -18,14 +18,14 @@ from driver.errors import Busy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STALLED_SECONDS = 2.0  # whoever has had the lock for so long may have it for ever
+STALLED_SECONDS = 2.0  # a request that has held the lock for so long may never end
 
 
 @dataclass(slots=True, eq=False)
 class Request:
     """What a thread is at work for: its name in errors, and when it may begin at the latest.
 
-    Once `overdue`, whoever asked has been told that it failed: what it made is taken back. Once a
+    Once `overdue`, its caller has been told that it failed: what it made is taken back. Once a
     change of it is being stored, it is too late to tell that; which of the two comes first is
     decided under a lock.
     """

@@ -262,7 +262,7 @@ class BridgeFull(KernelError):  # noqa: N818 - it is what the bridge is
 
 
 class PortInUse(Conflict):
-    """Somebody has the host port `place` already."""
+    """The host port `place` is in use."""
 
     def __init__(self, text: str, place: HostPort) -> None:
         super().__init__(text)
@@ -371,7 +371,7 @@ class Bridge:
 
     @property
     def required_alias(self) -> str | None:
-        """What the link of its name has to carry, None if it may be somebody else's."""
+        """What the link of its name has to carry, None if it may be another program's."""
         return self.alias if self.must_be_ours else None
 
     @property
@@ -409,7 +409,7 @@ class Veth:
     """The pair that joins an endpoint to its bridge: host end there, sandbox end for it.
 
     `hairpin` lets a frame go back where it came from: a container's own published port.
-    `bridge_alias` is what the bridge has to carry, None if it may be somebody else's.
+    `bridge_alias` is what the bridge has to carry, None if it may be another program's.
     """
 
     host_end: str

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface of the host, whoever made it.
+    """An interface of the host, ours or not.
 
     `kind` is the kernel's word for it ("bridge", "veth"), None for a network card. `bridge` is the
     name of the bridge that it is a port of, `addresses` are a bridge's own. `half_made` marks one

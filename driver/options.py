@@ -203,7 +203,7 @@ NETWORK_OPTIONS = (
     ),
     Option(
         INHIBIT_IPV4,
-        "Whether the bridge goes without the IPv4 gateway address: somebody else has it.",
+        "Whether the bridge goes without the IPv4 gateway address: another host has it.",
         "`false`",
         "anything but true or false",
         live=BY_GATEWAY,
@@ -436,7 +436,7 @@ class OptionChange:
 
 
 def parse_change(given: Mapping[str, str], unset: Iterable[str]) -> OptionChange:
-    """Return the change that somebody asks for.
+    """Return the change that is requested.
 
     Raises InvalidRequest for what is unknown, contradicts itself or cannot be changed while the
     network exists, with the reason.

@@ -60,7 +60,7 @@ class QueuedHandler(QueueHandler):
         if lost:
             line += f"\n{lost} lines of the log were lost: they were not read in time"
         rest = f"{line}\n".encode(errors="backslashreplace")
-        with suppress(OSError):  # there is nobody to tell
+        with suppress(OSError):  # where else could that be said
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
 

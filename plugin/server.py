@@ -74,7 +74,7 @@ def serve(settings: Settings, names: Names) -> None:
 
 
 def _open_second(path: Path | None, names: Names) -> str | None:
-    """Open the driver's second name; return why the driver cannot work if somebody has it."""
+    """Open the driver's second name; return why the driver cannot work if it is taken."""
     if path is None:
         return None
     try:
@@ -113,7 +113,7 @@ class Server(BaseApplication):
             "worker_connections": CONNECTIONS,
             "keepalive": 0,  # a kept connection that breaks is retried with an empty body
             "graceful_timeout": GRACE_SECONDS,
-            "timeout": 0,  # the worker owns the state: killing it for being busy helps nobody
+            "timeout": 0,  # the worker owns the state: killing it for being busy does not help
             "worker_tmp_dir": _scratch(self._settings.state_dir),
             "control_socket_disable": True,  # gunicorn 25 and later would open one of its own
             "logconfig_dict": log_config(self._settings.log_level),
@@ -143,12 +143,12 @@ class Server(BaseApplication):
 class Master(Arbiter):
     """gunicorn's master, with one worker for ever: two would own one state.
 
-    Whoever made the sockets' files removes them.
+    The process that made the sockets' files removes them.
     """
 
     def __init__(self, app: Server, names: Names) -> None:
         super().__init__(app)
-        self.systemd = True  # gunicorn's word for "the names are somebody else's"
+        self.systemd = True  # gunicorn's word for "the names are systemd's"
         self._names = names
 
     def stop(self, graceful: bool = True) -> None:  # noqa: FBT001, FBT002 - gunicorn's signature

@@ -72,9 +72,9 @@ class Names:
         self.descriptors.append(listener.detach())
 
     def remove(self) -> None:
-        """Remove the files of the sockets that were made here, unless somebody has replaced them.
+        """Remove the files of the sockets that were made here, unless they were replaced.
 
-        A stale one costs whoever lists Docker's volumes 15 s. In a child of the process that made
+        With a stale one `docker volume ls` takes 15 s more. In a child of the process that made
         them this does nothing.
         """
         if os.getpid() != self._owner:
@@ -95,7 +95,7 @@ def check_free(path: Path) -> None:
 
 
 def answers(path: Path) -> bool:
-    """Tell whether somebody accepts connections on the socket."""
+    """Return whether a process accepts connections on the socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))

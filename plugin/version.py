@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-REVISION = Path(__file__).with_name("REVISION")  # one line; whoever builds a package writes it
+REVISION = Path(__file__).with_name("REVISION")  # one line, written when a package is built
 
 
 @cache

@@ -120,7 +120,7 @@ class FakeKernel:
     # What others do to the kernel: other programs, runc, libnetwork, a restart, a reboot.
 
     def add_foreign(self, name: str, kind: str = "bridge", **attributes: Any) -> None:
-        """Have somebody else make a link."""
+        """Have another program make a link."""
         self.links[name] = Link(kind, **attributes)
 
     def add_sandbox(self, sandbox: SandboxKey, **user: str) -> None:
@@ -190,7 +190,7 @@ class FakeKernel:
             if link.kind != "bridge":
                 raise Conflict(f"use {bridge.name} as bridge: it is an interface of another kind")
             if bridge.must_be_ours or is_our_alias(link.alias):
-                raise Conflict(f"use bridge {bridge.name}: it belongs to somebody else")
+                raise Conflict(f"use bridge {bridge.name}: it belongs to another program")
         missing = tuple(each for each in bridge.addresses if each not in link.addresses)
         if {each.ip for each in missing if each.version == IPV6} & {
             each.ip for each in link.addresses
@@ -259,7 +259,7 @@ class FakeKernel:
 
     def _check_bridge(self, veth: Veth) -> None:
         if veth.bridge_alias not in {None, self.links[veth.bridge].alias}:
-            raise Conflict(f"put {veth.host_end} on bridge {veth.bridge}: it is somebody else's")
+            raise Conflict(f"put {veth.host_end} on bridge {veth.bridge}: it is another program's")
 
     def delete_links(self, names: Iterable[str]) -> None:
         for name in names:

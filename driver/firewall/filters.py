@@ -103,7 +103,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Go on or not, by what nobody here looks at."""
+    """A condition that is not modelled here."""
 
 
 Step = Load | Mask | Compare | Lookup | Verdict | Doubt
@@ -113,7 +113,7 @@ Packet = dict[Fact, bytes]
 
 @dataclass(frozen=True, slots=True)
 class BaseChain:
-    """Somebody's base chain whose policy is drop; `chains` has the rules that can be reached.
+    """Another program's base chain with policy drop; `chains` has the rules that can be reached.
 
     `family` and `table` are in nft's words; `rules` of a chain that was not read are None.
     """

@@ -108,7 +108,7 @@ class Publisher:
     def restore(self, endpoint: Endpoint, network: Network) -> None:
         """Reserve those of an endpoint's host ports that are not, after a restart of the driver.
 
-        One that somebody else has taken meanwhile stays published: translation comes first.
+        One that another program has taken meanwhile stays published: translation comes first.
         """
         held = self._kernel.list_reserved()
         for place in _host_ports(endpoint.bindings):
@@ -151,7 +151,7 @@ class Publisher:
         return ()
 
     def _explain(self, request: PortRequest, refusal: PortInUse) -> str:
-        """Return who holds the port, in the words of whoever typed `-p`."""
+        """Return who holds the port, named as it was requested by `-p`."""
         owner = self._store.find_publisher(refusal.place)
         holder = ANOTHER
         if owner is not None:

@@ -133,7 +133,7 @@ def is_satisfied(
 def _share_out(spans: Iterable[range], ports: Iterable[int]) -> bool:
     """Tell whether each span can have one of the ports to itself, with none left over.
 
-    The span that ends first takes the lowest: whoever comes later could do no more with it.
+    The span that ends first takes the lowest: a later one could do no more with it.
     """
     free = sorted(ports)
     for span in sorted(spans, key=lambda each: each.stop):

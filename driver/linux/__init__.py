@@ -115,15 +115,15 @@ class Kernel(Protocol):
     def ensure_forwarding(self, version: int) -> None:
         """Turn on forwarding of an address family, 4 or 6.
 
-        Where that was off, what nobody accepts is dropped from then on, as with Docker: a host that
-        forwards and accepts everything is an open router. Unless the operator will not have it.
+        Where that was off, what no rule accepts is dropped from then on, as with Docker: a host
+        that forwards and accepts everything is an open router. Not if the operator forbids it.
         """
 
     def delete_loopback_pair(self) -> None:
         """Remove the interfaces by which earlier versions led ::1 to ports; absence is success."""
 
     def ephemeral_ports(self) -> range:
-        """Return the host ports to choose from when nobody chose."""
+        """Return the host ports to choose from when none is requested."""
 
     def reserve_ports(self, places: Sequence[HostPort]) -> None:
         """Keep host ports from everybody else. Raises PortInUse for the first that is taken."""

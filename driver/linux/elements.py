@@ -82,7 +82,7 @@ _IFNAME_BYTES = 16  # IFNAMSIZ
 class Elements:
     """A netfilter socket in the namespace of the thread that made it; calls are serialised.
 
-    `port` is how the kernel calls it, whoever it tells of a change.
+    `port` is its netlink port, by which the kernel's events name the source of a change.
 
     It stays open: to close one waits for the kernel's grace periods, 5 to 10 ms
     (nft_rcv_nl_event(), nf_tables_api.c).

@@ -145,7 +145,7 @@ class Zone:
                     service.watch(_PATH, f"{NAME}.zone")
                     self._keep(service)
             except Exception as error:  # noqa: BLE001 - logged, once
-                # Nobody knows whether firewalld runs, so this is no fault of the networks'.
+                # Whether firewalld runs is not known, so this is no fault of the networks'.
                 self._complain(error)
                 self._answer(self._asked, None)
             if self._closing:
@@ -187,7 +187,7 @@ class Zone:
             self._report(problem)
 
     def _read_wake(self, seconds: float) -> None:
-        """Wait so long for somebody to ask for something."""
+        """Wait that long for a request."""
         if wait_readable([self._wake], seconds):
             os.eventfd_read(self._wake)
 

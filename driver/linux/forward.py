@@ -139,7 +139,7 @@ def set_forward_policy(netfilter: Netfilter, version: int, policy: str) -> None:
 
 
 def forward_policy(netfilter: Netfilter, version: int) -> str | None:
-    """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if nobody can tell.
+    """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if that is unknown.
 
     Without the chain nothing is dropped here, but the older iptables may have one.
     """

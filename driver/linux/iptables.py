@@ -26,7 +26,7 @@ _COMMAND = dict(zip((4, 6), COMMANDS, strict=True))
 LOCK_SECONDS = 1  # how long to wait for the xtables lock, under that of the driver
 _TIMEOUT_SECONDS = 4
 # iptables(8): the rule or the chain is not there; the kernel has no such table. Any other code is
-# an error: 2 of the command line, 4 of the kernel or of the lock, which somebody else has.
+# an error: 2 of the command line, 4 of the kernel or of the lock, which another process has.
 _ABSENT = (1, 3)
 
 
@@ -74,13 +74,13 @@ def delete_forward_accept(mark: int) -> None:
 
 
 class _LockedError(KernelError):
-    """Somebody else has the lock that all these commands share."""
+    """Another process holds the lock that all these commands share."""
 
 
 def _attempt_each(steps: Sequence[Callable[[], object]]) -> None:
     """Run every step, whatever becomes of the others, then raise the first failure.
 
-    Not if somebody else has the lock: each would wait for it, under the driver's.
+    Not if another process holds the lock: each would wait for it, under the driver's.
     """
     failures: list[KernelError] = []
     for step in steps:
@@ -174,7 +174,7 @@ def _execute(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def forward_policy(version: int) -> str | None:
-    """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if nobody can tell.
+    """Return the policy of FORWARD for an address family, ACCEPT or DROP; None if that is unknown.
 
     To look makes no table of nftables. Raises KernelError if the command fails for another reason.
     """

@@ -225,8 +225,8 @@ def _check_bridge(route: Rtnetlink, veth: Veth) -> int | None:
         return None
     if veth.bridge_alias is not None and link.alias != veth.bridge_alias:
         raise Conflict(
-            f"put {veth.host_end} on bridge {veth.bridge}: somebody else has an interface of that "
-            "name, which has to go first"
+            f"put {veth.host_end} on bridge {veth.bridge}: another program has an interface of "
+            "that name, which has to go first"
         )
     return link.index
 
@@ -473,7 +473,7 @@ def _write_parameters(bridge: Bridge) -> None:
     if has_ipv6:
         # A router advertisement from a container must not configure the host.
         sysctl.write("net.ipv6.conf.IFNAME.accept_ra", "0", bridge.name)
-        # Until its link-local address is known to be nobody else's the host asks nobody on the
+        # Until its link-local address is known to be unique the host asks no neighbour on the
         # bridge for their MAC address on behalf of others (ndisc_solicit(), net/ipv6/ndisc.c): for
         # 1 to 3 s after the bridge came up, packets from outside would be answered "unreachable".
         sysctl.write("net.ipv6.conf.IFNAME.accept_dad", "0", bridge.name)
@@ -530,7 +530,7 @@ def _check_usable(link: LinkInfo, bridge: Bridge) -> None:
     if link.kind != "bridge":
         raise Conflict(f"use {bridge.name} as bridge: it is an interface of another kind")
     if bridge.must_be_ours:
-        raise Conflict(f"create bridge {bridge.name}: somebody else has a bridge of that name")
+        raise Conflict(f"create bridge {bridge.name}: another program has a bridge of that name")
     if is_our_alias(link.alias):
         owner = link.alias.removeprefix("pynet ")
         raise Conflict(f"use bridge {bridge.name}: it belongs to {owner}")
@@ -565,7 +565,7 @@ def _add_address(route: Rtnetlink, index: int, address: IPInterface) -> None:
 def _add_link_local(route: Rtnetlink, index: int, bridge: Bridge) -> None:
     """Give a bridge with IPv6 its link-local address; the kernel does so when it has a carrier.
 
-    Until then the host asks nobody on the bridge for their MAC address on behalf of others
+    Until then the host asks no neighbour on the bridge for its MAC address on behalf of others
     (ndisc_send_ns(), net/ipv6/ndisc.c), and packets from outside are lost: for as long as others
     keep the kernel's own work waiting for the rtnl lock.
     """

@@ -345,7 +345,7 @@ class LinuxKernel:
         }
         policies: dict[int, str | None] = {}
         for version in (4, 6):
-            with suppress(KernelError):  # then nobody can tell, which is no reason to tell nothing
+            with suppress(KernelError):  # unknown then, which is no reason to leave out the rest
                 policies[version] = self._forward_policy(version)
         # Of the two the stricter is in force (ip-sysctl.rst).
         everywhere = int(sysctl.read(SOURCE_CHECK, "all") or 0)
@@ -608,7 +608,7 @@ class LinkReaper:
                 names = [name for name, _ in released]
                 for each in names:
                     self.expect_no_more(each)
-                log.exception("%s: they stay until somebody repairs that", ", ".join(names))
+                log.exception("%s: they stay until that is repaired", ", ".join(names))
 
     def _drain(self) -> Iterator[tuple[str, int]]:
         """Yield what else has been handed over by now; leave the end of the thread for last."""

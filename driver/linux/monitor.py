@@ -251,7 +251,7 @@ def _may_be_damage(kind: int, payload: bytes) -> bool:
 def is_link_damage(message: nlmsg, is_expected: Callable[[str], bool], bridges: Bridges) -> bool:
     """Return whether a message of rtnetlink says that something of ours may be broken.
 
-    A bridge, of whomever (a network may use another's): gone, down, without an address, or with
+    A bridge, whosever it is (a network may use another's): gone, down, without an address, or with
     another port, but for containers' beyond the first of a kind, for what may be reached by it
     changes with that (`driver.observed.find_uplinks`). A bridge of others that is new. A host end:
     gone, down or off its bridge. Any other link but a veth that goes: it may have had the name of a

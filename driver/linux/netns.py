@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 OWN_NAMESPACE = Path("/proc/self/ns/net")
-AFTERWARDS = "netns-afterwards"  # what a thread is called when nobody waits for it any more
+AFTERWARDS = "netns-afterwards"  # the name of a thread that no caller waits for any more
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _opener = PathOpener()
@@ -110,7 +110,7 @@ def run_in(descriptor: int, work: Callable[[], T]) -> T:
 def run_apart(work: Callable[[], T], afterwards: Callable[[T], object]) -> T:
     """Return what `work` returns when run in a thread of its own, which may `enter` a namespace.
 
-    `afterwards` is given the same when it has been returned, so that nobody waits for it; it may
+    `afterwards` is given the same when it has been returned, so that no caller waits for it; it may
     not raise.
     """
     return _run_in_thread(lambda: None, work, afterwards)

@@ -92,7 +92,7 @@ class Connection:
         while True:
             for answer in parse_messages(self._socket.recv(BUFFER)):
                 if answer.sequence != self._sequence:
-                    continue  # the rest of an answer that nobody waited for
+                    continue  # the rest of an answer that was given up
                 if answer.kind in {ERROR, _DONE}:
                     if answer.error:
                         raise NetlinkError(answer.error)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def ephemeral_ports() -> range:
-    """Return the ports from which the kernel, and so Docker, takes those that nobody chose.
+    """Return the ports from which the kernel, and so Docker, takes those that are not requested.
 
     Raises KernelError if it does not say.
     """
@@ -126,7 +126,7 @@ def _keeps_out(held: IPAddress, asked: IPAddress) -> bool:
     mapped = getattr(held, "ipv4_mapped", None)
     if mapped is not None:
         held = mapped
-    if held.version != asked.version:  # it may be of both families, which nobody tells
+    if held.version != asked.version:  # it may be of both families, which is not shown
         return held.version > asked.version and held.is_unspecified
     return held == asked or held.is_unspecified or asked.is_unspecified
 
@@ -142,7 +142,7 @@ def _bind(place: HostPort) -> socket.socket | None:
             log.info("publishing %s without a reservation: this kernel has no SCTP", place)
             return None
         if family == socket.AF_INET6 and error.errno == errno.EAFNOSUPPORT:
-            return None  # this kernel has no IPv6: nobody can ask for the port
+            return None  # this kernel has no IPv6: the port cannot be bound
         raise KernelError(f"reserve {place}: {error.strerror}") from error
     try:
         if family == socket.AF_INET6:
@@ -171,7 +171,7 @@ def _outlives_time_wait(bound: socket.socket, address: tuple[str, int]) -> bool:
     """Take a port that only closed connections of a former server still hold.
 
     They linger for a minute (TIME_WAIT) and keep a plain bind(2) out. With SO_REUSEADDR the bind
-    passes whenever nobody listens, and listening then keeps every other bind out.
+    passes whenever no socket listens, and listening then keeps every other bind out.
     """
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

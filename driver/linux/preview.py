@@ -34,7 +34,7 @@ def list_elements(nft: Nft, tables: Iterable[str]) -> frozenset[str]:
 class Preview:
     """A network namespace without anything, in which to see what nft text comes to.
 
-    Made once: see `Nft` for why not whenever it is needed. One look at a time, whoever looks.
+    Made once: see `Nft` for why not whenever it is needed. One look at a time.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Preview:
     def knows(self, lines: frozenset[str]) -> bool:
         """Tell whether tables are no others, but for their elements, than what was shown here.
 
-        Then nobody else has written them, and libnftables can read them without harm.
+        Then they are ours, and libnftables can read them without harm.
         """
         return lines <= self._outlines
 

@@ -3,8 +3,8 @@
 The kernel keeps the same name of all network namespaces in one chain of its cache and compares each
 with the one that is asked for (proc_sys_compare(), fs/proc/proc_sysctl.c). In the /proc that all of
 the host use, which every sandbox passes through, a look-up takes 0.2 ms beside 1,000 containers. A
-mount of our own knows only the names that were asked for since it was made. Nobody else sees it:
-it has a descriptor and no place. Nor is it read-only, as what Docker mounts for a plugin.
+mount of our own knows only the names that were asked for since it was made. No other process sees
+it: it has a descriptor and no place. Nor is it read-only, as what Docker mounts for a plugin.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Mount:
-    """A procfs, kept for as long as somebody opens a file of it."""
+    """A procfs, kept for as long as a file of it is being opened."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -64,7 +64,7 @@ class Procfs:
         The old one is closed in a thread of its own: the kernel waits for a grace period then, and
         a container's first process may be waiting for us.
         """
-        old = [self._mount]  # whoever empties this closes it, unless a file is being opened
+        old = [self._mount]  # emptied, it is closed, unless a file is being opened
         self._mount = _Mount(_open_procfs())
         with suppress(RuntimeError):  # no thread is to be had: it is closed on return
             Thread(target=old.clear, name="procfs", daemon=True).start()

@@ -1,8 +1,8 @@
 """Hand ports to the relay, the process that serves what the kernel cannot translate.
 
 There is one relay for all ports, and it outlives the driver: the next one finds it on its socket,
-and gets back the sockets that it holds. Nobody waits for it to start: a socket that listens queues
-who comes meanwhile. A thread brings the relay to what is wanted, whenever either has changed.
+and gets back the sockets that it holds. No request waits for it to start: a socket that listens
+queues who comes meanwhile. A thread brings the relay to what is wanted whenever either changes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class NoRelay:
-    """No relay: what the kernel cannot translate is not served, and nobody misses it."""
+    """No relay: what the kernel cannot translate is not served."""
 
     def __init__(self) -> None:
         self._asked: dict[HostPort, Relay] = {}
@@ -79,7 +79,7 @@ class RelayClient:
         self._starts = starts
         self._condition = threading.Condition()
         self._wanted: dict[HostPort, tuple[Relay, socket.socket]] = {}
-        self._needless: dict[HostPort, Relay] = {}  # nobody can reach them: see `add`
+        self._needless: dict[HostPort, Relay] = {}  # unreachable: see `add`
         self._served: dict[HostPort, Relay] = {}
         self._connection: socket.socket | None = None
         self._process: int | None = None
@@ -156,7 +156,7 @@ class RelayClient:
                 log.warning("the relay keeps %s", ", ".join(map(str, gone)))
 
     def served(self) -> frozenset[Relay]:
-        """Return what is served, or just about to be; what nobody can reach counts as served."""
+        """Return what is served, or just about to be; what is unreachable counts as served."""
         with self._condition:
             on_the_way = (
                 {} if self._problem else {key: each[0] for key, each in self._wanted.items()}
@@ -238,7 +238,7 @@ class RelayClient:
 
     def _add_wanted(self, ports: Sequence[tuple[Relay, socket.socket]]) -> None:
         """Hand ports to the relay, as far as they are still wanted."""
-        with self._condition:  # from here on whoever withdraws one waits for the relay
+        with self._condition:  # from here on to withdraw one waits for the relay
             still = [each for each in ports if self._wanted.get(each[0].place) == each]
             self._served |= {relay.place: relay for relay, _ in still}
             fds = [bound.fileno() for _, bound in still]
@@ -264,7 +264,7 @@ class RelayClient:
                 if not self._served:  # it had nothing to do any more
                     self._part()
                     return
-                raise KernelError("the relay has ended, nobody knows why") from error
+                raise KernelError("the relay has ended, for an unknown reason") from error
 
     def _begin(self) -> None:
         """Find the relay, or start it. Raises OSError or KernelError."""

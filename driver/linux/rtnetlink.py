@@ -154,7 +154,7 @@ class Rtnetlink(Session):
         changed. Up last: whenever a link that is up and has no carrier changes, the kernel walks
         through all routes of IPv6 (rt6_sync_down_dev() in addrconf_notify()).
 
-        A bridge opens a port whose carrier nobody knows of yet (netif_oper_up()), closes it when
+        A bridge opens a port whose carrier is not known yet (netif_oper_up()), closes it when
         the kernel has looked and opens it again when the other end is up; each time it walks
         through all its ports (br_port_state_selection()). One that is dormant it opens once.
 

@@ -1,6 +1,6 @@
 """A pyroute2 netlink socket of the calling thread's namespace, with a deadline.
 
-pyroute2's own synchronous classes wait for an answer without limit, and whoever waits here has the
+pyroute2's own synchronous classes wait for an answer without limit, and who waits here holds the
 driver's lock. So each session has an event loop of its own, with a deadline.
 """
 
@@ -65,7 +65,7 @@ class Session:
     def request(self, *messages: nlmsg) -> list[nlmsg]:
         """Send messages in one datagram; return what the kernel answers, acknowledgements too.
 
-        Whoever waits for the kernel's lock has no time to get between them. The kernel goes on
+        No other request for the kernel's lock gets between them. The kernel goes on
         after one that it refuses; raises NetlinkError for the first of those, and TimeoutError.
         """
         answers: list[nlmsg] = []

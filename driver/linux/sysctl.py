@@ -157,7 +157,7 @@ def _open_some(keys: Sequence[str]) -> Iterator[dict[str, int]]:
     with ExitStack() as stack:
         files: dict[str, int] = {}
         for key in keys[:_MOST_FILES]:
-            with suppress(OSError):  # whoever reads or writes it is told why
+            with suppress(OSError):  # reading or writing it says why
                 files[key] = _open(key, LOOPBACK, os.O_RDWR)
                 stack.callback(os.close, files[key])
         yield files
@@ -213,7 +213,7 @@ def _try(sysctl: Sysctl, before: str | None, on_host: bool) -> None:  # noqa: FB
 
 
 def _why_refused(sysctl: Sysctl, error: BaseException | None) -> str:
-    """Return what the kernel's reason means for somebody who chose the value."""
+    """Return what the kernel's error number means for a value that was chosen."""
     number = error.errno if isinstance(error, OSError) else None
     match number, sysctl.key:
         case errno.EPERM, "net.ipv4.tcp_congestion_control":

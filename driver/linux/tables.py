@@ -179,7 +179,7 @@ def copy(source: Connection, things: Iterable[Held]) -> Iterator[Making]:
 def outline(things: Iterable[Held]) -> frozenset[str]:
     """Return what our tables hold but for elements, a line each; equal lines for equal things.
 
-    Nothing of it is taken apart, so whoever has written it can do no harm.
+    Nothing of it is decoded, so tables that others wrote can do no harm.
     """
     return frozenset(_outline(things))
 

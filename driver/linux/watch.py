@@ -1,7 +1,7 @@
 """Watch the mount table for sandboxes that are yet to come.
 
 On engines 20.10 to 27 Join comes before the sandbox exists: runc's hook makes it, as an empty file
-over which the namespace is mounted. A mount is what the kernel announces to whoever polls
+over which the namespace is mounted. A mount is what the kernel announces to a process that polls
 /proc/self/mountinfo (mounts_poll() in fs/namespace.c), so the watch costs nothing at rest, needs no
 folder to exist yet, and cannot see the file before the namespace.
 """
@@ -118,7 +118,7 @@ class SandboxWatch:
     def _look(self) -> None:
         with self._lock:
             awaited = dict(self._awaited)
-        # Without the lock: whoever adds a watch may hold the driver's.
+        # Without the lock: a thread that adds a watch may hold the driver's.
         found = netns.are_namespaces(awaited)
         arrived = {key: then for key, then in awaited.items() if _is_there(found[key])}
         for sandbox, action in arrived.items():

@@ -1,6 +1,6 @@
 """Find host settings that weaken pynet's networks; no I/O.
 
-Advice is no damage: nothing of pynet's is missing, and nobody but the host's operator may change
+Advice is no damage: nothing of pynet's is missing, and only the host's operator may change
 these settings. Only what pynet's own rules do not make up for is in here. br_netfilter is not: who
 reaches whom on a bridge is decided in the table of family bridge, which sees every frame whether or
 not iptables does.
@@ -86,7 +86,7 @@ def advise_on_ipv6(networks: Iterable[Network], host: Mapping[str, str]) -> Iter
         yield Advice(
             NO_IPV6["all"],
             "is 1, so this host's interfaces have no IPv6: by IPv6 containers reach each other and "
-            "this host, but nobody beyond it, and nobody there reaches their ports; IPv4 works. "
+            "this host, but no other host, and none reaches their ports; IPv4 works. "
             f"If it is not meant so, sysctl -w {NO_IPV6['all']}=0",
         )
     elif host.get(NO_IPV6["lo"]) == "1":

@@ -39,7 +39,7 @@ class Kind(StrEnum):
 
     BRIDGE = "bridge"
     HOST_END = "host end"
-    SEVERED = "severed"  # a host end that is gone while its container runs: nobody can mend it
+    SEVERED = "severed"  # a host end that is gone while its container runs: it cannot be repaired
     DEAD = "dead endpoint"
     LEFTOVER = "leftover"
     RULES = "rules"
@@ -50,9 +50,9 @@ class Kind(StrEnum):
     PARAMETER = "parameter"
     FORWARDING = "forwarding"  # a parameter of the host that is the operator's
     ROUTE = "route"  # to a network's containers, past its bridge or nowhere
-    FILTER = "filter"  # a chain of somebody else that drops what ours lets pass
+    FILTER = "filter"  # a chain of another program that drops what ours lets pass
     ZONE = "zone"  # of firewalld's; its own thread tries again and again
-    MAC = "MAC address"  # that two have: a container's own doing, or somebody's on the bridge
+    MAC = "MAC address"  # that two have: a container's own doing, or another port's
 
 
 # What the driver does not mend by itself: only Docker can, or it is the operator's to decide.
@@ -73,7 +73,7 @@ class Existence(Enum):
 class Drift:
     """One thing that is not as it should be: what it is, which, and what is wrong with it.
 
-    `blocked` tells that nothing can be done about it before somebody else's link has gone,
+    `blocked` tells that nothing can be done about it before another program's link has gone,
     `contested` that others break it again and again, so that one more time is no news.
     """
 
@@ -106,7 +106,7 @@ def compare_bridges(networks: Iterable[Network], links: Mapping[str, Link]) -> I
 
 
 def is_blocked(bridge: Bridge, links: Mapping[str, Link]) -> bool:
-    """Tell whether somebody else's link has the name of a bridge, and may not be used as one."""
+    """Tell whether another program's link has the name of a bridge, and may not be used as one."""
     link = links.get(bridge.name)
     if link is None or link.alias == bridge.alias:
         return False
@@ -124,7 +124,7 @@ def _bridge_faults(bridge: Bridge, link: Link) -> Iterator[str]:
             yield f"has lost its address {address}"
     if link.alias != bridge.alias:
         if bridge.must_be_ours:
-            yield "is somebody else's by now"
+            yield "is another program's by now"
         return
     if link.mtu != bridge.mtu:
         yield f"has an MTU of {link.mtu} instead of {bridge.mtu}"
@@ -237,8 +237,8 @@ def find_ends(
 ) -> dict[IPAddress, str]:
     """Return an address of a container for each network and family, with the network's bridge.
 
-    But for networks on somebody's bridge, whose routes are that one's, and on damaged bridges,
-    whose routes come back with them.
+    But for networks on another program's bridge, whose routes are that one's, and on damaged
+    bridges, whose routes come back with them.
     """
     ends: dict[tuple[str, int], IPAddress] = {}
     for endpoint in endpoints:
@@ -366,7 +366,7 @@ def compare_relays(
     networks: Mapping[NetworkId, Network],
     relayed: Collection[Relay],
 ) -> Iterator[Drift]:
-    """Yield the published host ports at which only the kernel answers, and nobody else does."""
+    """Yield the published host ports at which only the kernel answers."""
     for endpoint in endpoints:
         for relay in find_relays(endpoint.bindings, networks[endpoint.network_id]):
             if relay not in relayed:

@@ -358,7 +358,7 @@ class Reconciler:
         while a namespace is being destroyed.
         """
         if is_blocked(bridge_of(endpoint, intent.networks), links):
-            return  # never on somebody else's link; the watcher waits for its going
+            return  # never on another program's link; the watcher waits for its going
         veth = self._veth(endpoint, intent)
         link = links.get(veth.host_end)
         is_in_place = link is not None and link.is_port(veth)
@@ -389,7 +389,7 @@ class Reconciler:
             self._store.set_boot_id(boot_id)
 
     def _forget_dead(self, forgotten: list[Endpoint]) -> None:
-        """Drop endpoints whose sandbox ended while nobody watched, before rules are made for them.
+        """Drop endpoints whose sandbox ended unnoticed, before rules are made for them.
 
         Only rows: the rest goes when everything is made anew.
         """
@@ -418,7 +418,7 @@ def _log_repairs(found: Iterable[Drift]) -> None:
     """Log what is repaired, each in a line; of rules, which are repaired as a whole, how many."""
     rules: list[Drift] = []
     for difference in found:
-        if difference.kind is Kind.UPLINK:  # nobody has broken anything
+        if difference.kind is Kind.UPLINK:  # nothing is broken
             log.info("taking note of: %s", difference)
         elif difference.kind is Kind.RULES:
             rules.append(difference)

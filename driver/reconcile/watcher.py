@@ -2,9 +2,9 @@
 
 What a failed step of the driver's own has left behind is mended in the same way.
 
-Somebody may break the same thing again and again, by a script say that rewrites a chain every few
-seconds. What containers need is put back each time, at bounded cost, and health says what is fought
-over. What only others can mend is told, once, and looked at now and then until they have.
+Another program may break the same thing again and again, such as a script that rewrites a chain
+every few seconds. What containers need is put back each time, at bounded cost, and health says what
+is fought over. What only others can mend is told, once, and looked at now and then until they have.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Backoff:
         self._until: dict[str, float] = {}
 
     def is_contested(self, thing: str, now: float) -> bool:
-        """Tell whether a thing was repaired so often lately that somebody must be breaking it."""
+        """Return whether a thing was repaired so often lately that another program breaks it."""
         times = self._repairs.get(thing, deque())
         return len(times) == REPAIRS and now - times[0] < WINDOW_SECONDS
 
@@ -224,8 +224,8 @@ class Watcher:
         """Say that a thing is fought over."""
         problem = (
             f"{thing} was repaired {REPAIRS} times within {WINDOW_SECONDS:.0f} s and is broken "
-            "again: somebody keeps changing it, or a repair does not help; it is repaired every "
-            f"{self._interval:.0f} s at most: {example}"
+            "again: another program keeps changing it, or a repair does not help; it is repaired "
+            f"every {self._interval:.0f} s at most: {example}"
         )
         log.error("%s", problem)
         self._health.report(thing, problem)
@@ -239,7 +239,7 @@ class Watcher:
             self._contested.discard(thing)
 
     def _tell(self, thing: str, difference: Drift) -> None:
-        """Say once what only others can mend; of somebody else's link the kernel tells the end."""
+        """Say once what only others can mend; the end of another program's link is an event."""
         problem = str(difference)
         if difference.blocked:
             problem += "; it is mended as soon as that link has gone"

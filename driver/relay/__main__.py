@@ -27,7 +27,7 @@ def main() -> None:
     users = {0, os.geteuid()}
     os.chdir("/")
     relay = Relay(control, users)
-    give_up_rights()  # after all has been read: nobody may not even be let into our folder
+    give_up_rights()  # after all has been read: the user nobody may not be let into our folder
     relay.run()
 
 

@@ -163,7 +163,7 @@ class Relay(Owner):
             self._driver = None
 
     def _log(self, text: str) -> None:
-        """Tell the driver, which has a log, and whoever reads standard error."""
+        """Tell the driver, which has a log, and write to standard error."""
         sys.stderr.write(f"{text}\n")
         if self._driver is not None:
             try:

@@ -98,7 +98,7 @@ class Loop:
 
 
 class Owner:
-    """Whoever a descriptor belongs to."""
+    """The owner of a descriptor."""
 
     __slots__ = ()
 
@@ -107,7 +107,7 @@ class Owner:
         raise NotImplementedError
 
     def fail(self) -> None:
-        """Do what is to be done after an error that nobody expected."""
+        """Do what is to be done after an unexpected error."""
         raise NotImplementedError
 
     def tick(self, now: float) -> bool:

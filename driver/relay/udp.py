@@ -58,7 +58,7 @@ class Flow(Owner):
                 datagram = self.socket.recv(DATAGRAM_BYTES)
             except BlockingIOError:
                 return
-            except OSError:  # nobody listens in the container, yet or any more
+            except OSError:  # no socket listens in the container, yet or any more
                 return
             self.listener.answer(self, datagram)
 

@@ -1,7 +1,7 @@
 """Reserve 1 MiB of disk so that deletes can be committed when the disk is full.
 
 Docker ignores the errors of deletes and never repeats them, so one that a full disk refuses would
-leave its endpoint, with its ports, to nobody. SQLite needs room for a delete, too.
+leave its endpoint and its ports behind. SQLite needs room for a delete, too.
 """
 
 from __future__ import annotations

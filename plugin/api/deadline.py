@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 BEGIN_SECONDS = 3.0  # an operation that cannot begin in time never does
 DOCKER_SECONDS = 4.5  # until Docker is answered
-ADMIN_SECONDS = 9.0  # nobody holds a lock of Docker's for a person; `pynet` waits 10 s
+ADMIN_SECONDS = 9.0  # no lock of Docker's is held for a person; `pynet` waits 10 s
 COMMIT_SECONDS = 0.3  # longer, for a change that is being stored
 MOST_OVERDUE = 16  # operations that may hang; the kernel is beyond help by then
 THREADS = 80  # more than gunicorn's, by those that may hang: an operation never waits for a thread

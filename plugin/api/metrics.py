@@ -58,7 +58,7 @@ class Metrics:
     """The metrics of a process. Thread-safe."""
 
     def __init__(self, counts: Counts, health: Health) -> None:
-        # A series more for each, which nobody asked for.
+        # A series more for each, which is of no use.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = counts.registry
         self._calls = Histogram(

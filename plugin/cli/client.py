@@ -21,7 +21,7 @@ TIMEOUT_SECONDS = 10.0
 def ask_driver(path: Path, what: str) -> dict[str, Any]:
     """Return what the driver answers to a GET on its socket.
 
-    Raises DriverDown if nobody answers, AskError if the driver says why it cannot tell.
+    Raises DriverDown if there is no answer, AskError if the driver says why it cannot tell.
     """
     return _request(path, "GET", what, None)
 

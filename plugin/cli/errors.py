@@ -6,4 +6,4 @@ class AskError(Exception):
 
 
 class DriverDown(AskError):  # noqa: N818 - the field calls it by what happened
-    """Nobody answers on the driver's socket, or somebody else does."""
+    """No answer on the driver's socket, or another program's."""

@@ -72,7 +72,7 @@ def complete_parameters(ctx: click.Context, param: click.Parameter, incomplete: 
 def _complete(names: Iterable[str], incomplete: str) -> list[str]:
     """Return those that begin so, but for what a shell would take for more than a word.
 
-    Shells put a name on the command line as it is, and whoever chose it may have meant that.
+    Shells put a name on the command line as it is, which may be what was meant.
     """
     return sorted(
         name for name in names if name.startswith(incomplete) and shlex.quote(name) == name

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tests.engine.fuzz_frames import Frame, World
 
 ACK = 0x10
+IGMP = 2
 ASKING = (*range(130, 136), 143)  # multicast listeners, routers, neighbours
 PACKET_KINDS = (Kind.IP4, Kind.IP6)
 
@@ -351,7 +352,7 @@ def _is_link_local(address: bytes) -> bool:
 
 
 def _is_asking(frame: Frame) -> bool:
-    """Tell whether a packet is of a host that has no address yet, and asks for one.
+    """Tell whether a packet of a host without an address asks for one, or joins a group.
 
     Nothing else may come from nowhere: the kernel sends an answer to 0.0.0.0 or :: to its loopback.
     """
@@ -359,7 +360,8 @@ def _is_asking(frame: Frame) -> bool:
     if any(flow.source):
         return False
     if len(flow.source) == 4:
-        return flow.target == BROADCAST[:4] and _ends(frame) == (UDP, 68, 67)
+        is_report = 224 <= flow.target[0] < 240 and flow.protocol == IGMP  # RFC 3376, 4.2.13
+        return is_report or (flow.target == BROADCAST[:4] and _ends(frame) == (UDP, 68, 67))
     return flow.target[0] == 0xFF and flow.protocol == ICMP6 and flow.sport in ASKING
 
 

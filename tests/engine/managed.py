@@ -53,9 +53,10 @@ class ManagedPlugin(Driver):
         if name not in self.engine.docker("plugin", "ls", "--format={{.Name}}").stdout.split():
             plugin_image.create(self.engine)
         plugin = inspect(self.engine)
-        defaults = {each["Name"]: each["Value"] for each in plugin["Config"]["Env"]}
+        settable = (each for each in plugin["Config"]["Env"] if each["Settable"])
+        defaults = {each["Name"]: each["Value"] for each in settable}
         wanted = [f"{key}={value}" for key, value in {**defaults, **_inside(self.env)}.items()]
-        if set(wanted) != set(plugin["Settings"]["Env"]):
+        if not set(wanted) <= set(plugin["Settings"]["Env"]):
             if plugin["Enabled"]:
                 self.engine.docker("plugin", "disable", "-f", name)
             self.engine.docker("plugin", "set", name, *wanted)

@@ -51,7 +51,7 @@ WRONG_OPTIONS = {
 
 @pytest.fixture
 def foreign_veth(engine: Engine) -> Iterator[None]:
-    """Have an interface that somebody else made and that is no bridge."""
+    """Have an interface that another program made and that is no bridge."""
     engine.run("ip", "link", "add", VETH, "type", "veth", "peer", "name", "theirs")
     yield
     engine.run("ip", "link", "delete", VETH)

@@ -35,7 +35,7 @@ FOREIGN = "br-foreign"
 
 @pytest.fixture
 def foreign_bridge(engine: Engine) -> Iterator[str]:
-    """Have a bridge that somebody else made."""
+    """Have a bridge that another program made."""
     engine.run("ip", "link", "add", FOREIGN, "type", "bridge")
     engine.run("ip", "address", "add", "10.99.0.1/24", "dev", FOREIGN)
     yield FOREIGN

@@ -185,7 +185,7 @@ OTHERS, OTHERS_NET = "10.210.0.2", "10.210.0.1/24"
 
 @contextmanager
 def others_containers(engine: Engine, bridge: str, card: str) -> Iterator[None]:
-    """Have somebody else's containers on the host in the block, one on a bridge of their own.
+    """Have another program's containers on the host in the block, one on a bridge of their own.
 
     As LXC and Incus make it: a veth whose other end is in a namespace with the bridge as gateway,
     and rules that let everybody through.
@@ -233,7 +233,7 @@ def others_containers(engine: Engine, bridge: str, card: str) -> Iterator[None]:
 
 
 def from_others(engine: Engine, *asked: tuple[str, int, bool]) -> None:
-    """Ask from somebody else's container: where, at which port, and whether there is an answer."""
+    """Ask from another program's container: where, which port, and whether there is an answer."""
     questions = [
         Question("others", host, port, "*" if open_ else None) for host, port, open_ in asked
     ]

@@ -38,10 +38,10 @@ class Host(Protocol):
     def kernel(self) -> Kernel: ...
 
     def add_foreign(self, name: str, kind: str = "bridge", *addresses: str) -> None:
-        """Have somebody else make a link, down."""
+        """Have another program make a link, down."""
 
     def set_alias(self, name: str, alias: str) -> None:
-        """Have somebody else write an alias."""
+        """Have another program write an alias."""
 
     def links(self) -> Mapping[str, Link]:
         """Return the links of the host."""
@@ -56,13 +56,13 @@ class Host(Protocol):
         """Have libnetwork bring the other end of a veth into a sandbox, as eth0."""
 
     def leave_by(self, sandbox: SandboxKey, host_end: str | None) -> None:
-        """Have the IPv4 default route go by the other end of a veth, None for somebody else's."""
+        """Have the IPv4 default route go by the other end of a veth, None for another program's."""
 
     def value(self, sandbox: SandboxKey, key: str) -> str | None:
         """Return a parameter's value in a sandbox."""
 
     def enslave(self, name: str, bridge: str) -> None:
-        """Have somebody else make a link a port of a bridge."""
+        """Have another program make a link a port of a bridge."""
 
     def inside(self, sandbox: SandboxKey) -> Mapping[str, Link]:
         """Return the interfaces of a sandbox that a driver attached directly."""
@@ -74,7 +74,7 @@ class Host(Protocol):
         """Have the operator set the policy of FORWARD, and the checks of interfaces' sources."""
 
     def take(self, place: HostPort) -> None:
-        """Have somebody else listen on a host port, for as long as the test lasts."""
+        """Have another program listen on a host port, for as long as the test lasts."""
 
     def track(self, *flows: HostPort) -> None:
         """Have the host see flows to these places."""

@@ -114,9 +114,9 @@ def test_nothing_is_put_on_somebodys_bridge_with_our_name(host: Host, *, is_know
         host.kernel.ensure_bridge(OURS)
         host.kernel.delete_links([OURS.name])
     host.add_foreign(OURS.name)
-    with pytest.raises(Conflict, match=f"{OURS.name}.*somebody else"):
+    with pytest.raises(Conflict, match=f"{OURS.name}.*another program"):
         host.kernel.create_veth(veth())
-    with pytest.raises(Conflict, match=f"{OURS.name}.*somebody else"):
+    with pytest.raises(Conflict, match=f"{OURS.name}.*another program"):
         host.kernel.ensure_port(veth(2))
     assert host.links()[veth(2).host_end].bridge == "br1"
     assert veth().host_end not in host.links()

@@ -41,7 +41,7 @@ SECONDS = 20  # in which what comes at once must have come, on however busy a ma
 
 
 def command(*words: str) -> None:
-    """Run a command of somebody else's that may find nothing to do."""
+    """Run a command of another program's that may find nothing to do."""
     subprocess.run(words, check=False, capture_output=True)
 
 
@@ -147,7 +147,7 @@ REMOVALS = {
 
 
 def go(kind: str, *names: str) -> None:
-    """Have it go by itself, or by somebody else's doing."""
+    """Have it go by itself, or by another program's doing."""
     for name in names:
         match kind:
             case "link":

@@ -331,7 +331,7 @@ def test_somebodys_link_with_a_bridges_name_is_waited_for(
         ip("link", "set", "lo", "up")
         assert "is mended as soon as that link has gone" in " ".join(driver.health.problems())
         driver.create_endpoint(dual_endpoint(5))
-        with pytest.raises(Conflict, match=f"bridge {BRIDGE}: somebody else has an interface"):
+        with pytest.raises(Conflict, match=f"bridge {BRIDGE}: another program has an interface"):
             driver.join(new_join(5, 1, real.add_sandbox(5)))
         driver.delete_endpoint(DUAL.id, endpoint_id(5))
         driver.repair_all()  # not even when asked

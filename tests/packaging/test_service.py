@@ -161,7 +161,7 @@ def test_the_sandbox_lets_it_do_its_work(service: Machine) -> None:
     taken = service.run("python3", "-c", LISTEN.replace("8080", "80"), check=False)
     assert "Address already in use" in taken.stderr
     call(service, "RevokeExternalConnectivity", **both)
-    # Somebody else's process: its descriptors are nothing that root alone may read.
+    # Another program's process: its descriptors are nothing that root alone may read.
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     with service.popen(*nobody, "python3", "-c", LISTEN) as holder:
         assert holder.stdout is not None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run", "run_without_docker", "serve", "with_networks"]  # fixtures
 
-# Nothing is written into the tree, which may be somebody else's, and a busy machine may be slow.
+# Nothing is written into the tree, which may be another program's, and a busy machine may be slow.
 settings.register_profile("pynet", database=None, deadline=None)
 settings.load_profile("pynet")
 pytest.register_assert_rewrite("tests.unit.faults", "tests.unit.strangers")

@@ -30,7 +30,7 @@ class Fault(Enum):
     """What can go wrong when a verb is called."""
 
     REFUSED = auto()  # by the kernel, in its own words
-    TAKEN = auto()  # a name that somebody else has
+    TAKEN = auto()  # a name that another program has
     MALFORMED = auto()  # a value that this kernel does not take, a sandbox that is the host's own
     GONE = auto()  # the sandbox, with every interface in it, a moment before
     PORT_TAKEN = auto()  # by another process, a moment before

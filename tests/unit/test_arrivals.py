@@ -8,7 +8,16 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from tests.engine.arrivals import Arrival, Guard, Place, Rules, may_arrive, read_frame, refusal
+from tests.engine.arrivals import (
+    IGMP,
+    Arrival,
+    Guard,
+    Place,
+    Rules,
+    may_arrive,
+    read_frame,
+    refusal,
+)
 from tests.engine.fuzz_frames import (
     ECHO,
     ICMP6,
@@ -208,3 +217,15 @@ def test_answers_go_where_the_frame_could_have_come_from() -> None:
     came = arrival(bridged, Place.LAN, "host", is_answer=True)
     assert may_arrive(WORLD, unseen, bridged, came)
     assert refusal(WORLD, NETWORK, bridged, came)
+
+
+@pytest.mark.parametrize(("target", "protocol"), [("all hosts", IGMP), ("broadcast", UDP)])
+@pytest.mark.parametrize("rules", [NETWORK, ADDRESS, INTERNAL], ids=str)
+def test_who_has_no_address_yet_may_ask_for_one_and_join_groups(
+    rules: Rules, target: str, protocol: int
+) -> None:
+    """RFC 2131; RFC 3376, 4.2.13: such a report has the source 0.0.0.0."""
+    asking = frame("0.0.0.0", target, 67, protocol=protocol, sport=68)
+    assert may_arrive(WORLD, rules, asking, arrival(asking, Place.HOST))
+    other = frame("0.0.0.0", target, 80, protocol=TCP, sport=68)
+    assert not may_arrive(WORLD, rules, other, arrival(other, Place.HOST))

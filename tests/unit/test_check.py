@@ -63,7 +63,7 @@ PORT = Link("veth", "pynet endpoint 1 network 1", "", 1500, up=True, bridge=NET.
         ({"mtu": 1400}, "has an MTU of 1400 instead of 1500"),
         ({"mac": "02:00:00:00:00:01"}, "has the MAC address 02:00:00:00:00:01 instead of"),
         ({"kind": "dummy"}, "is an interface of another kind by now"),
-        ({"alias": ""}, "is somebody else's by now"),
+        ({"alias": ""}, "is another program's by now"),
     ],
 )
 def test_what_is_wrong_with_a_bridge(change: dict[str, Any], text: str) -> None:

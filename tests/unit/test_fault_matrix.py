@@ -125,7 +125,7 @@ def revokes(number: int, net: int = 1) -> Operation:
 
 
 def in_conflict(operation: Operation) -> Operation:
-    """Return an operation that somebody else's port stops, whatever else fails or not."""
+    """Return an operation that another program's port stops, whatever else fails or not."""
 
     def run(driver: BridgeDriver) -> None:
         with pytest.raises(Conflict, match="in use by") as refusal:

@@ -234,7 +234,7 @@ def test_a_fight_is_told_of_once_until_it_is_over(caplog: pytest.LogCaptureFixtu
         watcher.on_damage()
         wait_until(lambda: not repairable.damage, 5, "it is mended, each time")
     wait_until(health.problems, 5, "it is known")
-    assert caplog.text.count("somebody keeps changing it") == 1
+    assert caplog.text.count("another program keeps changing it") == 1
     assert [each.contested for each in repairable.mended] == [False] * REPAIRS + [True] * (
         20 - REPAIRS
     )

@@ -92,7 +92,7 @@ def empty_but_not_its_log(file: Path) -> None:
 
 
 def overwrite(file: Path) -> None:
-    """Have somebody else's data in the middle of it."""
+    """Have another program's data in the middle of it."""
     checkpoint(file)
     content = bytearray(file.read_bytes())
     content[4096:20480] = b"x" * 16384

@@ -326,7 +326,7 @@ def test_rules_that_were_flushed_are_one_line_of_the_log(
 
 
 def test_a_rule_that_was_left_in_dockers_chain_differs_and_goes(store: Store) -> None:
-    """Its deletion may have failed, since somebody else had the lock of iptables."""
+    """Its deletion may have failed, since another program had the lock of iptables."""
     kernel = FakeKernel()
     driver = restart(store, kernel)
     kernel.ensure_forward_accept(1 << 29)
