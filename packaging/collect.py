@@ -54,7 +54,8 @@ OPENED_BY_NAME = (
 
 # Modules of the standard library, files or packages, that a server has no use for.
 UNUSED = {
-    "tests": ("test", "doctest", "unittest", "__phello__", "__hello__"),
+    # Not unittest: pyroute2 imports its mock.
+    "tests": ("test", "doctest", "__phello__", "__hello__"),
     "graphics and games": ("idlelib", "tkinter", "turtle", "turtledemo", "antigravity", "this"),
     "installing and distributing": ("ensurepip", "venv", "zipapp", "lib2to3", "site-packages"),
     "the distribution's additions": ("dist-packages", "sitecustomize", "EXTERNALLY-MANAGED"),
