@@ -34,7 +34,6 @@ from driver.linux.monitor import Monitor
 from driver.linux.nft import Nft
 from driver.linux.relay import NoRelay
 from driver.linux.watch import SandboxWatch
-from driver.model import SandboxKey
 from driver.observed import HostSettings, Passage
 from driver.recent import Recent
 from driver.sysctl.policy import is_of_interface
@@ -53,7 +52,9 @@ if TYPE_CHECKING:
         IPInterface,
         PortBinding,
         Relay,
+        SandboxKey,
         Sysctl,
+        SysctlWrite,
         Trace,
         Traffic,
         Veth,
@@ -388,37 +389,30 @@ class LinuxKernel:
         """See `Kernel`."""
         return netns.is_namespace(sandbox)
 
-    def change_sysctls(
-        self,
-        sandbox: SandboxKey,
-        keys: Sequence[str],
-        decide: Callable[[Mapping[str, str]], Mapping[str, str]],
-    ) -> tuple[Trace, ...]:
+    def read_sysctls(
+        self, sandboxes: Collection[SandboxKey], keys: Sequence[str]
+    ) -> Mapping[SandboxKey, Mapping[str, str]]:
         """See `Kernel`."""
-        with netns.open_namespace(sandbox) as namespace:
-            return netns.run_in(namespace, lambda: sysctl.change(keys, decide))
+        return netns.run_in_each(sandboxes, lambda _: sysctl.read_all(keys))
 
-    def change_all_sysctls(
-        self,
-        sandboxes: Iterable[SandboxKey],
-        keys: Sequence[str],
-        decide: Callable[[SandboxKey, Mapping[str, str]], Mapping[str, str]],
+    def write_sysctls(
+        self, writes: Mapping[SandboxKey, Sequence[SysctlWrite]]
     ) -> Mapping[SandboxKey, tuple[Trace, ...]]:
         """See `Kernel`."""
         done: dict[SandboxKey, tuple[Trace, ...]] = {}
 
-        def change(path: str) -> None:
-            sandbox = SandboxKey(path)
-            done[sandbox] = sysctl.change(keys, partial(decide, sandbox))
+        def write(sandbox: SandboxKey) -> None:
+            done[sandbox] = sysctl.compare_and_write(writes[sandbox])
 
-        def put_back(path: str) -> None:
-            for trace in done[SandboxKey(path)]:
+        def take_back(sandbox: SandboxKey) -> None:
+            for trace in reversed(done[sandbox]):
                 sysctl.write(trace.key, trace.before)
 
         try:
-            netns.run_in_each(sandboxes, change)
+            netns.run_in_each(writes, write)
         except BaseException:
-            netns.run_in_each(done, put_back)
+            if done:
+                netns.run_in_each(done, take_back)
             raise
         return done
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from driver.errors import InvalidRequest
-from driver.model import Sysctl, Trace
+from driver.model import Sysctl, SysctlWrite, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -273,7 +273,7 @@ def plan_writes(
     current: Mapping[str, str],
     pristine: Mapping[str, str],
     traces: Mapping[str, Trace],
-) -> dict[str, str]:
+) -> list[SysctlWrite]:
     """Return which parameters of a sandbox to write, and what; not what is there already.
 
     A parameter whose value is neither a pristine namespace's, nor Docker's own default, nor
@@ -281,12 +281,13 @@ def plan_writes(
     written before Join, and nothing in the protocol tells. A value of ours is written again even
     if it is there, so that the trace tells the truth after a write that was interrupted.
     """
-    plan: dict[str, str] = {}
+    plan: list[SysctlWrite] = []
     for sysctl in wanted:
         is_ours = is_ours_to_write(sysctl.key, current, pristine, traces)
         is_there = is_same(current.get(sysctl.key, ""), sysctl.value)
         if (is_ours or is_there) if sysctl.key in traces else (is_ours and not is_there):
-            plan[sysctl.key] = sysctl.value
+            expected = frozenset({current[sysctl.key]})
+            plan.append(SysctlWrite(sysctl.key, sysctl.value, expected))
     return plan
 
 
@@ -328,43 +329,29 @@ def is_ours_to_write(
     return value == pristine.get(key) or value == DOCKER_DEFAULTS.get(key)
 
 
-def foresee_traces(current: Mapping[str, str], plan: Mapping[str, str]) -> tuple[Trace, ...]:
+def foresee_traces(current: Mapping[str, str], plan: Iterable[SysctlWrite]) -> tuple[Trace, ...]:
     """Return the traces that these writes will leave, as the kernel will show what they wrote.
 
     It shows the numbers of a vector between tabs (proc_dointvec(), kernel/sysctl.c).
     """
-    return tuple(Trace(key, current[key], "\t".join(plan[key].split())) for key in plan)
+    return tuple(Trace(each.key, current[each.key], "\t".join(each.value.split())) for each in plan)
 
 
-def plan_withdrawals(
-    unwanted: Iterable[str], current: Mapping[str, str], traces: Mapping[str, Trace]
-) -> dict[str, str]:
-    """Return what to write when nobody asks for these parameters any more: what was before.
-
-    A value that somebody else has changed since is left alone.
-    """
-    return {
-        key: traces[key].before
-        for key in unwanted
-        if key in traces and current.get(key) == traces[key].written
-    }
+def plan_undo(traces: Iterable[Trace]) -> list[SysctlWrite]:
+    """Return the writes that put back what was there before; what others changed since stays."""
+    return [SysctlWrite(each.key, each.before, frozenset({each.written})) for each in traces]
 
 
-def plan_restores(
-    staying: Mapping[str, str],
-    current: Mapping[str, str],
-    traces: Mapping[str, Trace],
-) -> dict[str, str]:
+def plan_restores(staying: Mapping[str, str], traces: Mapping[str, Trace]) -> list[SysctlWrite]:
     """Return what to write when an endpoint has left a sandbox that may live on.
 
     What another endpoint of the sandbox asks for (`staying`) is given to it, the rest is put
     back to what it was; a value that somebody else has changed since is left alone. A trace
     that says otherwise than what is there and asked for is of a change that was interrupted.
     """
-    wanted = {key: staying.get(key, trace.before) for key, trace in traces.items()}
-    return {
-        key: value
-        for key, value in wanted.items()
-        if value != traces[key].written
-        and current.get(key) in {traces[key].written, staying.get(key, traces[key].written)}
-    }
+    return [
+        SysctlWrite(key, value, frozenset({trace.written, staying.get(key, trace.written)}))
+        for key, trace in traces.items()
+        for value in [staying.get(key, trace.before)]
+        if not is_same(value, trace.written)
+    ]

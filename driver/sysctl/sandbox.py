@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from driver.counts import Counts
 from driver.errors import DriverError, InvalidRequest, NotFound
 from driver.health import Health
-from driver.model import host_end_name, sandbox_end_name, short
+from driver.model import Sysctl, host_end_name, sandbox_end_name, short
 from driver.recent import Recent
 from driver.sysctl.host import Heritage
 from driver.sysctl.policy import (
@@ -29,9 +29,8 @@ from driver.sysctl.policy import (
     find_stronger,
     foresee_traces,
     is_of_interface,
-    is_same,
     plan_restores,
-    plan_withdrawals,
+    plan_undo,
     plan_writes,
     strongest,
 )
@@ -39,11 +38,11 @@ from driver.sysctl.sources import Wishes, values_of
 from driver.undo import Rollback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from driver.linux import Kernel
     from driver.lock import Lock
-    from driver.model import Endpoint, Network, SandboxKey, Sysctl, Trace
+    from driver.model import Endpoint, Network, SandboxKey, SysctlWrite, Trace
     from driver.state.store import Store
     from driver.sysctl.policy import SysctlPolicy, Wish
 
@@ -173,21 +172,19 @@ class Sandboxes:
             return False
         wanted = [each.sysctl for each in wishes.values() if each.endpoint in {endpoint.id, None}]
 
-        foreseen: list[Trace] = []
-
-        def announce(current: Mapping[str, str], plan: Mapping[str, str]) -> None:
-            if not plan:
-                return
-            foreseen.extend(foresee_traces(current, plan))
-            undo.push(self._remember, sandbox, traces, plan.keys())
-            with self._store.transaction():
-                self._store.put_traces(sandbox, foreseen)
-
-        written = self._write(sandbox, wanted, traces, announce)
+        current = self._read(sandbox, wanted)
+        plan = self._plan(sandbox, wanted, current, traces)
+        if not plan:
+            return True
+        foreseen = foresee_traces(current, plan)
+        keys = [each.key for each in plan]
+        undo.push(self._remember, sandbox, traces, keys)
+        with self._store.transaction():
+            self._store.put_traces(sandbox, foreseen)
+        written = self._write(sandbox, plan)
         undo.push(self._put_back, sandbox, written)
-        if written != tuple(foreseen):  # the kernel shows it otherwise
-            with self._store.transaction():
-                self._store.put_traces(sandbox, written)
+        if written != foreseen:  # the kernel shows it otherwise, or the container has changed it
+            self._remember(sandbox, traces, keys, written)
         return True
 
     def await_sandbox(self, endpoint: Endpoint, undo: Rollback) -> None:
@@ -239,13 +236,9 @@ class Sandboxes:
         that is killed after the first of them has to know that it was its own. Runs in a
         transaction.
         """
-        values = {sysctl.key: sysctl.value for sysctl in wanted}
-        self._ask_pristine([key for key in values if key not in self._pristine])
-        plan = {
-            key: value
-            for key, value in values.items()
-            if key in self._pristine and not is_same(value, self._pristine[key])
-        }
+        wanted = tuple(wanted)
+        self._ask_pristine([each.key for each in wanted if each.key not in self._pristine])
+        plan = plan_writes(wanted, self._pristine, self._pristine, {})
         self._store.put_traces(sandbox, foresee_traces(self._pristine, plan))
 
     def configure_interface(self, endpoint: Endpoint) -> bool:
@@ -280,10 +273,7 @@ class Sandboxes:
         values = {sysctl.key: sysctl.value for sysctl in wanted}
         if not (is_there and traces):
             return
-        # Most are still asked for as they were written: then nothing has to be looked at.
-        changed = [key for key, trace in traces.items() if values.get(key) != trace.written]
-        decide = partial(plan_restores, values, traces={key: traces[key] for key in changed})
-        written = self._change(sandbox, changed, decide)
+        written = self._write(sandbox, plan_restores(values, traces))
         with self._store.transaction(frees=True):
             self._store.delete_traces(sandbox, traces.keys() - values.keys())
             self._store.put_traces(sandbox, [trace for trace in written if trace.key in values])
@@ -302,7 +292,7 @@ class Sandboxes:
         wanted = values_of(self._wishes.of_endpoints(endpoints))
         is_unfinished = any(map(self._is_unfinished, endpoints))  # traces may be foreseen, no more
         missing = [sysctl for sysctl in wanted if is_unfinished or sysctl.key not in traces]
-        written = self._write(sandbox, missing, traces)
+        written = self._write_wanted(sandbox, missing, traces)
         undo.push(self._put_back, sandbox, written)
         self._store.put_traces(sandbox, written)
         if is_unfinished:
@@ -340,17 +330,12 @@ class Sandboxes:
             for sysctl in values_of(self._wishes.of_sandbox(sandbox))
             if sysctl.key not in traces
         ]
-        planned: dict[str, str] = {}
-
-        def decide(current: Mapping[str, str]) -> Mapping[str, str]:
-            planned.update(plan_writes(wanted, current, self._pristine, traces))
-            return {}
-
-        if wanted and self._kernel.has_sandbox(sandbox):
-            keys = [sysctl.key for sysctl in wanted]
-            self._ask_pristine(keys)
-            self._change(sandbox, keys, decide)
-        return tuple(sysctl for sysctl in wanted if sysctl.key in planned)
+        if not (wanted and self._kernel.has_sandbox(sandbox)):
+            return ()
+        self._ask_pristine([sysctl.key for sysctl in wanted])
+        current = self._read(sandbox, wanted)
+        plan = plan_writes(wanted, current, self._pristine, traces)
+        return tuple(Sysctl(each.key, each.value) for each in plan)
 
     def follow(self, old: Network, new: Network, undo: Rollback) -> Followed:
         """Bring what runs from a network's old parameters to its new ones, which are stored.
@@ -400,18 +385,23 @@ class Sandboxes:
             return
         self._pristine.update(self._kernel.read_pristine(keys))
         traces = {sandbox: self._store.traces(sandbox) for sandbox in sandboxes}
-
-        def decide(sandbox: SandboxKey, current: Mapping[str, str]) -> Mapping[str, str]:
+        plans: dict[SandboxKey, list[SysctlWrite]] = {}
+        for sandbox, current in self._kernel.read_sysctls(sandboxes.keys(), keys).items():
             wishes = sandboxes[sandbox]
             wanted = [wishes[key].sysctl for key in keys if key in wishes]
-            unwanted = [key for key in keys if key not in wishes]
+            unwanted = [key for key in keys if key in traces[sandbox] and key not in wishes]
             if kept := find_kept(wanted, current, self._pristine, traces[sandbox]):
                 outcome.kept[sandbox] = kept
-            withdrawn = plan_withdrawals(unwanted, current, traces[sandbox])
-            return plan_writes(wanted, current, self._pristine, traces[sandbox]) | withdrawn
-
-        written = self._kernel.change_all_sysctls(sandboxes, keys, decide)
-        undo.push(self._put_all_back, written)
+            plans[sandbox] = [
+                *plan_writes(wanted, current, self._pristine, traces[sandbox]),
+                *plan_undo(traces[sandbox][key] for key in unwanted),
+            ]
+        written = self._write_all(plans)
+        for sandbox, changes in written.items():
+            undo.push(self._put_back, sandbox, changes)
+            late = {each.key for each in plans[sandbox]} - {each.key for each in changes}
+            if kept := sorted(late & sandboxes[sandbox].keys()):
+                outcome.kept.setdefault(sandbox, []).extend(kept)
         for sandbox, wishes in sandboxes.items():
             changes = written.get(sandbox, ())
             if any(trace.before != trace.written for trace in changes):
@@ -461,7 +451,7 @@ class Sandboxes:
         self._seen.add(sandbox)
         written: tuple[Trace, ...] = ()
         try:
-            written = self._write(sandbox, wanted, {})
+            written = self._write_wanted(sandbox, wanted, {})
             for endpoint, index in indices.items():
                 self._await_interface(endpoint, interfaces[endpoint], index)
         finally:
@@ -528,61 +518,68 @@ class Sandboxes:
     def _per_interface(self, endpoint: Endpoint) -> tuple[Sysctl, ...]:
         return values_of(self._wishes.of_interface(endpoint))
 
-    def _write(
+    def _write_wanted(
+        self, sandbox: SandboxKey, wanted: Collection[Sysctl], traces: Mapping[str, Trace]
+    ) -> tuple[Trace, ...]:
+        current = self._read(sandbox, wanted)
+        return self._write(sandbox, self._plan(sandbox, wanted, current, traces))
+
+    def _plan(
         self,
         sandbox: SandboxKey,
-        wanted: Iterable[Sysctl],
+        wanted: Collection[Sysctl],
+        current: Mapping[str, str],
         traces: Mapping[str, Trace],
-        announce: Callable[[Mapping[str, str], Mapping[str, str]], None] = lambda *_: None,
-    ) -> tuple[Trace, ...]:
-        wanted = tuple(wanted)
-        keys = [sysctl.key for sysctl in wanted]
+    ) -> list[SysctlWrite]:
+        if find_kept(wanted, current, self._pristine, traces):
+            # Either the container set them itself, or the host has changed a value that new
+            # namespaces copy since we last looked.
+            self._ask_pristine([sysctl.key for sysctl in wanted])
+        for key in find_kept(wanted, current, self._pristine, traces):
+            log.info("sandbox %s keeps its own %s", sandbox, key)
+        return plan_writes(wanted, current, self._pristine, traces)
 
-        def decide(current: Mapping[str, str]) -> Mapping[str, str]:
-            if find_kept(wanted, current, self._pristine, traces):
-                # Either the container set them itself, or the host has changed a value that new
-                # namespaces copy since we last looked.
-                self._ask_pristine(keys)
-            for key in find_kept(wanted, current, self._pristine, traces):
-                log.info("sandbox %s keeps its own %s", sandbox, key)
-            plan = plan_writes(wanted, current, self._pristine, traces)
-            announce(current, plan)
-            return plan
+    def _read(self, sandbox: SandboxKey, wanted: Collection[Sysctl]) -> Mapping[str, str]:
+        """Return what a sandbox has of these parameters; one that has gone meanwhile has none."""
+        if not wanted:
+            return {}
+        found = self._kernel.read_sysctls([sandbox], [sysctl.key for sysctl in wanted])
+        if sandbox not in found:
+            _log_gone(sandbox)
+        return found.get(sandbox, {})
 
-        return self._change(sandbox, keys, decide)
+    def _write(self, sandbox: SandboxKey, plan: Sequence[SysctlWrite]) -> tuple[Trace, ...]:
+        """Write into a sandbox; one that has gone meanwhile needs nothing."""
+        return self._write_all({sandbox: plan}).get(sandbox, ())
 
-    def _change(
-        self,
-        sandbox: SandboxKey,
-        keys: list[str],
-        decide: Callable[[Mapping[str, str]], Mapping[str, str]],
-    ) -> tuple[Trace, ...]:
-        """Change parameters; a sandbox that has gone meanwhile needs none."""
-        if not keys:
-            return ()
-        try:
-            written = self._kernel.change_sysctls(sandbox, keys, decide)
-        except NotFound:
-            log.info("sandbox %s is gone; nothing to configure", sandbox)
-            return ()
-        self._counts.sysctl_writes.inc(len(written))
+    def _write_all(
+        self, plans: Mapping[SandboxKey, Sequence[SysctlWrite]]
+    ) -> Mapping[SandboxKey, tuple[Trace, ...]]:
+        plans = {sandbox: plan for sandbox, plan in plans.items() if plan}
+        if not plans:
+            return {}
+        written = self._kernel.write_sysctls(plans)
+        for sandbox in plans:
+            if sandbox not in written:
+                _log_gone(sandbox)
+        self._counts.sysctl_writes.inc(sum(map(len, written.values())))
         return written
 
     def _remember(
-        self, sandbox: SandboxKey, traces: Mapping[str, Trace], keys: Collection[str]
+        self,
+        sandbox: SandboxKey,
+        traces: Mapping[str, Trace],
+        keys: Collection[str],
+        written: Iterable[Trace] = (),
     ) -> None:
-        """Have the traces of these keys be what they were."""
+        """Have the traces of these keys be what they were, but for what has been written."""
         with self._store.transaction():
             self._store.delete_traces(sandbox, keys)
             self._store.put_traces(sandbox, [traces[key] for key in keys if key in traces])
-
-    def _put_all_back(self, written: Mapping[SandboxKey, tuple[Trace, ...]]) -> None:
-        for sandbox, traces in written.items():
-            self._put_back(sandbox, traces)
+            self._store.put_traces(sandbox, written)
 
     def _put_back(self, sandbox: SandboxKey, traces: tuple[Trace, ...]) -> None:
-        before = {trace.key: trace.before for trace in traces}
-        self._change(sandbox, list(before), lambda _: before)
+        self._write(sandbox, plan_undo(traces))
 
 
 def sandbox_of(endpoint: Endpoint) -> SandboxKey:
@@ -590,6 +587,10 @@ def sandbox_of(endpoint: Endpoint) -> SandboxKey:
     if endpoint.attachment is None:
         raise NotFound(f"configure endpoint {short(endpoint.id)}: it has not joined a sandbox")
     return endpoint.attachment.sandbox
+
+
+def _log_gone(sandbox: SandboxKey) -> None:
+    log.info("sandbox %s is gone; nothing to configure", sandbox)
 
 
 def _log_contests(endpoint: Endpoint, ranked: Collection[Wish]) -> None:

@@ -184,6 +184,22 @@ def test_a_value_that_somebody_changed_since_is_left_alone(
     assert value(kernel) == "555"
 
 
+def test_a_value_that_a_container_sets_during_the_change_is_kept_and_named(
+    running: BridgeDriver, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = kernel.write_sysctls
+
+    def write_late(writes: Any) -> Any:
+        kernel.sandboxes[sandbox_key(1)][KEEPALIVE] = "42"
+        return write(writes)
+
+    monkeypatch.setattr(kernel, "write_sysctls", write_late)
+    outcome = change(running, **{KEEPALIVE: "300", SOMAXCONN: "9"})
+    assert outcome.kept == {sandbox_key(1): [KEEPALIVE]}
+    assert outcome.changed == {sandbox_key(1)}
+    assert (value(kernel), value(kernel, SOMAXCONN)) == ("42", "9")
+
+
 def test_an_endpoints_own_value_is_stronger(driver: BridgeDriver, kernel: FakeKernel) -> None:
     driver.create_network(NETWORK)
     kernel.add_sandbox(sandbox_key(1))
