@@ -14,7 +14,7 @@ from driver.errors import InvalidRequest, KernelError
 from driver.linux import netns, sysctl
 from driver.linux.linux import LinuxKernel
 from driver.model import SysctlWrite, Trace
-from driver.sysctl.host import Heritage
+from driver.sysctl.host import HostSysctls
 from driver.sysctl.policy import DOCKER_DEFAULTS, NO_POLICY, plan_undo
 from tests.kernel.host import run
 from tests.samples import KEEPALIVE, RP_FILTER
@@ -66,11 +66,11 @@ def test_a_parameter_of_the_whole_machine_is_refused() -> None:
 
 
 def test_what_the_whole_machine_has_is_not_inherited() -> None:
-    heritage = Heritage(LinuxKernel(), NO_POLICY)
+    inherited = HostSysctls(LinuxKernel(), NO_POLICY)
     words = "not per network namespace; set on the host, it holds for every container"
     with pytest.raises(InvalidRequest, match=rf"inherit net\.core\.rmem_\*: .*rmem_max: {words}"):
-        on_machine(lambda: heritage.check(["net.core.rmem_*"]))
-    on_machine(lambda: heritage.check(["net.core.somaxconn"]))
+        on_machine(lambda: inherited.check(["net.core.rmem_*"]))
+    on_machine(lambda: inherited.check(["net.core.somaxconn"]))
 
 
 def test_what_can_be_set_is_what_a_namespace_has_but_no_secrets_that_are_not_there() -> None:
