@@ -321,7 +321,9 @@ class LinuxKernel:
     ) -> Mapping[str, Mapping[str, str]]:
         """See `Kernel`."""
         wanted = None if keys is None else tuple(keys)
-        leading: dict[str, str] = {sandbox: host_end for host_end, sandbox in host_ends.items()}
+        leading: dict[SandboxKey, list[str]] = {}
+        for host_end, sandbox in host_ends.items():
+            leading.setdefault(sandbox, []).append(host_end)
         peers: dict[str, links.Peer] = {}
         for host_end in host_ends if any(map(is_of_interface, wanted or ())) else ():
             with suppress(NotFound):
@@ -329,14 +331,19 @@ class LinuxKernel:
                 if peer.moved:
                     peers[host_end] = peer
 
-        def work(path: str) -> Mapping[str, str]:
+        def read(host_end: str) -> Mapping[str, str]:
             if wanted is None:
                 return sysctl.read_settable()
-            peer = peers.get(leading[path])
+            peer = peers.get(host_end)
             return sysctl.read_all(wanted, links.name_of(peer.index) if peer else None)
 
-        found = netns.run_in_each(leading, work)
-        return {leading[path]: values for path, values in found.items()}
+        def read_each(sandbox: SandboxKey) -> Mapping[str, Mapping[str, str]]:
+            return {host_end: read(host_end) for host_end in leading[sandbox]}
+
+        found: dict[str, Mapping[str, str]] = {}
+        for values in netns.run_in_each(leading, read_each).values():
+            found |= values
+        return found
 
     def observe_host(self, interfaces: Iterable[str]) -> HostSettings:
         """See `Kernel`."""

@@ -380,6 +380,22 @@ def test_sandboxes_are_read_by_the_host_ends_that_lead_there(host: Host) -> None
     assert RP_FILTER not in everything
 
 
+def test_a_sandbox_is_read_for_every_host_end_that_leads_there(host: Host) -> None:
+    """A container may be on several networks."""
+    sandbox = host.add_sandbox(1)
+    host.kernel.ensure_bridge(OURS)
+    for number in (1, 2):
+        host.kernel.create_veth(veth(number))
+    host.move(veth(1).host_end, sandbox)
+    ends = {veth(number).host_end: sandbox for number in (1, 2)}
+    found = host.kernel.read_sandboxes(ends, [KEEPALIVE, RP_FILTER])
+    assert found == {
+        veth(1).host_end: {KEEPALIVE: "7200", RP_FILTER: "0"},
+        veth(2).host_end: {KEEPALIVE: "7200"},
+    }
+    assert host.kernel.read_sandboxes(ends).keys() == ends.keys()
+
+
 def test_what_host_and_new_namespaces_have_is_read(host: Host) -> None:
     for read in (host.kernel.read_host, host.kernel.read_pristine):
         assert read([KEEPALIVE, "net.nowhere.at_all"]) == {KEEPALIVE: "7200"}
