@@ -36,7 +36,7 @@ from driver.linux.relay import NoRelay
 from driver.linux.watch import SandboxWatch
 from driver.observed import HostSettings, Passage
 from driver.recent import Recent
-from driver.sysctl.policy import is_of_interface
+from driver.sysctl.policy import is_of_interface, plan_undo
 from driver.undo import Rollback
 
 if TYPE_CHECKING:
@@ -406,22 +406,17 @@ class LinuxKernel:
         self, writes: Mapping[SandboxKey, Sequence[SysctlWrite]]
     ) -> Mapping[SandboxKey, tuple[Trace, ...]]:
         """See `Kernel`."""
-        done: dict[SandboxKey, tuple[Trace, ...]] = {}
 
-        def write(sandbox: SandboxKey) -> None:
-            done[sandbox] = sysctl.compare_and_write(writes[sandbox])
+        def write(sandbox: SandboxKey) -> tuple[Trace, ...]:
+            traces = sysctl.compare_and_write(writes[sandbox])
+            undo.push(take_back, sandbox, traces)
+            return traces
 
-        def take_back(sandbox: SandboxKey) -> None:
-            for trace in reversed(done[sandbox]):
-                sysctl.write(trace.key, trace.before)
+        def take_back(sandbox: SandboxKey, traces: tuple[Trace, ...]) -> None:
+            self.write_sysctls({sandbox: plan_undo(reversed(traces))})
 
-        try:
-            netns.run_in_each(writes, write)
-        except BaseException:
-            if done:
-                netns.run_in_each(done, take_back)
-            raise
-        return done
+        with Rollback() as undo:
+            return netns.run_in_each(writes, write)
 
     def find_index(self, link: str) -> int | None:
         """See `Kernel`."""
