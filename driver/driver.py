@@ -58,8 +58,9 @@ from driver.reconcile.diff import find_ends
 from driver.reconcile.reconcile import Parts, Reconciler
 from driver.reconcile.watcher import Watcher
 from driver.sysctl.policy import NO_POLICY
-from driver.sysctl.report import Survey
-from driver.sysctl.sandbox import Sandboxes, sandbox_of
+from driver.sysctl.presence import sandbox_of
+from driver.sysctl.report import SysctlReport
+from driver.sysctl.sandbox import SandboxSysctls
 from driver.trunks import add_part, delete_bridges, ensure_bridges
 from driver.undo import Rollback, attempt_all, attempt_each
 
@@ -87,7 +88,7 @@ if TYPE_CHECKING:
     from driver.reconcile.diff import Drift
     from driver.state.store import Store
     from driver.sysctl.policy import SysctlPolicy
-    from driver.sysctl.sandbox import Followed
+    from driver.sysctl.sandbox import ChangeOutcome
 
 ZONE = "firewalld"  # the key of its zone in what health tells
 ZONE_SECONDS = 2.0  # Docker waits for no call longer than it has to, and a reload may take as long
@@ -150,15 +151,15 @@ class BridgeDriver:
         self.counts = counts or Counts()
         self.health = health or Health()
         self._lock = Lock()
-        self._sandboxes = Sandboxes(
+        self._sysctls = SandboxSysctls(
             store, kernel, self._lock, policy, counts=self.counts, health=self.health
         )
-        self.survey = Survey(store, kernel, self._lock, self._sandboxes.heritage, policy)
+        self.sysctl_report = SysctlReport(store, kernel, self._lock, self._sysctls.host, policy)
         self._firewall = Firewall(kernel)
         self._publisher = Publisher(store, kernel)
         self._neighbours = Neighbours()
         self._misnamed: Recent[EndpointId] = Recent()
-        parts = Parts(self._firewall, self._publisher, self._sandboxes, self.counts)
+        parts = Parts(self._firewall, self._publisher, self._sysctls, self.counts)
         self._reconciler = Reconciler(store, kernel, self._lock, parts, self._drop_endpoint)
         self._watcher: Watcher | None = None
 
@@ -168,8 +169,8 @@ class BridgeDriver:
 
     def create_network(self, network: Network) -> None:
         """Make the network's bridge and let its containers talk to each other."""
-        self._sandboxes.check_defaults()
-        self._sandboxes.check(network.options.sysctls, network.options.inherit)
+        self._sysctls.validation.check_defaults()
+        self._sysctls.validation.check(network.options.sysctls, network.options.inherit)
         network.refuse_guard(network.guard)
         network.refuse_sysctls(network.options.sysctls)
         with self._lock:
@@ -179,9 +180,9 @@ class BridgeDriver:
                     self._add_network(network, undo)
         self._settle_zone()
 
-    def change_network(self, network_id: NetworkId, change: OptionChange) -> Followed:
+    def change_network(self, network_id: NetworkId, change: OptionChange) -> ChangeOutcome:
         """Give a network other options while it exists, and what runs on it other parameters."""
-        self._sandboxes.check(change.sysctls, change.inherit)
+        self._sysctls.validation.check(change.sysctls, change.inherit)
         with self._change(durable=True) as undo:
             old = self._network(network_id)
             options = apply_change(old.options, change, has_ipv6=old.has_family(6))
@@ -198,7 +199,7 @@ class BridgeDriver:
             if new.options.mtu > old.options.mtu:
                 for endpoint in joined:
                     self._kernel.ensure_port(veth_of(endpoint, new))
-            return self._sandboxes.follow(old, new, undo)
+            return self._sysctls.apply_change(old, new, undo)
 
     def delete_network(self, network_id: NetworkId) -> None:
         """Remove the network and whatever endpoints it still has: Docker has forgotten them."""
@@ -221,7 +222,7 @@ class BridgeDriver:
 
     def create_endpoint(self, new: NewEndpoint) -> Endpoint:
         """Reserve an endpoint's place; makes nothing in the kernel yet."""
-        self._sandboxes.check(new.sysctls)
+        self._sysctls.validation.check(new.sysctls)
         with self._lock:
             with self._store.transaction():
                 network = self._network(new.network_id)
@@ -331,14 +332,14 @@ class BridgeDriver:
                 endpoint = self._endpoint(new.network_id, new.endpoint_id)
                 joined = endpoint.joined(
                     new.sandbox,
-                    self._sandboxes.inherit(network),
+                    self._sysctls.host.read(network.options.inherit),
                     wants_ports=new.has_ports,
                     direct=attaches_directly(endpoint, network, has_sandbox=has_sandbox),
                 )
                 if joined == endpoint:
                     return _join_info(joined, network)
                 self._check_name(joined, network)
-            is_written = self._sandboxes.join(joined, undo_writes)
+            is_written = self._sysctls.join(joined, undo_writes)
             with self._change() as undo:
                 host_end = host_end_name(new.endpoint_id)
                 self._kernel.delete_links([host_end])  # of an earlier join
@@ -346,11 +347,11 @@ class BridgeDriver:
                 # Before the link: what guards it is there when its first packet comes.
                 self._firewall.join(joined, network, undo)
                 joined = self._attach_where_room_is(joined, network, undo)
-                if self._sandboxes.is_complete(joined):
+                if self._sysctls.is_complete(joined):
                     joined = joined.configured()
                 self._store.put_endpoint(joined)
                 if not is_written:
-                    self._sandboxes.await_sandbox(joined, undo)
+                    self._sysctls.await_sandbox(joined, undo)
             if new.has_ports and network.options.internal:
                 log.warning(
                     "endpoint %s: its container's ports are not published by network %s, which is "
@@ -459,7 +460,7 @@ class BridgeDriver:
             if not self._kernel.has_sandbox(endpoint.attachment.sandbox):
                 return
             try:
-                done = self._sandboxes.configure_interface(endpoint)
+                done = self._sysctls.interfaces.configure(endpoint)
             except Exception:
                 log.exception("could not configure the interface of %s", short(endpoint_id))
                 return
@@ -798,7 +799,7 @@ class BridgeDriver:
     def _lives(self, endpoint: Endpoint) -> bool:
         """Tell whether the endpoint's container runs."""
         attachment = endpoint.attachment
-        return attachment is not None and self._sandboxes.lives(attachment.sandbox)
+        return attachment is not None and self._sysctls.presence.is_alive(attachment.sandbox)
 
     def _is_in_place(self, endpoint: Endpoint) -> bool:
         """Tell whether the endpoint lives: its sandbox and its interface are there."""
@@ -865,7 +866,7 @@ class BridgeDriver:
         """Return the steps that follow when an attached endpoint has left, or its row has gone."""
         yield partial(self._neighbours.remember, endpoint)
         yield partial(self._firewall.leave, endpoint, network)
-        yield partial(self._sandboxes.settle, sandbox_of(endpoint))
+        yield partial(self._sysctls.restore, sandbox_of(endpoint))
 
     def _network(self, network_id: NetworkId) -> Network:
         network = self._store.find_network(network_id)

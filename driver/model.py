@@ -136,6 +136,22 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
+class SysctlWrite:
+    """A value for one parameter of one sandbox, as long as the kernel shows an expected one there.
+
+    Any other value is a process's of the container, written since the parameter was read.
+    """
+
+    key: str
+    value: str
+    expected: frozenset[str]
+
+    def replaces(self, value: str) -> bool:
+        """Return whether a value is an expected one, however its numbers are separated."""
+        return value.split() in [each.split() for each in self.expected]
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """One subnet of a network, the gateway address in it, and who gave it out.
 

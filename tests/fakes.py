@@ -8,7 +8,6 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 from ipaddress import IPv6Interface
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
         Relay,
         SandboxKey,
         Sysctl,
+        SysctlWrite,
         Veth,
     )
     from driver.state.store import Store
@@ -437,32 +437,23 @@ class FakeKernel:
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         return sandbox in self.sandboxes
 
-    def change_sysctls(
-        self,
-        sandbox: SandboxKey,
-        keys: Sequence[str],
-        decide: Callable[[Mapping[str, str]], Mapping[str, str]],
-    ) -> tuple[Trace, ...]:
-        values = self._sandbox(sandbox)
-        current = {key: values[key] for key in keys if key in values}
-        writes = decide(current)
-        for key, value in writes.items():
-            if not _takes(current[key], value):
-                raise KernelError(f"set {key}={value}: Invalid argument")
-        values |= {key: _normal(value) for key, value in writes.items()}
-        return tuple(Trace(key, current[key], values[key]) for key in writes)
+    def read_sysctls(
+        self, sandboxes: Collection[SandboxKey], keys: Sequence[str]
+    ) -> Mapping[SandboxKey, Mapping[str, str]]:
+        found = {each: self.sandboxes[each] for each in sandboxes if each in self.sandboxes}
+        return {
+            sandbox: {key: values[key] for key in keys if key in values}
+            for sandbox, values in found.items()
+        }
 
-    def change_all_sysctls(
-        self,
-        sandboxes: Iterable[SandboxKey],
-        keys: Sequence[str],
-        decide: Callable[[SandboxKey, Mapping[str, str]], Mapping[str, str]],
+    def write_sysctls(
+        self, writes: Mapping[SandboxKey, Sequence[SysctlWrite]]
     ) -> Mapping[SandboxKey, tuple[Trace, ...]]:
         before = deepcopy(self.sandboxes)
         try:
             return {
-                sandbox: self.change_sysctls(sandbox, keys, partial(decide, sandbox))
-                for sandbox in sandboxes
+                sandbox: _write(self.sandboxes[sandbox], each)
+                for sandbox, each in writes.items()
                 if sandbox in self.sandboxes
             }
         except KernelError:
@@ -573,6 +564,17 @@ def _collide(one: HostPort, other: HostPort) -> bool:
 def _check_alias(alias: str) -> None:
     if len(alias) > ALIAS_LENGTH:
         raise KernelError("write an alias: Invalid argument")
+
+
+def _write(values: dict[str, str], writes: Sequence[SysctlWrite]) -> tuple[Trace, ...]:
+    """Write parameters of a sandbox whose values are as expected."""
+    before = dict(values)
+    due = [each for each in writes if each.key in before and each.replaces(before[each.key])]
+    for each in due:
+        if not _takes(before[each.key], each.value):
+            raise KernelError(f"set {each.key}={each.value}: Invalid argument")
+        values[each.key] = _normal(each.value)
+    return tuple(Trace(each.key, before[each.key], values[each.key]) for each in due)
 
 
 def _normal(value: str) -> str:

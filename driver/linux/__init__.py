@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Relay,
         SandboxKey,
         Sysctl,
+        SysctlWrite,
         Traffic,
         Veth,
     )
@@ -187,24 +188,22 @@ class Kernel(Protocol):
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         """Tell whether the path is a network namespace by now."""
 
-    def change_sysctls(
-        self,
-        sandbox: SandboxKey,
-        keys: Sequence[str],
-        decide: Callable[[Mapping[str, str]], Mapping[str, str]],
-    ) -> tuple[Trace, ...]:
-        """Read the keys in the sandbox, let `decide` say what to write, write it.
+    def read_sysctls(
+        self, sandboxes: Collection[SandboxKey], keys: Sequence[str]
+    ) -> Mapping[SandboxKey, Mapping[str, str]]:
+        """Return what sandboxes have; keys that one does not have are left out.
 
-        Returns a trace of every write. All or nothing. Raises NotFound if there is no sandbox.
+        Sandboxes that are gone are left out.
         """
 
-    def change_all_sysctls(
-        self,
-        sandboxes: Iterable[SandboxKey],
-        keys: Sequence[str],
-        decide: Callable[[SandboxKey, Mapping[str, str]], Mapping[str, str]],
+    def write_sysctls(
+        self, writes: Mapping[SandboxKey, Sequence[SysctlWrite]]
     ) -> Mapping[SandboxKey, tuple[Trace, ...]]:
-        """Do the same in many sandboxes, all or nothing; those that are gone are left out."""
+        """Write parameters whose value is still an expected one; return a trace of every write.
+
+        All or nothing: a write that fails undoes those in every sandbox. Sandboxes that are gone
+        are left out.
+        """
 
     def find_index(self, link: str) -> int | None:
         """Return a link's index in the host's namespace, None if there is no such link there.

@@ -34,10 +34,9 @@ from driver.linux.monitor import Monitor
 from driver.linux.nft import Nft
 from driver.linux.relay import NoRelay
 from driver.linux.watch import SandboxWatch
-from driver.model import SandboxKey
 from driver.observed import HostSettings, Passage
 from driver.recent import Recent
-from driver.sysctl.policy import is_of_interface
+from driver.sysctl.policy import is_of_interface, plan_undo
 from driver.undo import Rollback
 
 if TYPE_CHECKING:
@@ -54,7 +53,9 @@ if TYPE_CHECKING:
         IPInterface,
         PortBinding,
         Relay,
+        SandboxKey,
         Sysctl,
+        SysctlWrite,
         Trace,
         Traffic,
         Veth,
@@ -321,7 +322,9 @@ class LinuxKernel:
     ) -> Mapping[str, Mapping[str, str]]:
         """See `Kernel`."""
         wanted = None if keys is None else tuple(keys)
-        leading: dict[str, str] = {sandbox: host_end for host_end, sandbox in host_ends.items()}
+        leading: dict[SandboxKey, list[str]] = {}
+        for host_end, sandbox in host_ends.items():
+            leading.setdefault(sandbox, []).append(host_end)
         peers: dict[str, links.Peer] = {}
         for host_end in host_ends if any(map(is_of_interface, wanted or ())) else ():
             with suppress(NotFound):
@@ -329,14 +332,19 @@ class LinuxKernel:
                 if peer.moved:
                     peers[host_end] = peer
 
-        def work(path: str) -> Mapping[str, str]:
+        def read(host_end: str) -> Mapping[str, str]:
             if wanted is None:
                 return sysctl.read_settable()
-            peer = peers.get(leading[path])
+            peer = peers.get(host_end)
             return sysctl.read_all(wanted, links.name_of(peer.index) if peer else None)
 
-        found = netns.run_in_each(leading, work)
-        return {leading[path]: values for path, values in found.items()}
+        def read_each(sandbox: SandboxKey) -> Mapping[str, Mapping[str, str]]:
+            return {host_end: read(host_end) for host_end in leading[sandbox]}
+
+        found: dict[str, Mapping[str, str]] = {}
+        for values in netns.run_in_each(leading, read_each).values():
+            found |= values
+        return found
 
     def observe_host(self, interfaces: Iterable[str]) -> HostSettings:
         """See `Kernel`."""
@@ -389,39 +397,27 @@ class LinuxKernel:
         """See `Kernel`."""
         return netns.is_namespace(sandbox)
 
-    def change_sysctls(
-        self,
-        sandbox: SandboxKey,
-        keys: Sequence[str],
-        decide: Callable[[Mapping[str, str]], Mapping[str, str]],
-    ) -> tuple[Trace, ...]:
+    def read_sysctls(
+        self, sandboxes: Collection[SandboxKey], keys: Sequence[str]
+    ) -> Mapping[SandboxKey, Mapping[str, str]]:
         """See `Kernel`."""
-        with netns.open_namespace(sandbox) as namespace:
-            return netns.run_in(namespace, lambda: sysctl.change(keys, decide))
+        return netns.run_in_each(sandboxes, lambda _: sysctl.read_all(keys))
 
-    def change_all_sysctls(
-        self,
-        sandboxes: Iterable[SandboxKey],
-        keys: Sequence[str],
-        decide: Callable[[SandboxKey, Mapping[str, str]], Mapping[str, str]],
+    def write_sysctls(
+        self, writes: Mapping[SandboxKey, Sequence[SysctlWrite]]
     ) -> Mapping[SandboxKey, tuple[Trace, ...]]:
         """See `Kernel`."""
-        done: dict[SandboxKey, tuple[Trace, ...]] = {}
 
-        def change(path: str) -> None:
-            sandbox = SandboxKey(path)
-            done[sandbox] = sysctl.change(keys, partial(decide, sandbox))
+        def write(sandbox: SandboxKey) -> tuple[Trace, ...]:
+            traces = sysctl.compare_and_write(writes[sandbox])
+            undo.push(take_back, sandbox, traces)
+            return traces
 
-        def put_back(path: str) -> None:
-            for trace in done[SandboxKey(path)]:
-                sysctl.write(trace.key, trace.before)
+        def take_back(sandbox: SandboxKey, traces: tuple[Trace, ...]) -> None:
+            self.write_sysctls({sandbox: plan_undo(reversed(traces))})
 
-        try:
-            netns.run_in_each(sandboxes, change)
-        except BaseException:
-            netns.run_in_each(done, put_back)
-            raise
-        return done
+        with Rollback() as undo:
+            return netns.run_in_each(writes, write)
 
     def find_index(self, link: str) -> int | None:
         """See `Kernel`."""

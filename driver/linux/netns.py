@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
+P = TypeVar("P", bound=str)
 
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 OWN_NAMESPACE = Path("/proc/self/ns/net")
@@ -116,12 +117,12 @@ def run_apart(work: Callable[[], T], afterwards: Callable[[T], object]) -> T:
     return _run_in_thread(lambda: None, work, afterwards)
 
 
-def run_in_each(paths: Iterable[str], work: Callable[[str], T]) -> dict[str, T]:
+def run_in_each(paths: Iterable[P], work: Callable[[P], T]) -> dict[P, T]:
     """Run `work` in one namespace after the other, by one thread; return what it returned in each.
 
     Those that are gone are left out. The first failure ends it.
     """
-    results: dict[str, T] = {}
+    results: dict[P, T] = {}
 
     def run() -> None:
         for path in paths:

@@ -19,9 +19,9 @@ from driver.model import Trace
 from driver.sysctl.policy import NAMESPACE_WIDE_NAMES, is_of_interface, path_components
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from driver.model import Sysctl
+    from driver.model import Sysctl, SysctlWrite
 
 ROOT = Path("/proc/sys")
 LOOPBACK = "lo"
@@ -113,28 +113,29 @@ def ensure(key: str, value: str, ifname: str) -> None:
         os.close(descriptor)
 
 
-def change(
-    keys: Sequence[str], decide: Callable[[Mapping[str, str]], Mapping[str, str]]
-) -> tuple[Trace, ...]:
-    """Read the keys, write what `decide` makes of them, and return a trace of every write.
+def compare_and_write(writes: Sequence[SysctlWrite]) -> tuple[Trace, ...]:
+    """Write the parameters that have an expected value; return a trace of every write.
 
     All or nothing: when one write fails the earlier ones are put back.
     """
+    keys = [each.key for each in writes]
     with _open_some(keys) as files:
-        found = {key: read(key, opened=files.get(key)) for key in keys}
-        current = {key: value for key, value in found.items() if value is not None}
-        written: list[str] = []
+        # All before any: to set one may change another (ip_forward and conf.all.forwarding).
+        before = {key: read(key, opened=files.get(key)) for key in keys}
+        written: dict[str, str] = {}
         try:
-            for key, value in decide(current).items():
-                write(key, value, opened=files.get(key))
-                written.append(key)
+            for each in writes:
+                value = before[each.key]
+                if value is not None and each.replaces(value):
+                    write(each.key, each.value, opened=files.get(each.key))
+                    written[each.key] = value
             return tuple(
-                Trace(key, current[key], written=read(key, opened=files.get(key)) or "")
-                for key in written
+                Trace(key, value, written=read(key, opened=files.get(key)) or "")
+                for key, value in written.items()
             )
         except KernelError:
-            for key in reversed(written):
-                write(key, current[key], opened=files.get(key))
+            for key, value in reversed(written.items()):
+                write(key, value, opened=files.get(key))
             raise
 
 

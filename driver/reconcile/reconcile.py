@@ -33,7 +33,7 @@ from driver.reconcile.diff import (
     is_blocked,
     is_dead,
 )
-from driver.sysctl.sandbox import sandbox_of
+from driver.sysctl.presence import sandbox_of
 from driver.trunks import ensure_bridges
 from driver.undo import Rollback, attempt_each
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from driver.model import Endpoint, Network, NetworkId, SandboxKey, Veth
     from driver.observed import Link
     from driver.state.store import Store
-    from driver.sysctl.sandbox import Sandboxes
+    from driver.sysctl.sandbox import SandboxSysctls
 
 P = ParamSpec("P")
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Parts:
 
     firewall: Firewall
     publisher: Publisher
-    sandboxes: Sandboxes
+    sysctls: SandboxSysctls
     counts: Counts
 
 
@@ -98,7 +98,7 @@ class Reconciler:
         self._lock = lock
         self._firewall = parts.firewall
         self._publisher = parts.publisher
-        self._sandboxes = parts.sandboxes
+        self._sysctls = parts.sysctls
         self._counts = parts.counts
         self._drop_endpoint = drop_endpoint
 
@@ -107,7 +107,7 @@ class Reconciler:
 
         What cannot be restored is logged and does not keep the rest from being restored.
         """
-        with self._lock, self._sandboxes.one_look():
+        with self._lock, self._sysctls.pristine.refreshed_once():
             self._forget_last_boot()
             dead: list[Endpoint] = []
             is_known = attempt_each([partial(self._forget_dead, dead)])
@@ -118,7 +118,7 @@ class Reconciler:
             links: dict[str, Link] = {}
             is_made = attempt_each(
                 [
-                    self._sandboxes.look_at_defaults,
+                    self._sysctls.validation.log_refused_defaults,
                     *(self._ensure_bridge(each) for each in intent.networks.values()),
                     partial(self._install_firewall, intent),
                     self._kernel.delete_loopback_pair,
@@ -131,14 +131,14 @@ class Reconciler:
                         partial(self._restore_endpoint, each, intent, links)
                         for each in intent.joined
                     ),
-                    *(partial(self._sandboxes.settle, sandbox) for sandbox in traced),
+                    *(partial(self._sysctls.restore, sandbox) for sandbox in traced),
                 ]
             )
             return is_known and is_made
 
     def check(self) -> tuple[Drift, ...]:
         """Return all that differs between the state file and the kernel, and change nothing."""
-        with self._lock, self._sandboxes.one_look():
+        with self._lock, self._sysctls.pristine.refreshed_once():
             intent = self._intent()
             return (
                 *self._find_damage(intent),
@@ -176,7 +176,7 @@ class Reconciler:
         with self._lock:
             intent = self._intent()
             found = self.check()
-            with self._sandboxes.one_look():
+            with self._sysctls.pristine.refreshed_once():
                 self._mend(found, intent)
             return self.check()
 
@@ -191,9 +191,9 @@ class Reconciler:
         return {each: self._existence(each) for each in sandboxes}
 
     def _existence(self, sandbox: SandboxKey) -> Existence:
-        if self._sandboxes.lives(sandbox):
+        if self._sysctls.presence.is_alive(sandbox):
             return Existence.IS
-        return Existence.WAS if self._sandboxes.has_ended(sandbox) else Existence.UNSEEN
+        return Existence.WAS if self._sysctls.presence.has_ended(sandbox) else Existence.UNSEEN
 
     def _intent(self) -> Intent:
         with self._store.transaction():
@@ -260,7 +260,7 @@ class Reconciler:
 
     def _compare_parameters(self, sandbox: SandboxKey) -> Iterator[Drift]:
         with self._store.transaction():
-            missing = self._sandboxes.find_missing(sandbox)
+            missing = self._sysctls.find_missing(sandbox)
         for sysctl in missing:
             yield Drift(Kind.PARAMETER, sandbox, f"{sysctl.key}={sysctl.value} was not written")
 
@@ -367,7 +367,7 @@ class Reconciler:
 
     def _restore_parameters(self, sandbox: SandboxKey) -> None:
         with Rollback() as undo, self._store.transaction():
-            self._sandboxes.restore(sandbox, undo)
+            self._sysctls.resume(sandbox, undo)
 
     def _sweep(self, intent: Intent, links: Mapping[str, Link]) -> None:
         """Delete links that carry our alias and belong to nothing."""

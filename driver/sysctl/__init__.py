@@ -1,1 +1,1 @@
-"""Kernel parameters of sandboxes: who asks for them, what is written, what is put back."""
+"""Sysctls of sandboxes: their sources and precedence, what is written, what is restored."""

@@ -1,7 +1,6 @@
-"""Have networks inherit parameters from the host: which ones, and what they are at a join.
+"""Find the host's sysctls that a network inherits: which ones, and their values at a join.
 
-A network names patterns; what they stand for is what a namespace of this kernel has. Writing is
-`driver.sysctl.sandbox`'s.
+A network names patterns; they are matched against the sysctls that a namespace of this kernel has.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
     from driver.linux import Kernel
     from driver.sysctl.policy import SysctlPolicy
 
-SHOWN = 3  # parameters that an error names
+SHOWN = 3  # sysctls that an error names
 
 
-class Heritage:
-    """What there is to inherit on this host. Thread-safe."""
+class HostSysctls:
+    """The sysctls of this host that networks can inherit. Thread-safe."""
 
     def __init__(self, kernel: Kernel, policy: SysctlPolicy) -> None:
         self._kernel = kernel
@@ -31,9 +30,9 @@ class Heritage:
         self._pristine: Mapping[str, str] = {}
 
     def check(self, patterns: Sequence[str]) -> None:
-        """Try what the patterns stand for at present where it does no harm.
+        """Try the host's values of what the patterns match in a throw-away namespace.
 
-        Raises InvalidRequest that names the pattern, or the parameter, and the reason.
+        Raises InvalidRequest that names the pattern, or the sysctl, and the reason.
         """
         if not patterns:
             return
@@ -49,9 +48,9 @@ class Heritage:
             raise InvalidRequest(f"inherit the host's {error}") from error
 
     def read(self, patterns: Sequence[str]) -> tuple[Sysctl, ...]:
-        """Return what a sandbox that comes now inherits.
+        """Return what a sandbox that is joined now inherits.
 
-        Without what it has anyhow, unless the operator's defaults would change that.
+        Without the values that it has anyway, unless the operator's defaults would change them.
         """
         if not patterns:
             return ()

@@ -1,6 +1,6 @@
-"""Decide which kernel parameters a sandbox gets; performs no I/O.
+"""Decide which sysctls a sandbox gets; performs no I/O.
 
-A sandbox's parameters come from, strongest first: the container's own `--sysctl`, the endpoint's
+A sandbox's sysctls come from, strongest first: the container's own `--sysctl`, the endpoint's
 driver options, the network's options, what the network inherits from the host, the operator's
 defaults for all networks, the kernel's default.
 """
@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from driver.errors import InvalidRequest
-from driver.model import Sysctl, Trace
+from driver.model import Sysctl, SysctlWrite, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -40,9 +40,9 @@ NAMESPACE_WIDE_NAMES = frozenset({"all", "default", "lo"})
 
 @dataclass(frozen=True, slots=True)
 class SysctlPolicy:
-    """What the host's operator says about the parameters of all networks.
+    """The policy of the host's operator for the sysctls of all networks.
 
-    `defaults` go into every sandbox unless something stronger sets them; `allowed` are patterns of
+    `defaults` go into every sandbox unless a stronger source sets them; `allowed` are patterns of
     the names that networks and endpoints may set, none for all.
     """
 
@@ -50,11 +50,11 @@ class SysctlPolicy:
     allowed: tuple[str, ...] = ()
 
     def check(self, sysctls: Iterable[Sysctl]) -> None:
-        """Raise InvalidRequest for the first parameter that users may not set here."""
+        """Raise InvalidRequest for the first sysctl that users may not set on this host."""
         self.check_keys(sysctl.key for sysctl in sysctls)
 
     def check_keys(self, keys: Iterable[str]) -> None:
-        """Do the same for the names alone."""
+        """Raise InvalidRequest for the first name that users may not set on this host."""
         if not self.allowed:
             return
         for key in keys:
@@ -66,7 +66,7 @@ class SysctlPolicy:
 
 
 class Source(StrEnum):
-    """Who asks for a parameter's value, the strongest first."""
+    """The sources of a sysctl's value, the strongest first."""
 
     ENDPOINT = "endpoint"
     NETWORK = "network"
@@ -75,8 +75,8 @@ class Source(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """A value that a sandbox is to have, and on whose behalf: of all endpoints if of none."""
+class RequestedValue:
+    """A value requested for a sandbox, and its source; of all endpoints if it names none."""
 
     sysctl: Sysctl
     source: Source
@@ -86,8 +86,8 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
-    """What one endpoint of a sandbox asks for, by source; a network's next one has no id yet.
+class SysctlSources:
+    """The sysctls of one endpoint of a sandbox, by source; a network's next one has no id yet.
 
     `priority` is the network's `pynet.sysctl.priority`.
     """
@@ -99,47 +99,50 @@ class Asker:
     network_id: NetworkId | None = None
     priority: int = 0
 
-    def asks(self, source: Source, sysctls: Iterable[Sysctl]) -> list[Wish]:
-        """Return parameters as what this endpoint asks for."""
+    def request(self, source: Source, sysctls: Iterable[Sysctl]) -> list[RequestedValue]:
+        """Return sysctls as values that this endpoint requests."""
         return [
-            Wish(each, source, self.endpoint, self.network_id, self.priority) for each in sysctls
+            RequestedValue(each, source, self.endpoint, self.network_id, self.priority)
+            for each in sysctls
         ]
 
 
-def rank(defaults: Iterable[Sysctl], askers: Sequence[Asker]) -> tuple[Wish, ...]:
-    """Return all that a sandbox is asked to have, the weakest first.
+def rank(
+    defaults: Iterable[Sysctl], endpoints: Sequence[SysctlSources]
+) -> tuple[RequestedValue, ...]:
+    """Return every value requested for a sandbox, the weakest first.
 
-    The first of `askers` is of the network that was made last. A source is stronger than the next
-    whatever the network. Between networks the greater priority wins, then the one that was made
-    first: not the order of joins, which Docker chooses anew at each start (its map of networks has
-    none).
+    The first of `endpoints` is of the network that was made last. A source is stronger than the
+    next whatever the network. Between networks the greater priority wins, then the one that was
+    made first: not the order of joins, which Docker chooses anew at each start (its map of networks
+    has none).
     """
-    weakest_first = sorted(askers, key=lambda asker: asker.priority)
-    wishes = [Wish(sysctl, Source.DEFAULT) for sysctl in defaults]
-    for asker in weakest_first:
-        wishes += asker.asks(Source.INHERIT, asker.inherited)
-    for asker in weakest_first:
-        wishes += asker.asks(Source.NETWORK, asker.network)
-    for asker in weakest_first:
-        wishes += asker.asks(Source.ENDPOINT, asker.own)
-    return tuple(wishes)
+    weakest_first = sorted(endpoints, key=lambda each: each.priority)
+    ranked = [RequestedValue(sysctl, Source.DEFAULT) for sysctl in defaults]
+    for each in weakest_first:
+        ranked += each.request(Source.INHERIT, each.inherited)
+    for each in weakest_first:
+        ranked += each.request(Source.NETWORK, each.network)
+    for each in weakest_first:
+        ranked += each.request(Source.ENDPOINT, each.own)
+    return tuple(ranked)
 
 
-def strongest(wishes: Iterable[Wish]) -> dict[str, Wish]:
-    """Return who gets their way, by key; `wishes` as `rank` returns them."""
-    return {wish.sysctl.key: wish for wish in wishes}
+def effective(ranked: Iterable[RequestedValue]) -> dict[str, RequestedValue]:
+    """Return the values that take effect, by key; `ranked` as `rank` returns them."""
+    return {each.sysctl.key: each for each in ranked}
 
 
 @dataclass(frozen=True, slots=True)
-class Contest:
-    """A parameter for which two networks of a container ask for different values by name."""
+class Override:
+    """A sysctl for which two networks of a container request different values by name."""
 
-    winner: Wish
-    loser: Wish
+    winner: RequestedValue
+    loser: RequestedValue
 
     @property
     def reason(self) -> str:
-        """Why the winner is the stronger."""
+        """The rule of precedence by which the winner is the stronger."""
         if self.winner.source is not self.loser.source:
             return "an endpoint's own option is stronger than a network's"
         if self.winner.priority != self.loser.priority:
@@ -147,16 +150,16 @@ class Contest:
         return "its network was made first, and neither has the greater priority"
 
 
-def find_contests(wishes: Collection[Wish]) -> list[Contest]:
-    """Return where what one network asks for by name loses to another's; `wishes` as of `rank`."""
-    winners = strongest(wishes)
+def find_overrides(ranked: Collection[RequestedValue]) -> list[Override]:
+    """Return the values requested by name that another network overrides; as `rank` orders them."""
+    winners = effective(ranked)
     return [
-        Contest(winner, wish)
-        for wish in wishes
-        for winner in [winners[wish.sysctl.key]]
-        if wish.source in {Source.NETWORK, Source.ENDPOINT}
-        and wish.endpoint != winner.endpoint
-        and not is_same(wish.sysctl.value, winner.sysctl.value)
+        Override(winner, each)
+        for each in ranked
+        for winner in [winners[each.sysctl.key]]
+        if each.source in {Source.NETWORK, Source.ENDPOINT}
+        and each.endpoint != winner.endpoint
+        and not is_same(each.sysctl.value, winner.sysctl.value)
     ]
 
 
@@ -164,12 +167,12 @@ NO_POLICY = SysctlPolicy()
 
 
 def is_sysctl(key: str) -> bool:
-    """Tell whether an option's name is meant to be a kernel parameter."""
+    """Return whether an option's name is meant to be a sysctl."""
     return key.startswith(PREFIX)
 
 
 def parse_key(key: str) -> str:
-    """Return the name of a parameter, with `ifname` in any case read as IFNAME.
+    """Return the name of a sysctl, with `ifname` in any case read as IFNAME.
 
     Its components are the only thing that later becomes a path below /proc/sys, so nothing but
     lower-case letters, digits, `_` and `-` passes. Raises InvalidRequest.
@@ -187,7 +190,7 @@ def parse_key(key: str) -> str:
 
 
 def parse_sysctl(key: str, value: str) -> Sysctl:
-    """Return the parameter that `key=value` asks for; raises InvalidRequest."""
+    """Return the sysctl that `key=value` requests; raises InvalidRequest."""
     parameter = parse_key(key)
     text = value.strip()
     if not text or len(text) > VALUE_LENGTH or not text.replace("\t", " ").isprintable():
@@ -212,7 +215,7 @@ def _check_interface(parameter: str) -> None:
 def parse_endpoint_label(text: str) -> frozenset[str]:
     """Return the keys in a `com.docker.network.endpoint.sysctls` label.
 
-    The engine writes those itself (from 27 on), as the container's own wish.
+    The engine writes those itself (from 27 on), as the container's own.
     """
     pairs = (entry.partition("=") for entry in text.split(","))
     return frozenset(
@@ -221,9 +224,9 @@ def parse_endpoint_label(text: str) -> frozenset[str]:
 
 
 def parse_pattern(text: str) -> str:
-    """Return a pattern of parameter names, as a shell's: `*`, which takes dots in, `?`, `[…]`.
+    """Return a pattern of sysctl names, as a shell's: `*`, which matches dots too, `?`, `[…]`.
 
-    Raises InvalidRequest for what can match no parameter of a network.
+    Raises InvalidRequest for what can match no sysctl of a network.
     """
     if not _PATTERN.fullmatch(text):
         raise InvalidRequest(
@@ -239,23 +242,18 @@ def match(patterns: Iterable[str], keys: Iterable[str]) -> list[str]:
     return [key for key in keys if any(fnmatchcase(key, pattern) for pattern in wanted)]
 
 
-def is_per_interface(sysctl: Sysctl) -> bool:
-    """Tell whether the parameter belongs to the interface rather than to the whole sandbox."""
-    return is_of_interface(sysctl.key)
-
-
 def is_of_interface(key: str) -> bool:
-    """Tell the same of a parameter's name."""
+    """Return whether a name belongs to the interface rather than to the whole sandbox."""
     return IFNAME in key.split(".")
 
 
 def is_same(one: str, other: str) -> bool:
-    """Tell whether two values are the same to the kernel, which writes tabs between numbers."""
+    """Return whether two values are the same to the kernel, which writes tabs between numbers."""
     return one.split() == other.split()
 
 
 def path_components(key: str, ifname: str) -> tuple[str, ...]:
-    """Return the path of a parameter below /proc/sys, IFNAME replaced.
+    """Return the path of a sysctl below /proc/sys, IFNAME replaced.
 
     Components, because an interface name may hold a dot (`eth0.100`).
     """
@@ -263,7 +261,7 @@ def path_components(key: str, ifname: str) -> tuple[str, ...]:
 
 
 def merge(*sources: Iterable[Sysctl]) -> tuple[Sysctl, ...]:
-    """Return the parameters of all sources, a later source overriding an earlier one."""
+    """Return the sysctls of all sources, a later source overriding an earlier one."""
     merged = {sysctl.key: sysctl for source in sources for sysctl in source}
     return tuple(merged[key] for key in sorted(merged))
 
@@ -273,27 +271,33 @@ def plan_writes(
     current: Mapping[str, str],
     pristine: Mapping[str, str],
     traces: Mapping[str, Trace],
-) -> dict[str, str]:
-    """Return which parameters of a sandbox to write, and what; not what is there already.
+) -> list[SysctlWrite]:
+    """Return which sysctls of a sandbox to write, and what; not what is there already.
 
-    A parameter whose value is neither a pristine namespace's, nor Docker's own default, nor
+    A sysctl whose value is neither a pristine namespace's, nor Docker's own default, nor
     ours, was set by the container's `--sysctl` and is left alone: from engine 28 on those are
     written before Join, and nothing in the protocol tells. A value of ours is written again even
     if it is there, so that the trace tells the truth after a write that was interrupted.
     """
-    plan: dict[str, str] = {}
+    plan: list[SysctlWrite] = []
     for sysctl in wanted:
         is_ours = is_ours_to_write(sysctl.key, current, pristine, traces)
         is_there = is_same(current.get(sysctl.key, ""), sysctl.value)
         if (is_ours or is_there) if sysctl.key in traces else (is_ours and not is_there):
-            plan[sysctl.key] = sysctl.value
+            expected = frozenset({current[sysctl.key]})
+            plan.append(SysctlWrite(sysctl.key, sysctl.value, expected))
     return plan
 
 
-def find_stronger(wanted: Iterable[Sysctl], wishes: Mapping[str, Wish]) -> list[Wish]:
-    """Return which wishes have another value than is wanted; all that is wanted is wished for."""
-    stronger = [(wishes[sysctl.key], sysctl) for sysctl in wanted if sysctl.key in wishes]
-    return [wish for wish, sysctl in stronger if not is_same(wish.sysctl.value, sysctl.value)]
+def find_overruling(
+    wanted: Iterable[Sysctl], requested: Mapping[str, RequestedValue]
+) -> list[RequestedValue]:
+    """Return the effective values that differ from those that are wanted."""
+    return [
+        requested[sysctl.key]
+        for sysctl in wanted
+        if sysctl.key in requested and not is_same(requested[sysctl.key].sysctl.value, sysctl.value)
+    ]
 
 
 def find_kept(
@@ -302,7 +306,7 @@ def find_kept(
     pristine: Mapping[str, str],
     traces: Mapping[str, Trace],
 ) -> list[str]:
-    """Return which parameters stand in the way of what is wanted, having been set by others."""
+    """Return the wanted sysctls that keep another value, since the container set it itself."""
     return [
         sysctl.key
         for sysctl in wanted
@@ -318,7 +322,7 @@ def is_ours_to_write(
     pristine: Mapping[str, str],
     traces: Mapping[str, Trace],
 ) -> bool:
-    """Tell whether nobody but the kernel, Docker's defaults or this driver set the value."""
+    """Return whether the value is the kernel's, a default of Docker's or this driver's."""
     if key not in current:
         return False
     value = current[key]
@@ -328,43 +332,29 @@ def is_ours_to_write(
     return value == pristine.get(key) or value == DOCKER_DEFAULTS.get(key)
 
 
-def foresee_traces(current: Mapping[str, str], plan: Mapping[str, str]) -> tuple[Trace, ...]:
+def foresee_traces(current: Mapping[str, str], plan: Iterable[SysctlWrite]) -> tuple[Trace, ...]:
     """Return the traces that these writes will leave, as the kernel will show what they wrote.
 
     It shows the numbers of a vector between tabs (proc_dointvec(), kernel/sysctl.c).
     """
-    return tuple(Trace(key, current[key], "\t".join(plan[key].split())) for key in plan)
+    return tuple(Trace(each.key, current[each.key], "\t".join(each.value.split())) for each in plan)
 
 
-def plan_withdrawals(
-    unwanted: Iterable[str], current: Mapping[str, str], traces: Mapping[str, Trace]
-) -> dict[str, str]:
-    """Return what to write when nobody asks for these parameters any more: what was before.
-
-    A value that somebody else has changed since is left alone.
-    """
-    return {
-        key: traces[key].before
-        for key in unwanted
-        if key in traces and current.get(key) == traces[key].written
-    }
+def plan_undo(traces: Iterable[Trace]) -> list[SysctlWrite]:
+    """Return the writes that restore what was there before, unless it was changed since."""
+    return [SysctlWrite(each.key, each.before, frozenset({each.written})) for each in traces]
 
 
-def plan_restores(
-    staying: Mapping[str, str],
-    current: Mapping[str, str],
-    traces: Mapping[str, Trace],
-) -> dict[str, str]:
+def plan_restores(staying: Mapping[str, str], traces: Mapping[str, Trace]) -> list[SysctlWrite]:
     """Return what to write when an endpoint has left a sandbox that may live on.
 
-    What another endpoint of the sandbox asks for (`staying`) is given to it, the rest is put
-    back to what it was; a value that somebody else has changed since is left alone. A trace
-    that says otherwise than what is there and asked for is of a change that was interrupted.
+    What another endpoint of the sandbox requests (`staying`) is written, the rest is restored to
+    what it was; a value that the container has changed since is left alone. A trace that differs
+    from what is there and requested is of a change that was interrupted.
     """
-    wanted = {key: staying.get(key, trace.before) for key, trace in traces.items()}
-    return {
-        key: value
-        for key, value in wanted.items()
-        if value != traces[key].written
-        and current.get(key) in {traces[key].written, staying.get(key, traces[key].written)}
-    }
+    return [
+        SysctlWrite(key, value, frozenset({trace.written, staying.get(key, trace.written)}))
+        for key, trace in traces.items()
+        for value in [staying.get(key, trace.before)]
+        if not is_same(value, trace.written)
+    ]

@@ -123,7 +123,7 @@ def _add_sysctls(api: Blueprint, ask: Ask) -> None:
 
         def look(driver: BridgeDriver) -> dict[str, Any]:
             ids = map(parse_network_id, identities.split(","))
-            return report.report_rows(driver.survey.of_networks(*ids, everything=everything))
+            return report.report_rows(driver.sysctl_report.of_networks(*ids, everything=everything))
 
         return ask(look)
 
@@ -132,17 +132,19 @@ def _add_sysctls(api: Blueprint, ask: Ask) -> None:
         everything = request.args.get("all") == "1"
         return ask(
             lambda driver: report.report_rows(
-                driver.survey.of_endpoint(parse_endpoint_id(identity), everything=everything)
+                driver.sysctl_report.of_endpoint(parse_endpoint_id(identity), everything=everything)
             )
         )
 
     @api.get("/endpoints/<identity>/sysctls/actual")
     def actual(identity: str) -> Response:
-        return ask(lambda driver: dict(driver.survey.read_endpoint(parse_endpoint_id(identity))))
+        return ask(
+            lambda driver: dict(driver.sysctl_report.read_endpoint(parse_endpoint_id(identity)))
+        )
 
     @api.get("/sysctls")
     def of_host() -> Response:
-        return ask(lambda driver: dict(msgspec.to_builtins(driver.survey.of_host())))
+        return ask(lambda driver: dict(msgspec.to_builtins(driver.sysctl_report.of_host())))
 
 
 def _parse_change(body: bytes) -> ChangeBody:

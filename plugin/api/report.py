@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from driver.reconcile.advice import Advice
     from driver.reconcile.diff import Drift
     from driver.sysctl.report import Row
-    from driver.sysctl.sandbox import Followed
+    from driver.sysctl.sandbox import ChangeOutcome
 
 
 def report_networks(state: Iterable[tuple[Network, tuple[Endpoint, ...]]]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def report_rows(rows: Iterable[Row]) -> dict[str, Any]:
     return {"rows": msgspec.to_builtins(tuple(rows))}
 
 
-def report_change(outcome: Followed) -> dict[str, Any]:
+def report_change(outcome: ChangeOutcome) -> dict[str, Any]:
     """Return the answer to POST /networks/ID/options: what came of it in running containers."""
     return {
         "changed": len(outcome.changed),
@@ -61,14 +61,14 @@ def report_change(outcome: Followed) -> dict[str, Any]:
         "overruled": {
             sandbox: [
                 {
-                    "parameter": wish.sysctl.key,
-                    "value": wish.sysctl.value,
-                    "by": wish.source,
-                    "network": wish.network,
+                    "parameter": each.sysctl.key,
+                    "value": each.sysctl.value,
+                    "by": each.source,
+                    "network": each.network,
                 }
-                for wish in wishes
+                for each in overruling
             ]
-            for sandbox, wishes in outcome.overruled.items()
+            for sandbox, overruling in outcome.overruled.items()
         },
     }
 

@@ -51,9 +51,9 @@ def change(
     known = {each["id"]: inventory.network_name(each) for each in inventory.networks}
     overruled = {
         names.get(sandbox, sandbox): [
-            {**wish, "network": known.get(wish["network"], wish["network"])} for wish in wishes
+            {**each, "network": known.get(each["network"], each["network"])} for each in overruling
         ]
-        for sandbox, wishes in answer["overruled"].items()
+        for sandbox, overruling in answer["overruled"].items()
     }
     if as_json:
         name = inventory.network_name(found)
@@ -91,11 +91,11 @@ def _tell(
         print_line(f"{_count(answer['awaited'])} just starting will have it")
     for name, keys in sorted(kept.items()):
         print_line(f"{name} keeps its own {', '.join(keys)}")
-    for name, wishes in sorted(overruled.items()):
-        for wish in wishes:
-            whose = "of its endpoint on" if wish["by"] == "endpoint" else "of"
-            has = f"{wish['parameter']}={' '.join(wish['value'].split())}"
-            print_line(f"{name} keeps {has} {whose} {wish['network']}")
+    for name, overruling in sorted(overruled.items()):
+        for each in overruling:
+            whose = "of its endpoint on" if each["by"] == "endpoint" else "of"
+            has = f"{each['parameter']}={' '.join(each['value'].split())}"
+            print_line(f"{name} keeps {has} {whose} {each['network']}")
     if answer["changed"]:
         print_line("connections that exist keep what they were opened with")
 

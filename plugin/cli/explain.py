@@ -184,7 +184,7 @@ class Audit:
 
 
 def audit(
-    survey: Mapping[str, Mapping[str, str]],
+    report: Mapping[str, Mapping[str, str]],
     asked: Mapping[str, str],
     set_in: Mapping[str, str],
 ) -> Audit:
@@ -193,7 +193,7 @@ def audit(
     `set_in` tells where a host's value was set, as far as that is known.
     """
     groups: dict[str, list[Finding]] = {"reset": [], "chosen": [], "copied": [], "host_wide": []}
-    host, pristine, refused = survey["host"], survey["pristine"], survey["refused"]
+    host, pristine, refused = report["host"], report["pristine"], report["refused"]
     left_out = set(match(LEFT_OUT, host))
     for key, value in sorted(host.items()):
         if key in left_out:

@@ -137,8 +137,8 @@ def audit_host(network: str | None, *, everything: bool, compose: bool, as_json:
         identity = look_around().find_network(network)["id"]
         rows = _rows("networks", identity, everything=False)
         asked = {row["key"]: row["asked"] for row in rows if row["asked"] is not None}
-    survey = ask_driver(driver, "/sysctls")
-    found = audit(survey, asked, find_settings(survey["host"]))
+    report = ask_driver(driver, "/sysctls")
+    found = audit(report, asked, find_settings(report["host"]))
     if as_json:
         print_json(asdict(found) | {"options": suggest_options(found.portable)})
     elif compose:

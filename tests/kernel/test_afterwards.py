@@ -16,7 +16,7 @@ from driver.errors import KernelError
 from driver.health import Health
 from driver.linux import sysctl
 from driver.linux.nft import Nft
-from driver.model import Attach, host_end_name
+from driver.model import Attach, SysctlWrite, host_end_name
 from driver.options import GUARD, ICC, MTU, parse_change
 from driver.state.recovery import open_state
 from tests.engine.wait import wait_until
@@ -177,9 +177,10 @@ def test_parameters_are_put_back_from_the_last_to_the_first(
         write(key, *value, **opened)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sysctl, "write", refuse_the_last)
-    wanted = {everywhere: "1", here: "1", SOMAXCONN: "1"}
+    expected = frozenset(sysctl.read_all([everywhere, here, SOMAXCONN]).values())
+    writes = [SysctlWrite(key, "1", expected) for key in (everywhere, here, SOMAXCONN)]
     with pytest.raises(KernelError):
-        sysctl.change(list(wanted), lambda _: wanted)
+        sysctl.compare_and_write(writes)
     assert written == [everywhere, here, here, everywhere]
     assert [sysctl.read(key) for key in (everywhere, here)] == before
 

@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
+from driver.errors import Conflict, DriverError, InvalidRequest, KernelError
 from driver.firewall import ruleset
 from driver.firewall.elements import Element, Family, Interface, SetName, add
-from driver.model import Bridge, Endpoint, MacAddress, Trace, Veth, endpoint_alias, veth_of
+from driver.model import (
+    Bridge,
+    Endpoint,
+    MacAddress,
+    SysctlWrite,
+    Trace,
+    Veth,
+    endpoint_alias,
+    veth_of,
+)
 from tests.engine.wait import wait_until
 from tests.kernel.host import parse
 from tests.samples import (
@@ -25,16 +34,14 @@ from tests.samples import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from driver.firewall.elements import Changes
-    from driver.model import SandboxKey
     from tests.kernel.host import Host
 
 DUAL = network(1, pools=(pool("10.1.0.1/24"), pool("10.9.0.1/24"), pool("fd00:1::1/64")))
 OURS = DUAL.bridge
 FOREIGN = replace(OURS, name="br0", must_be_ours=False)
 MAC = MacAddress("02:42:0a:01:00:02")
+RMEM = "net.ipv4.tcp_rmem"
 
 
 def veth(number: int = 1, bridge: str = OURS.name) -> Veth:
@@ -282,37 +289,60 @@ def test_a_check_names_what_is_wrong(host: Host, wrong: str) -> None:
         host.kernel.check_sysctls([sysctl("net.core.somaxconn=128"), sysctl(wrong)])
 
 
-def test_parameters_change_with_a_trace(host: Host) -> None:
+def test_parameters_are_read_as_far_as_there_are_any(host: Host) -> None:
+    sandboxes, gone = [host.add_sandbox(number) for number in (1, 2)], sandbox_key(9)
+    assert host.kernel.has_sandbox(sandboxes[0])
+    assert not host.kernel.has_sandbox(gone)
+    found = host.kernel.read_sysctls([gone, *sandboxes], [KEEPALIVE, "net.nowhere.at_all"])
+    assert found == {sandbox: {KEEPALIVE: "7200"} for sandbox in sandboxes}
+
+
+def write(key: str, value: str, *expected: str) -> SysctlWrite:
+    return SysctlWrite(key, value, frozenset(expected))
+
+
+def test_parameters_are_written_with_a_trace(host: Host) -> None:
+    sandboxes, gone = [host.add_sandbox(number) for number in (1, 2)], sandbox_key(9)
+    before = str(host.value(sandboxes[0], RMEM))
+    writes = [write(KEEPALIVE, "600", "7200"), write(RMEM, "4096 5000 6000", before)]
+    plans = {gone: writes, sandboxes[0]: writes, sandboxes[1]: writes[:1]}
+    keepalive = Trace(KEEPALIVE, before="7200", written="600")
+    assert host.kernel.write_sysctls(plans) == {
+        sandboxes[0]: (keepalive, Trace(RMEM, before, written="4096\t5000\t6000")),
+        sandboxes[1]: (keepalive,),
+    }
+    assert [host.value(sandbox, KEEPALIVE) for sandbox in sandboxes] == ["600", "600"]
+
+
+@pytest.mark.parametrize(
+    ("expected", "is_written"),
+    [(("42",), False), ((), False), (("42", "4096 5000\t6000"), True)],
+    ids=["another", "none", "one of two, however it is spaced"],
+)
+def test_a_value_that_is_not_expected_is_left_alone(
+    host: Host, expected: tuple[str, ...], *, is_written: bool
+) -> None:
+    """Between the reading and the writing a process of the container may have set its own."""
     sandbox = host.add_sandbox(1)
-    assert host.kernel.has_sandbox(sandbox)
-    keys = [KEEPALIVE, "net.ipv4.tcp_rmem", "net.ipv4.no_such"]
-    seen = {}
-
-    def decide(current: object) -> dict[str, str]:
-        seen["current"] = current
-        return {KEEPALIVE: "600", "net.ipv4.tcp_rmem": "4096 5000 6000"}
-
-    first, second = host.kernel.change_sysctls(sandbox, keys, decide)
-    assert (first.before, first.written) == ("7200", "600")
-    assert second.written == "4096\t5000\t6000"
-    assert seen["current"] == {KEEPALIVE: "7200", "net.ipv4.tcp_rmem": second.before}
-    assert host.value(sandbox, KEEPALIVE) == "600"
+    here = write(RMEM, "4096 5000 6000", str(host.value(sandbox, RMEM)))
+    host.kernel.write_sysctls({sandbox: [here]})
+    writes = [
+        write(KEEPALIVE, "600", "7200"),
+        write(RMEM, "1 2 3", *expected),
+        write("net.nowhere.at_all", "1", "0"),
+    ]
+    traces = host.kernel.write_sysctls({sandbox: writes})[sandbox]
+    assert [each.key for each in traces] == [KEEPALIVE, RMEM][: 1 + is_written]
+    assert host.value(sandbox, RMEM) == ("1\t2\t3" if is_written else "4096\t5000\t6000")
 
 
-def test_parameters_change_all_or_not_at_all(host: Host) -> None:
-    sandbox = host.add_sandbox(1)
-    keys = [KEEPALIVE, "net.core.somaxconn"]
+def test_parameters_are_written_all_or_not_at_all(host: Host) -> None:
+    sandboxes = [host.add_sandbox(number) for number in (1, 2)]
+    good = [write(KEEPALIVE, "600", "7200")]
+    bad = [*good, write("net.core.somaxconn", "many", "4096")]
     with pytest.raises(KernelError, match=r"net\.core\.somaxconn=many"):
-        host.kernel.change_sysctls(
-            sandbox, keys, lambda _: {KEEPALIVE: "600", "net.core.somaxconn": "many"}
-        )
-    assert host.value(sandbox, KEEPALIVE) == "7200"
-
-
-def test_a_sandbox_that_is_not_there_is_not_found(host: Host) -> None:
-    assert not host.kernel.has_sandbox(sandbox_key(9))
-    with pytest.raises(NotFound):
-        host.kernel.change_sysctls(sandbox_key(9), [KEEPALIVE], lambda _: {KEEPALIVE: "1"})
+        host.kernel.write_sysctls(dict(zip(sandboxes, (good, bad), strict=True)))
+    assert [host.value(sandbox, KEEPALIVE) for sandbox in sandboxes] == ["7200", "7200"]
 
 
 def test_an_interface_is_configured_once_it_is_in_its_sandbox(host: Host) -> None:
@@ -335,33 +365,6 @@ def test_an_interface_is_configured_once_it_is_in_its_sandbox(host: Host) -> Non
     assert host.value(sandbox, "net.ipv4.conf.eth0.rp_filter") == "2"
 
 
-def test_many_sandboxes_change_with_a_trace_each(host: Host) -> None:
-    sandboxes = [host.add_sandbox(number) for number in (1, 2)]
-    gone = sandbox_key(9)
-
-    def decide(sandbox: SandboxKey, current: Mapping[str, str]) -> dict[str, str]:
-        assert current == {KEEPALIVE: "7200"}
-        return {KEEPALIVE: "600"} if sandbox == sandboxes[0] else {}
-
-    keys = [KEEPALIVE, "net.nowhere.at_all"]
-    written = host.kernel.change_all_sysctls([gone, *sandboxes], keys, decide)
-    assert dict(written) == {
-        sandboxes[0]: (Trace(KEEPALIVE, before="7200", written="600"),),
-        sandboxes[1]: (),
-    }
-    assert [host.value(sandbox, KEEPALIVE) for sandbox in sandboxes] == ["600", "7200"]
-
-
-def test_many_sandboxes_change_all_or_not_at_all(host: Host) -> None:
-    sandboxes = [host.add_sandbox(number) for number in (1, 2)]
-    wanted = dict(zip(sandboxes, ("600", "many"), strict=True))
-    with pytest.raises(KernelError, match=f"{KEEPALIVE}=many"):
-        host.kernel.change_all_sysctls(
-            sandboxes, [KEEPALIVE], lambda sandbox, _: {KEEPALIVE: wanted[sandbox]}
-        )
-    assert [host.value(sandbox, KEEPALIVE) for sandbox in sandboxes] == ["7200", "7200"]
-
-
 def test_sandboxes_are_read_by_the_host_ends_that_lead_there(host: Host) -> None:
     sandbox = host.add_sandbox(1)
     host_end, other = veth().host_end, veth(2).host_end
@@ -376,6 +379,22 @@ def test_sandboxes_are_read_by_the_host_ends_that_lead_there(host: Host) -> None
     everything = host.kernel.read_sandboxes(ends)[host_end]
     assert everything[KEEPALIVE] == "7200"
     assert RP_FILTER not in everything
+
+
+def test_a_sandbox_is_read_for_every_host_end_that_leads_there(host: Host) -> None:
+    """A container may be on several networks."""
+    sandbox = host.add_sandbox(1)
+    host.kernel.ensure_bridge(OURS)
+    for number in (1, 2):
+        host.kernel.create_veth(veth(number))
+    host.move(veth(1).host_end, sandbox)
+    ends = {veth(number).host_end: sandbox for number in (1, 2)}
+    found = host.kernel.read_sandboxes(ends, [KEEPALIVE, RP_FILTER])
+    assert found == {
+        veth(1).host_end: {KEEPALIVE: "7200", RP_FILTER: "0"},
+        veth(2).host_end: {KEEPALIVE: "7200"},
+    }
+    assert host.kernel.read_sandboxes(ends).keys() == ends.keys()
 
 
 def test_what_host_and_new_namespaces_have_is_read(host: Host) -> None:

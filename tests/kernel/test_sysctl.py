@@ -13,8 +13,9 @@ import pytest
 from driver.errors import InvalidRequest, KernelError
 from driver.linux import netns, sysctl
 from driver.linux.linux import LinuxKernel
-from driver.sysctl.host import Heritage
-from driver.sysctl.policy import DOCKER_DEFAULTS, NO_POLICY
+from driver.model import SysctlWrite, Trace
+from driver.sysctl.host import HostSysctls
+from driver.sysctl.policy import DOCKER_DEFAULTS, NO_POLICY, plan_undo
 from tests.kernel.host import run
 from tests.samples import KEEPALIVE, RP_FILTER
 from tests.samples import sysctl as parse
@@ -65,11 +66,11 @@ def test_a_parameter_of_the_whole_machine_is_refused() -> None:
 
 
 def test_what_the_whole_machine_has_is_not_inherited() -> None:
-    heritage = Heritage(LinuxKernel(), NO_POLICY)
+    inherited = HostSysctls(LinuxKernel(), NO_POLICY)
     words = "not per network namespace; set on the host, it holds for every container"
     with pytest.raises(InvalidRequest, match=rf"inherit net\.core\.rmem_\*: .*rmem_max: {words}"):
-        on_machine(lambda: heritage.check(["net.core.rmem_*"]))
-    on_machine(lambda: heritage.check(["net.core.somaxconn"]))
+        on_machine(lambda: inherited.check(["net.core.rmem_*"]))
+    on_machine(lambda: inherited.check(["net.core.somaxconn"]))
 
 
 def test_what_can_be_set_is_what_a_namespace_has_but_no_secrets_that_are_not_there() -> None:
@@ -125,17 +126,34 @@ def test_a_failed_write_puts_the_earlier_ones_back(real: RealHost) -> None:
     sandbox = real.add_sandbox(1)
     wanted = {KEEPALIVE: "600", "net.core.somaxconn": "9", "net.ipv4.ip_default_ttl": "0"}
     before = {key: real.value(sandbox, key) for key in wanted}
+    writes = [SysctlWrite(key, wanted[key], frozenset({str(before[key])})) for key in wanted]
     with pytest.raises(KernelError, match=r"net\.ipv4\.ip_default_ttl=0: Invalid argument"):
-        real.kernel.change_sysctls(sandbox, list(wanted), lambda _: wanted)
+        real.kernel.write_sysctls({sandbox: writes})
     assert {key: real.value(sandbox, key) for key in wanted} == before
 
 
 def test_what_was_before_can_be_put_back(real: RealHost) -> None:
     sandbox = real.add_sandbox(1)
     key = "net.ipv4.tcp_rmem"
-    (trace,) = real.kernel.change_sysctls(sandbox, [key], lambda _: {key: "1 2 3"})
-    real.kernel.change_sysctls(sandbox, [key], lambda _: {key: trace.before})
-    assert real.value(sandbox, key) == trace.before
+    before = str(real.value(sandbox, key))
+    write = SysctlWrite(key, "1 2 3", frozenset({before}))
+    traces = real.kernel.write_sysctls({sandbox: [write]})[sandbox]
+    assert real.value(sandbox, key) == "1\t2\t3"
+    real.kernel.write_sysctls({sandbox: plan_undo(traces)})
+    assert real.value(sandbox, key) == before
+
+
+def test_parameters_that_change_one_another_are_compared_before_any_is_written(
+    real: RealHost,
+) -> None:
+    """The first turns the second on, too (devinet_sysctl_forward())."""
+    sandbox = real.add_sandbox(1)
+    keys = ["net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding"]
+    writes = [SysctlWrite(key, "1", frozenset({"0"})) for key in keys]
+    traces = real.kernel.write_sysctls({sandbox: writes})[sandbox]
+    assert traces == tuple(Trace(key, before="0", written="1") for key in keys)
+    real.kernel.write_sysctls({sandbox: plan_undo(traces)})
+    assert [real.value(sandbox, key) for key in keys] == ["0", "0"]
 
 
 def test_interfaces_are_found_whatever_their_names(real: RealHost) -> None:

@@ -22,7 +22,7 @@ from driver.errors import DriverError, KernelError
 from driver.firewall import ruleset
 from driver.linux import iptables, sysctl
 from driver.linux.session import NetlinkError
-from driver.model import Bridge, DirectInterface, MacAddress, SandboxKey, Veth
+from driver.model import Bridge, DirectInterface, MacAddress, SandboxKey, SysctlWrite, Veth
 from tests.kernel import seams
 from tests.kernel.host import add_loopback_pair, descriptors, ip, run
 from tests.samples import KEEPALIVE, RP_FILTER, SOMAXCONN, binding, place
@@ -160,7 +160,9 @@ def is_off(stage: Stage) -> None:
 
 
 def writes(stage: Stage) -> None:
-    stage.kernel.change_sysctls(stage.sandbox, list(WRITES), lambda _: WRITES)
+    (found,) = stage.kernel.read_sysctls([stage.sandbox], WRITES).values()
+    writes = [SysctlWrite(key, WRITES[key], frozenset({found[key]})) for key in WRITES]
+    stage.kernel.write_sysctls({stage.sandbox: writes})
 
 
 def accepts(stage: Stage) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from driver.driver import BridgeDriver
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, StoreError
 from driver.linux import Kernel
+from driver.model import Veth
 from driver.state.store import Store
 from tests.fakes import Calls, FakeKernel, counted_kernel, counted_store
 
@@ -44,7 +45,9 @@ class Fault(Enum):
     def happen(self, world: World, *args: Any) -> None:
         """Raise what the call would, or do to the world what makes the call itself fail."""
         if self is Fault.GONE:
-            world.kernel.die(args[1] if args[0] not in world.kernel.sandboxes else args[0])
+            named = args[:2] if isinstance(args[0], str | Veth) else args[0]
+            for sandbox in [each for each in named if each in world.kernel.sandboxes]:
+                world.kernel.die(sandbox)
         elif self is Fault.PORT_TAKEN:
             world.kernel.taken = dict.fromkeys(args[0], SOMEBODY) | world.kernel.taken
         else:
@@ -106,8 +109,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "has_sandbox": _ONLY_REFUSED,
     "leaves_elsewhere": _ONLY_REFUSED,
     "read_macs": (),  # only looks, and belongs to no operation
-    "change_sysctls": _IN_SANDBOX,
-    "change_all_sysctls": (Fault.REFUSED, Fault.MALFORMED),
+    "read_sysctls": _IN_SANDBOX,
+    "write_sysctls": _IN_SANDBOX,
     "find_index": (),  # only looks
     "find_interface": _IN_SANDBOX,
     "set_interface_sysctls": _IN_SANDBOX,

@@ -31,19 +31,19 @@ from tests.typical import TYPICAL
 
 if TYPE_CHECKING:
     from driver.state.store import Store
-    from driver.sysctl.sandbox import Followed
+    from driver.sysctl.sandbox import ChangeOutcome
 
 RMEM = "net.ipv4.tcp_rmem"
 NETWORK = network(1, f"{KEEPALIVE}=600", f"{RP_FILTER}=2")
 
 
-def change(driver: BridgeDriver, *unset: str, **given: str) -> Followed:
+def change(driver: BridgeDriver, *unset: str, **given: str) -> ChangeOutcome:
     """Change the network; `__` in a name stands for a dot."""
     wanted = {name.replace("__", "."): value for name, value in given.items()}
     return driver.change_network(network_id(1), parse_change(wanted, unset))
 
 
-def keepalive(driver: BridgeDriver, value: str) -> Followed:
+def keepalive(driver: BridgeDriver, value: str) -> ChangeOutcome:
     return driver.change_network(network_id(1), parse_change({KEEPALIVE: value}, ()))
 
 
@@ -184,6 +184,22 @@ def test_a_value_that_somebody_changed_since_is_left_alone(
     assert value(kernel) == "555"
 
 
+def test_a_value_that_a_container_sets_during_the_change_is_kept_and_named(
+    running: BridgeDriver, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = kernel.write_sysctls
+
+    def write_late(writes: Any) -> Any:
+        kernel.sandboxes[sandbox_key(1)][KEEPALIVE] = "42"
+        return write(writes)
+
+    monkeypatch.setattr(kernel, "write_sysctls", write_late)
+    outcome = change(running, **{KEEPALIVE: "300", SOMAXCONN: "9"})
+    assert outcome.kept == {sandbox_key(1): [KEEPALIVE]}
+    assert outcome.changed == {sandbox_key(1)}
+    assert (value(kernel), value(kernel, SOMAXCONN)) == ("42", "9")
+
+
 def test_an_endpoints_own_value_is_stronger(driver: BridgeDriver, kernel: FakeKernel) -> None:
     driver.create_network(NETWORK)
     kernel.add_sandbox(sandbox_key(1))
@@ -232,8 +248,8 @@ def test_another_network_of_the_container_has_the_say_that_it_had(
     running.join(new_join(2, 2, sandbox_key(1)))
     outcome = keepalive(running, "300")
     assert value(kernel) == "900"
-    (wish,) = outcome.overruled[sandbox_key(1)]
-    assert (wish.sysctl.value, wish.network) == ("900", network_id(2))
+    (overruling,) = outcome.overruled[sandbox_key(1)]
+    assert (overruling.sysctl.value, overruling.network) == ("900", network_id(2))
     running.leave(network_id(2), endpoint_id(2))
     assert value(kernel) == "300"
 

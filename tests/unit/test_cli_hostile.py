@@ -77,7 +77,7 @@ def build(
 ) -> Build:
     """Lend a function that serves a driver and a Docker in which things are called so."""
     number = itertools.count()
-    look, own = with_networks.survey.read_endpoint, set(kernel.links)
+    look, own = with_networks.sysctl_report.read_endpoint, set(kernel.links)
 
     def build(name: str, value: str) -> Places:
         networks = [
@@ -104,7 +104,7 @@ def build(
                 kernel.sandboxes.pop(sandbox_key(1))
             return look(identity)
 
-        monkeypatch.setattr(with_networks.survey, "read_endpoint", read)
+        monkeypatch.setattr(with_networks.sysctl_report, "read_endpoint", read)
         docker = docker_app(networks, containers, {}, sysctls={SOMAXCONN: f"{value}1"})
         app = create_app(lambda: with_networks)
         turn = next(number)

@@ -290,7 +290,7 @@ def test_an_audit_says_what_cannot_be_carried_over(run: Run, kernel: FakeKernel)
 def test_watch_tells_what_changes_until_the_end(
     run: Run, with_networks: BridgeDriver, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = with_networks.survey.read_endpoint
+    look = with_networks.sysctl_report.read_endpoint
     count = itertools.count()
 
     def read(identity: EndpointId) -> Mapping[str, str]:
@@ -301,7 +301,7 @@ def test_watch_tells_what_changes_until_the_end(
                 kernel.die(sandbox_key(1))
         return look(identity)
 
-    monkeypatch.setattr(with_networks.survey, "read_endpoint", read)
+    monkeypatch.setattr(with_networks.sysctl_report, "read_endpoint", read)
     result = run("sysctl", "watch", "web", "--interval", "0.01")
     assert result.exit_code == 0
     assert re.fullmatch(rf"\d\d:\d\d:\d\d\.\d+  {KEEPALIVE}  600 -> 300\n", result.stdout)
@@ -316,13 +316,13 @@ def test_watch_does_not_take_the_drivers_end_for_the_containers(
 ) -> None:  # fmt: skip
     driver = serve("pynet.sock", create_app(lambda: with_networks))
     docker = serve("docker.sock", docker_app(NETWORKS_LISTED, CONTAINERS_LISTED))
-    look = with_networks.survey.read_endpoint
+    look = with_networks.sysctl_report.read_endpoint
 
     def read(identity: EndpointId) -> Mapping[str, str]:
         driver.unlink()
         return look(identity)
 
-    monkeypatch.setattr(with_networks.survey, "read_endpoint", read)
+    monkeypatch.setattr(with_networks.sysctl_report, "read_endpoint", read)
     result = runner(driver, docker)("sysctl", "watch", "web", "--interval", "0.01")
     assert result.exit_code == DRIVER_DOWN
     assert "has ended" not in result.stderr

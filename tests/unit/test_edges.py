@@ -16,7 +16,7 @@ from driver.counts import Counts
 from driver.driver import BridgeDriver
 from driver.errors import Busy, InvalidRequest, KernelError
 from driver.health import Health
-from driver.model import Trace, host_end_name
+from driver.model import SysctlWrite, Trace, host_end_name
 from driver.sysctl.policy import VALUE_LENGTH, foresee_traces, parse_sysctl
 from plugin import server
 from plugin.api import MAX_BODY, create_app
@@ -67,7 +67,8 @@ def test_the_largest_body_is_read_and_no_larger_one(driver: BridgeDriver) -> Non
     [("600", "600"), ("1 2 3", "1\t2\t3"), ("1  2\t 3", "1\t2\t3"), ("", "")],
 )
 def test_a_trace_is_foreseen_as_the_kernel_will_show_the_value(value: str, shown: str) -> None:
-    (trace,) = foresee_traces({KEEPALIVE: "7200"}, {KEEPALIVE: value})
+    write = SysctlWrite(KEEPALIVE, value, frozenset({"7200"}))
+    (trace,) = foresee_traces({KEEPALIVE: "7200"}, [write])
     assert trace == Trace(KEEPALIVE, "7200", shown)
 
 

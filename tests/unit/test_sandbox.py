@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -185,6 +185,80 @@ def test_a_host_that_changed_what_namespaces_copy_is_noticed(
     kernel.add_sandbox(SANDBOX)
     join(contested, 1)
     assert values(kernel)[0] == "600"
+
+
+@pytest.mark.parametrize("is_ours", [False, True], ids=["at first", "after another network"])
+def test_what_the_container_sets_between_the_reading_and_the_writing_stays(
+    driver: BridgeDriver,
+    kernel: FakeKernel,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_ours: bool,
+) -> None:
+    for number, value in ((1, "900"), (2, "600")):
+        add(driver, number, f"{KEEPALIVE}={value}", f"{SOMAXCONN}=128")
+    kernel.add_sandbox(SANDBOX)
+    if is_ours:
+        join(driver, 2)
+    with store.transaction():
+        before = store.traces(SANDBOX).get(KEEPALIVE)
+    sets_its_own(kernel, monkeypatch)
+    join(driver, 1)
+    assert values(kernel) == ("42", "128")
+    with store.transaction():
+        assert store.traces(SANDBOX).get(KEEPALIVE) == before
+    assert (before is not None) is is_ours
+    for number in (1, 2) if is_ours else (1,):
+        leave(driver, number)
+    assert values(kernel) == ("42", "4096")
+
+
+def sets_its_own(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a process of the container write between the driver's next reading and writing."""
+    write = kernel.write_sysctls
+
+    def write_late(writes: Any) -> Any:
+        monkeypatch.undo()
+        kernel.sandboxes[SANDBOX][KEEPALIVE] = "42"
+        return write(writes)
+
+    monkeypatch.setattr(kernel, "write_sysctls", write_late)
+
+
+def test_an_undo_leaves_what_the_container_has_set_meanwhile(
+    driver: BridgeDriver, kernel: FakeKernel, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(driver, 1, f"{KEEPALIVE}=600", f"{SOMAXCONN}=128")
+    kernel.add_sandbox(SANDBOX)
+
+    def fail(*_: object) -> None:
+        kernel.sandboxes[SANDBOX][KEEPALIVE] = "42"
+        raise KernelError("no")
+
+    monkeypatch.setattr(kernel, "create_veth", fail)
+    with pytest.raises(KernelError):
+        join(driver, 1)
+    assert values(kernel) == ("42", "4096")
+    with store.transaction():
+        assert store.sandboxes() == ()
+
+
+def test_a_sandbox_that_ends_between_the_reading_and_the_writing_leaves_no_trace(
+    driver: BridgeDriver, kernel: FakeKernel, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(driver, 1, f"{KEEPALIVE}=600")
+    kernel.add_sandbox(SANDBOX)
+    write = kernel.write_sysctls
+
+    def end(writes: Any) -> Any:
+        kernel.die(SANDBOX)
+        return write(writes)
+
+    monkeypatch.setattr(kernel, "write_sysctls", end)
+    join(driver, 1)
+    with store.transaction():
+        assert store.sandboxes() == ()
 
 
 def test_who_left_before_the_sandbox_came_has_no_say(

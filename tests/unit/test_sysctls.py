@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driver.errors import InvalidRequest
-from driver.model import Trace
+from driver.model import SysctlWrite, Trace
 from driver.sysctl import policy
 from tests.samples import KEEPALIVE, RP_FILTER, SOMAXCONN, sysctl
 
+RMEM = "net.ipv4.tcp_rmem"
 PORTS = "net.ipv4.ip_unprivileged_port_start"
 
 
@@ -135,25 +136,26 @@ def test_only_what_nobody_else_set_is_written(
     present = {} if current is None else {key: current}
     traces = {} if trace is None else {key: Trace(key, "7200", trace)}
     plan = policy.plan_writes([sysctl(f"{key}=600")], present, pristine, traces)
-    assert plan == ({key: "600"} if written else {})
+    expected = frozenset({str(current)})
+    assert plan == ([SysctlWrite(key, "600", expected)] if written else [])
 
 
 @pytest.mark.parametrize(
-    ("current", "staying", "expected"),
+    ("staying", "written", "over"),
     [
-        pytest.param("600", None, "7200", id="nobody asks for it"),
-        pytest.param("600", "900", "900", id="another asks for another value"),
-        pytest.param("600", "600", None, id="another asks for the same"),
-        pytest.param("500", None, None, id="changed since by another program"),
-        pytest.param("500", "900", None, id="changed since, and another asks"),
-        pytest.param("900", "900", "900", id="written, but the trace was lost in a crash"),
-        pytest.param(None, None, None, id="gone"),
+        pytest.param(None, "1 2 3", {"4\t5\t6"}, id="nobody asks for it"),
+        # The second: written, but the trace was lost in a crash.
+        pytest.param("7 8 9", "7 8 9", {"4\t5\t6", "7 8 9"}, id="another asks for another value"),
+        pytest.param("4 5 6", None, None, id="another asks for the same"),
     ],
 )
-def test_what_is_put_back(current: str | None, staying: str | None, expected: str | None) -> None:
-    plan = policy.plan_restores(
-        staying={} if staying is None else {KEEPALIVE: staying},
-        current={} if current is None else {KEEPALIVE: current},
-        traces={KEEPALIVE: Trace(KEEPALIVE, before="7200", written="600")},
-    )
-    assert plan == ({} if expected is None else {KEEPALIVE: expected})
+def test_what_is_put_back(staying: str | None, written: str | None, over: set[str] | None) -> None:
+    traces = {RMEM: Trace(RMEM, before="1 2 3", written="4\t5\t6")}
+    plan = policy.plan_restores({} if staying is None else {RMEM: staying}, traces)
+    expected = [] if written is None or over is None else [(RMEM, written, over)]
+    assert [(each.key, each.value, set(each.expected)) for each in plan] == expected
+
+
+def test_an_undo_spares_what_others_have_changed_since() -> None:
+    traces = [Trace(KEEPALIVE, before="7200", written="600")]
+    assert policy.plan_undo(traces) == [SysctlWrite(KEEPALIVE, "7200", frozenset({"600"}))]
