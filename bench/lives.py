@@ -39,7 +39,7 @@ def measure() -> Results:
         row
         for how in OURS
         for row in (
-            Row(f"{what}, p50", "ms", taken[how], PEERS["cni"], cni, how, 0.1),
+            Row(f"{what}, p50", "ms", taken[how], PEERS["cni"], cni, how, 0.06),
             Row(f"{what}, p99", "ms", taken[how], PEERS["cni"], cni, how, 0.3, statistic=p99),
             *(
                 Row(f"{what}, p50", "ms", taken[how], PEERS[peer], taken[peer], how)
