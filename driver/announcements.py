@@ -25,7 +25,7 @@ class Neighbours:
         self._length = length
 
     def remember(self, endpoint: Endpoint) -> None:
-        """Take it that the neighbours know the endpoint."""
+        """Record that the neighbours know the endpoint."""
         for address in endpoint.addresses:
             key = endpoint.network_id, address
             self._macs.pop(key, None)
@@ -34,7 +34,7 @@ class Neighbours:
             del self._macs[next(iter(self._macs))]
 
     def may_be_wrong_about(self, endpoint: Endpoint) -> bool:
-        """Tell whether they may know one of its addresses by another MAC.
+        """Return whether they may know one of its addresses by another MAC.
 
         Who had an address before this driver started is not remembered; with a MAC that somebody
         chose, an endpoint is taken to come after another.

@@ -168,7 +168,7 @@ class BridgeDriver:
         return self._lock.serving(request)
 
     def create_network(self, network: Network) -> None:
-        """Make the network's bridge and let its containers talk to each other."""
+        """Create the network's bridge and let its containers talk to each other."""
         self._sysctls.validation.check_defaults()
         self._sysctls.validation.check(network.options.sysctls, network.options.inherit)
         network.refuse_guard(network.guard)
@@ -181,7 +181,7 @@ class BridgeDriver:
         self._settle_zone()
 
     def change_network(self, network_id: NetworkId, change: OptionChange) -> ChangeOutcome:
-        """Give a network other options while it exists, and what runs on it other parameters."""
+        """Change a network's options while it exists, and the sysctls of what runs on it."""
         self._sysctls.validation.check(change.sysctls, change.inherit)
         with self._change(durable=True) as undo:
             old = self._network(network_id)
@@ -324,7 +324,7 @@ class BridgeDriver:
             self._remove(self._clean_up([endpoint], network))
 
     def join(self, new: NewJoin) -> JoinInfo:
-        """Make the veth pair and give the sandbox its kernel parameters."""
+        """Create the veth pair and give the sandbox its kernel parameters."""
         has_sandbox = self._kernel.has_sandbox(new.sandbox)  # if that hangs, then without the lock
         with self._lock, Rollback() as undo_writes:
             with self._store.transaction():
@@ -364,7 +364,7 @@ class BridgeDriver:
     def _attach_where_room_is(
         self, endpoint: Endpoint, network: Network, undo: Rollback
     ) -> Endpoint:
-        """Make the veth pair on the network's first bridge that has room; return the endpoint.
+        """Create the veth pair on the network's first bridge that has room; return the endpoint.
 
         The kernel has the last word: others may have put ports on a bridge, or links that are
         being deleted may still be there.
@@ -483,7 +483,7 @@ class BridgeDriver:
         return None if name == endpoint.ifname else name
 
     def _warn_of_name(self, endpoint: Endpoint, name: str) -> None:
-        """Say once that an interface has another name than it was to have."""
+        """Log once that an interface has another name than requested."""
         if endpoint.id not in self._misnamed:
             self._misnamed.add(endpoint.id)
             log.warning("endpoint %s: %s", short(endpoint.id), describe_wrong_name(endpoint, name))
@@ -578,7 +578,7 @@ class BridgeDriver:
         return frozenset({4, 6})
 
     def _is_elsewhere(self, endpoint: Endpoint) -> bool:
-        """Tell whether another interface than the endpoint's is its container's way out by IPv4.
+        """Return whether another interface than the endpoint's is its container's way out by IPv4.
 
         It may be one of Docker's own bridge. On engines up to 27 there is nothing to look at yet,
         and one endpoint has both families.
@@ -692,7 +692,7 @@ class BridgeDriver:
         return advise_on_ipv6(networks, self._kernel.read_host(NO_IPV6.values()))
 
     def repair_all(self) -> tuple[Drift, ...]:
-        """Mend all that `check` finds; return what differs afterwards."""
+        """Repair all that `check` finds; return what differs afterwards."""
         return self._reconciler.repair_all()
 
     def describe(self) -> tuple[tuple[Network, tuple[Endpoint, ...]], ...]:
@@ -797,12 +797,12 @@ class BridgeDriver:
             self._watcher.on_damage()
 
     def _lives(self, endpoint: Endpoint) -> bool:
-        """Tell whether the endpoint's container runs."""
+        """Return whether the endpoint's container runs."""
         attachment = endpoint.attachment
         return attachment is not None and self._sysctls.presence.is_alive(attachment.sandbox)
 
     def _is_in_place(self, endpoint: Endpoint) -> bool:
-        """Tell whether the endpoint lives: its sandbox and its interface are there."""
+        """Return whether the endpoint lives: its sandbox and its interface are there."""
         has_interface = self._kernel.find_index(host_end_name(endpoint.id)) is not None
         return has_interface and self._lives(endpoint)
 
@@ -908,7 +908,7 @@ def _publishes_ipv4(endpoint: Endpoint) -> bool:
 
 
 def _relays(endpoint: Endpoint, families: Collection[int]) -> bool:
-    """Tell whether an endpoint is there for the host's IPv6 though it has none itself."""
+    """Return whether an endpoint is there for the host's IPv6 though it has none itself."""
     return endpoint.ipv6 is None and 6 in families  # noqa: PLR2004
 
 

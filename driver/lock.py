@@ -37,7 +37,7 @@ class Request:
     _lock: _Mutex = field(default_factory=_Mutex)
 
     def store(self) -> bool:
-        """Take it that a change is stored from now on; False if the request is overdue."""
+        """Record that a change is being stored; returns False if the request is overdue."""
         with self._lock:
             self._is_stored = not self.overdue
             return self._is_stored

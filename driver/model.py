@@ -73,7 +73,7 @@ def parse_mac(text: str) -> MacAddress:
 
 
 def has_zone(address: IPAddress | IPInterface) -> bool:
-    """Tell whether an address has a zone (fe80::1%eth0), which may be any text at all.
+    """Return whether an address has a zone (fe80::1%eth0), which may be any text at all.
 
     No zone may come into nft text, and none has a meaning here.
     """
@@ -167,7 +167,7 @@ class Pool:
     default_gateway: IPAddress | None = None
 
     def overlaps(self, other: Pool) -> bool:
-        """Tell whether the two subnets share an address.
+        """Return whether the two subnets share an address.
 
         A subnet of length 0 is the null address manager's way of saying that there is none.
         """
@@ -260,7 +260,7 @@ class HostPort:
     port: int
 
     def collides(self, other: HostPort) -> bool:
-        """Tell whether bind(2) takes only one of the two: all addresses collide with each."""
+        """Return whether bind(2) takes only one of the two: all addresses collide with each."""
         if (self.protocol, self.port) != (other.protocol, other.port):
             return False
         same_family = self.ip.version == other.ip.version
@@ -546,7 +546,7 @@ class Network:
         return self.options.gateway_mode(gateway.version) is not GatewayMode.ISOLATED
 
     def has_family(self, version: int) -> bool:
-        """Tell whether the network has a pool of an address family, 4 or 6."""
+        """Return whether the network has a pool of an address family, 4 or 6."""
         return any(pool.subnet.version == version for pool in self.pools)
 
     def subnets(self, version: int) -> tuple[IPNetwork, ...]:
@@ -593,7 +593,7 @@ class Network:
                 )
 
     def publishes(self, version: int) -> bool:
-        """Tell whether ports of the network can be published on the host in an address family."""
+        """Return whether ports of the network can be published on the host in an address family."""
         options = self.options
         return (
             self.has_family(version)
@@ -603,7 +603,7 @@ class Network:
         )
 
     def forwards(self, version: int) -> bool:
-        """Tell whether the host must forward packets of a family for this network."""
+        """Return whether the host must forward packets of a family for this network."""
         return self.has_family(version) and not self.options.internal
 
     def clash(self, other: Network) -> str | None:
@@ -617,7 +617,7 @@ class Network:
         return None
 
     def supersedes(self, other: Network) -> bool:
-        """Tell whether the other network must be dead because this one was given its addresses.
+        """Return whether the other network must be dead because this one was given its addresses.
 
         Docker ignores the errors of DeleteNetwork and never sends it to a driver that is down,
         so a network that Docker forgot can be left here; its addresses are then handed out anew.
@@ -629,7 +629,7 @@ class Network:
         )
 
     def contains(self, address: IPInterface) -> bool:
-        """Tell whether the address is of one of the network's pools."""
+        """Return whether the address is of one of the network's pools."""
         return any(address.ip in pool.subnet for pool in self.pools)
 
     def gateway_for(self, address: IPInterface | None) -> IPAddress | None:
@@ -778,7 +778,7 @@ class Endpoint:
         )
 
     def shares_address(self, other: Endpoint) -> bool:
-        """Tell whether this endpoint was given an address that another one of the network has.
+        """Return whether this endpoint was given an address that another one of the network has.
 
         Docker's address management hands out no address twice, but after a crash it forgets
         endpoints without telling a v1 driver, and engine 29 takes back one of two addresses.
@@ -834,7 +834,7 @@ def find_room(taken: Mapping[int, int]) -> Iterator[int]:
 
 
 def attaches_directly(endpoint: Endpoint, network: Network, *, has_sandbox: bool) -> bool:
-    """Tell whether the driver makes the endpoint's interface in the sandbox by itself.
+    """Return whether the driver makes the endpoint's interface in the sandbox by itself.
 
     As the network says. Else where the endpoint asks for a name that the engine would not give: it
     takes none from a driver before 29.8. Not if the sandbox is yet to come (engines up to 27), if
@@ -853,7 +853,7 @@ def _is_numbered(name: str, prefix: str) -> bool:
 
 
 def takes_name_of(direct: Endpoint, theirs: Network, ours: Network) -> bool:
-    """Tell whether a directly attached interface may have the name that libnetwork gives another.
+    """Return whether a directly attached interface may have the name that libnetwork gives another.
 
     libnetwork numbers the interfaces that it names itself by prefix, whatever is there already, and
     joins a container's networks in random order.
@@ -888,13 +888,13 @@ def endpoint_alias(network_id: NetworkId, endpoint_id: EndpointId) -> str:
 
 
 def is_plain_ifname(name: str) -> bool:
-    """Tell whether an interface name is one that may stand in nft text and in a path."""
+    """Return whether an interface name is one that may stand in nft text and in a path."""
     plain = _IFNAME.fullmatch(name) is not None
     return plain and len(name) <= IFNAME_LENGTH and name not in {".", ".."}
 
 
 def is_our_alias(alias: str) -> bool:
-    """Tell whether an interface alias is one that this driver wrote."""
+    """Return whether an interface alias is one that this driver wrote."""
     return alias.startswith(("pynet network ", "pynet endpoint ", "pynet part ", "pynet joint "))
 
 

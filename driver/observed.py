@@ -42,7 +42,7 @@ class Link:
     dockers: bool = False
 
     def is_port(self, veth: Veth) -> bool:
-        """Tell whether it is the host end that was asked for, as it was asked for."""
+        """Return whether it is the host end that was asked for, as it was asked for."""
         is_there = self.alias == veth.alias and self.bridge == veth.bridge and self.up
         return is_there and self.mtu >= veth.mtu and (self.hairpin or not veth.hairpin)
 
@@ -115,7 +115,7 @@ def find_exits(links: Mapping[str, Link]) -> frozenset[str]:
 
 
 def is_dockers_port(name: str) -> bool:
-    """Tell whether an interface's name is one that Docker makes for a container's host end.
+    """Return whether an interface's name is one that Docker makes for a container's host end.
 
     libnetwork takes 7 hexadecimal digits (netutils.GenerateIfaceName()); LXC, Incus, podman and CNI
     take other numbers of others.

@@ -32,6 +32,6 @@ class Recent(Generic[T]):
             self._members.pop(member, None)
 
     def __contains__(self, member: T) -> bool:
-        """Tell whether a member is remembered."""
+        """Return whether a member is remembered."""
         with self._lock:
             return member in self._members

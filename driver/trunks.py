@@ -32,7 +32,7 @@ def ensure_bridges(kernel: Kernel, network: Network) -> None:
 
 
 def add_part(kernel: Kernel, network: Network, number: int, undo: Rollback) -> None:
-    """Make an extra bridge and join it to the first."""
+    """Create an extra bridge and join it to the first."""
     undo.push(kernel.delete_bridge, network.part(number), ())
     undo.push(kernel.delete_links, [network.trunk(number).host_end])
     _ensure_part(kernel, network, number)

@@ -130,11 +130,11 @@ class BaseChain:
         return f"{self.family} {self.table} {self.name}"
 
     def sees(self, version: int) -> bool:
-        """Tell whether packets of an address family come by here."""
+        """Return whether packets of an address family come by here."""
         return self.family in {"inet", f"ip{'' if version == 4 else 6}"}  # noqa: PLR2004
 
     def surely_drops(self, packet: Packet) -> bool:
-        """Tell whether a packet that begins a connection cannot pass."""
+        """Return whether a packet that begins a connection cannot pass."""
         fates = _run(self, self.name, packet, MOST_JUMPS)
         return not fates & {Fate.ACCEPT, None}
 

@@ -122,7 +122,7 @@ class Firewall:
         endpoints: Sequence[Endpoint],
         links: Callable[[], Mapping[str, Link]],
     ) -> None:
-        """Make the tables in one transaction; if that is refused, all of them that is not."""
+        """Create the tables in one transaction; if that is refused, all of them that is not."""
         uplinks = find_uplinks(links())
         try:
             self._kernel.apply_rules(ruleset.render_ruleset(networks, endpoints, uplinks))

@@ -106,7 +106,7 @@ def is_satisfied(
     *,
     relays: bool = False,
 ) -> bool:
-    """Tell whether an endpoint's bindings are the answer to these requests, and to no others.
+    """Return whether an endpoint's bindings are the answer to these requests, and to no others.
 
     The engine repeats the call, and a port that it left to us must not change for that.
     """
@@ -131,7 +131,7 @@ def is_satisfied(
 
 
 def _share_out(spans: Iterable[range], ports: Iterable[int]) -> bool:
-    """Tell whether each span can have one of the ports to itself, with none left over.
+    """Return whether each span can have one of the ports to itself, with none left over.
 
     The span that ends first takes the lowest: a later one could do no more with it.
     """
@@ -179,7 +179,7 @@ def _places(
 
 
 def _can_relay(request: PortRequest, endpoint: Endpoint, network: Network) -> bool:
-    """Tell whether a port can be relayed from IPv6 to the endpoint's IPv4 address."""
+    """Return whether a port can be relayed from IPv6 to the endpoint's IPv4 address."""
     is_stream_or_datagram = request.protocol is not Protocol.SCTP
     return is_stream_or_datagram and endpoint.ipv4 is not None and network.publishes(4)
 

@@ -35,7 +35,7 @@ class Kernel(Protocol):
     """The kernel of this host, as far as a network driver needs it."""
 
     def ensure_bridge(self, bridge: Bridge) -> tuple[IPInterface, ...]:
-        """Make the bridge, or use the one of that name, and give it its addresses.
+        """Create the bridge, or use the one of that name, and give it its addresses.
 
         Returns the addresses that it did not have before. Raises Conflict if the name belongs to
         something that may not be used, KernelError if the kernel refuses.
@@ -45,10 +45,10 @@ class Kernel(Protocol):
         """Delete the bridge if it is ours; from a foreign one take only the added addresses."""
 
     def create_veth(self, veth: Veth) -> None:
-        """Make the pair, its host end on the bridge and up. Raises Conflict if a name is taken."""
+        """Create the pair, its host end on the bridge and up. Raises Conflict for a taken name."""
 
     def create_veth_in(self, veth: Veth, sandbox: SandboxKey, interface: DirectInterface) -> None:
-        """Make the pair with its sandbox end in the sandbox, named, addressed and up."""
+        """Create the pair with its sandbox end in the sandbox, named, addressed and up."""
 
     def ensure_port(self, veth: Veth) -> bool:
         """Put the host end on its bridge and up, with the network's MTU at least.
@@ -87,7 +87,7 @@ class Kernel(Protocol):
         """Accept packets that carry the mark in the iptables FORWARD chain, IPv4 and IPv6."""
 
     def has_forward_accept(self, mark: int) -> bool:
-        """Tell whether they do, as far as we have seen to it."""
+        """Return whether they do, as far as we have seen to it."""
 
     def delete_forward_accept(self, mark: int) -> None:
         """Remove what `ensure_forward_accept` added, wherever it is."""
@@ -105,7 +105,7 @@ class Kernel(Protocol):
         """Remove the zone and the policy from firewalld."""
 
     def settle_zone(self, seconds: float) -> bool:
-        """Wait until firewalld has done, or refused, what it was asked; tell whether in time."""
+        """Wait until firewalld has done, or refused, what it was asked; return whether in time."""
 
     def zone_problem(self) -> str | None:
         """Return why firewalld does not do so, as a sentence; None if all is well."""
@@ -127,7 +127,7 @@ class Kernel(Protocol):
         """Return the host ports to choose from when none is requested."""
 
     def reserve_ports(self, places: Sequence[HostPort]) -> None:
-        """Keep host ports from everybody else. Raises PortInUse for the first that is taken."""
+        """Reserve host ports. Raises PortInUse for the first that is taken."""
 
     def release_ports(self, places: Iterable[HostPort]) -> None:
         """Let go of host ports, relayed ones included; absence is success."""
@@ -186,7 +186,7 @@ class Kernel(Protocol):
         """
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
-        """Tell whether the path is a network namespace by now."""
+        """Return whether the path is a network namespace by now."""
 
     def read_sysctls(
         self, sandboxes: Collection[SandboxKey], keys: Sequence[str]
@@ -224,7 +224,7 @@ class Kernel(Protocol):
         """
 
     def leaves_elsewhere(self, sandbox: SandboxKey, host_end: str) -> bool:
-        """Tell whether the sandbox's IPv4 default route goes by another interface than this one.
+        """Return whether the sandbox's IPv4 default route goes by another interface than this one.
 
         Raises NotFound if there is no such link or sandbox.
         """

@@ -55,7 +55,7 @@ def find_bus() -> Path | None:
 
 
 def _is_socket(path: Path) -> bool:
-    """Tell whether there is a socket that may be seen: the first process may be another user's."""
+    """Return whether there is a visible socket: the first process may be another user's."""
     try:
         return path.is_socket()
     except PermissionError:
@@ -193,7 +193,7 @@ class Zone:
 
 
 def _is_of_this_host(process: int | None) -> bool:
-    """Tell whether firewalld runs, in our network: a bus may be another host's, as in a test."""
+    """Return whether firewalld runs, in our network: a bus may be another host's, as in a test."""
     if process is None:
         return False
     try:

@@ -77,7 +77,7 @@ def find_place(jumps: Sequence[str]) -> int | None:
 
 
 def is_placed(jumps: Sequence[str], ours: int) -> bool:
-    """Tell whether our rule, by its number, is behind the operators' chain and before others'.
+    """Return whether our rule, by its number, is behind the operators' chain and before others'.
 
     Only chains of Docker's own may be in between.
     """
@@ -115,7 +115,7 @@ def _ensure_accept(netfilter: Netfilter, family: int, mark: int) -> None:
 
 
 def has_forward_accept(netfilter: Netfilter, mark: int) -> bool:
-    """Tell whether the rule is where it belongs, for both families."""
+    """Return whether the rule is where it belongs, for both families."""
     return all(_is_in_place(netfilter, family, mark) for family in _families())
 
 
@@ -160,7 +160,7 @@ def delete_bare_tables(netfilter: Netfilter) -> None:
 
 
 def _is_bare(netfilter: Netfilter, family: int) -> bool:
-    """Tell whether a table holds one chain, FORWARD, without a rule and with the policy accept."""
+    """Return whether a table holds the chain FORWARD alone, without rules, with policy accept."""
     chain = _find_chain(netfilter, family)
     if chain is None or _number(chain.get(_CHAIN_USE)) or _number(chain.get(_POLICY)) == 0:
         return False
@@ -173,7 +173,7 @@ def _is_bare(netfilter: Netfilter, family: int) -> bool:
 
 
 def _has_old_filter() -> bool:
-    """Tell whether the older iptables has the table that Docker's rules would be in."""
+    """Return whether the older iptables has the table that Docker's rules would be in."""
     return OLD_TABLES.is_file() and "filter" in OLD_TABLES.read_text().split()
 
 
@@ -219,7 +219,7 @@ def _delete_from(netfilter: Netfilter, family: int, chain: str, mark: int) -> No
 
 
 def _is_ours(rule: Rule, mark: int) -> bool:
-    """Tell whether a rule is the one that accepts the mark."""
+    """Return whether a rule is the one that accepts the mark."""
     bits = mark.to_bytes(4, sys.byteorder)
     looks = any(isinstance(step, Mask) and step.mask == bits for step in rule)
     return looks and rule[-1] == Verdict(Fate.ACCEPT)

@@ -31,12 +31,12 @@ _ABSENT = (1, 3)
 
 
 def is_installed() -> bool:
-    """Tell whether there is an iptables command; `driver.linux.forward` does without."""
+    """Return whether there is an iptables command; `driver.linux.forward` does without."""
     return shutil.which(COMMANDS[0]) is not None
 
 
 def has_command(version: int) -> bool:
-    """Tell whether there is an iptables command for an address family that the kernel has."""
+    """Return whether there is an iptables command for an address family that the kernel has."""
     return is_installed() and any(path.endswith(f"/{_COMMAND[version]}") for path in _usable())
 
 
@@ -58,7 +58,7 @@ def _ensure_accept(command: str, mark: int) -> None:
 
 
 def has_forward_accept(mark: int) -> bool:
-    """Tell whether the rule is where it belongs, for both families."""
+    """Return whether the rule is where it belongs, for both families."""
     return all(_is_in_place(_list_rules(command, FORWARD), mark) for command in _usable())
 
 
@@ -105,7 +105,7 @@ def _is_in_place(rules: Sequence[str], mark: int) -> bool:
 
 
 def _is_ours(rule: str, mark: int) -> bool:
-    """Tell whether a rule, as `iptables -S` shows it, is the one that accepts the mark."""
+    """Return whether a rule, as `iptables -S` shows it, is the one that accepts the mark."""
     return f"--mark {mark:#x}/{mark:#x}" in rule and rule.endswith("-j ACCEPT")
 
 

@@ -87,7 +87,7 @@ def unless_gone() -> Iterator[None]:
 
 
 def ensure_bridge(bridge: Bridge) -> tuple[IPInterface, ...]:
-    """Make the bridge or use the one there is; return the addresses that it did not have."""
+    """Create the bridge or use the one there is; return the addresses that it did not have."""
     with _route(f"create bridge {bridge.name}") as route:
         link = route.find_link(bridge.name)
         if link is not None and link.group == HALF_MADE:
@@ -118,7 +118,7 @@ def delete_bridge(bridge: Bridge, added: Sequence[IPInterface]) -> None:
 
 
 def create_veth(veth: Veth, known: int | None = None) -> None:
-    """Make the pair, its sandbox end with its MAC, its host end complete, on the bridge and up.
+    """Create the pair, its sandbox end with its MAC, its host end complete, on the bridge and up.
 
     `known` is the index that the bridge had when it was seen to be the right one.
     """
@@ -129,7 +129,7 @@ def create_veth(veth: Veth, known: int | None = None) -> None:
 def create_veth_in(
     veth: Veth, namespace: int, interface: DirectInterface, known: int | None = None
 ) -> None:
-    """Make the pair with its sandbox end in the namespace, named, addressed and up.
+    """Create the pair with its sandbox end in the namespace, named, addressed and up.
 
     All of it in one thread that enters the namespace: a socket opened before stays the host's. That
     thread announces the addresses, if it is to, when the caller has got its answer.
@@ -150,7 +150,7 @@ class _Inside:
 
 
 def _create_inside(veth: Veth, bridge: int, namespace: int, interface: DirectInterface) -> _Inside:
-    """Make the pair from inside the sandbox, by a socket of the host's."""
+    """Create the pair from inside the sandbox, by a socket of the host's."""
     with Rollback() as undo:
         host = Rtnetlink()
         undo.push(host.close)
@@ -232,7 +232,7 @@ def _check_bridge(route: Rtnetlink, veth: Veth) -> int | None:
 
 
 def _create_pair(route: Rtnetlink, veth: Veth, bridge: int, peer: VethPeer) -> None:
-    """Make the pair, its host end complete, on the bridge of that index and up."""
+    """Create the pair, its host end complete, on the bridge of that index and up."""
     # The host end only passes frames on. Else it gets an address, with routes and neighbours,
     # and whenever a link comes or goes the kernel walks through those of all
     # (fib6_clean_all(), neigh_carrier_down()).
@@ -537,7 +537,7 @@ def _check_usable(link: LinkInfo, bridge: Bridge) -> None:
 
 
 def _is_ours(link: LinkInfo) -> bool:
-    """Tell whether this driver made the link, or had only begun to."""
+    """Return whether this driver made the link, or had only begun to."""
     return is_our_alias(link.alias) or link.group == HALF_MADE
 
 

@@ -582,11 +582,11 @@ class LinkReaper:
             raise
 
     def is_expected(self, name: str) -> bool:
-        """Tell whether a link is going, or has lately gone, because we wanted it to."""
+        """Return whether a link is going, or has lately gone, because we wanted it to."""
         return name in self._expected
 
     def expect_no_more(self, name: str) -> None:
-        """Take it that a link of this name, made anew, is to stay."""
+        """Record that a link of this name was made anew and is to stay."""
         self._expected.discard(name)
 
     def close(self) -> None:

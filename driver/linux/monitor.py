@@ -198,13 +198,13 @@ class Bridges:
         self._dockers: set[int] = set()
 
     def is_new(self, index: int) -> bool:
-        """Tell whether a bridge is told of for the first time."""
+        """Return whether a bridge is told of for the first time."""
         is_new = index not in self._known
         self._known.add(index)
         return is_new
 
     def is_dockers_first(self, index: int) -> bool:
-        """Tell whether an interface of Docker's is the first that is told to be on a bridge."""
+        """Return whether an interface of Docker's is the first that is told to be on a bridge."""
         is_first = index not in self._dockers
         self._dockers.add(index)
         return is_first
@@ -313,7 +313,7 @@ def _is_forwarding(message: nlmsg) -> bool:
 
 
 def _is_no_port(index: int) -> bool:
-    """Tell whether an interface is one that containers' lives do not make and unmake."""
+    """Return whether an interface is one that containers' lives do not make and unmake."""
     try:
         name = socket.if_indextoname(index)
     except OSError:
@@ -322,7 +322,7 @@ def _is_no_port(index: int) -> bool:
 
 
 def is_rule_damage(kind: int, payload: bytes) -> bool:
-    """Tell whether a message of nftables, caused by others, is about our tables or our rule.
+    """Return whether a message of nftables, caused by others, is about our tables or our rule.
 
     Or about a base chain of theirs, whose policy may stop what ours lets pass; of a chain that goes
     the kernel does not tell whether it was one, so only tables that go are looked at.

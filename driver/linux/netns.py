@@ -32,7 +32,7 @@ _opener = PathOpener()
 
 
 def is_namespace(path: str) -> bool:
-    """Tell whether a network namespace is mounted at the path.
+    """Return whether a network namespace is mounted at the path.
 
     Docker creates an empty file first and mounts the namespace over it a moment later. Raises
     KernelError if the path lies where a file system does not answer.
@@ -49,7 +49,7 @@ def are_namespaces(paths: Iterable[str]) -> dict[str, bool | KernelError]:
 
 
 def _look_at(place: int | Exception) -> bool | KernelError:
-    """Tell whether a place is a namespace, and close it."""
+    """Return whether a place is a namespace, and close it."""
     if isinstance(place, KernelError):
         return place
     if isinstance(place, Exception):
@@ -93,7 +93,7 @@ def _open_place(path: str, place: int) -> int:
 
 
 def _is_namespace(place: int) -> bool:
-    """Tell whether a descriptor is of a namespace: all are files of one device, nsfs."""
+    """Return whether a descriptor is of a namespace: all are files of one device, nsfs."""
     return device_of(place) == _device_of_namespaces()
 
 

@@ -122,7 +122,7 @@ def find_owner(place: HostPort) -> str:
 
 
 def _keeps_out(held: IPAddress, asked: IPAddress) -> bool:
-    """Tell whether a socket at one address keeps another from being bound at the same port."""
+    """Return whether a socket at one address keeps another from being bound at the same port."""
     mapped = getattr(held, "ipv4_mapped", None)
     if mapped is not None:
         held = mapped

@@ -62,7 +62,7 @@ class Preview:
             return (*unmake(), *copy(shown, things))
 
     def knows(self, lines: frozenset[str]) -> bool:
-        """Tell whether tables are no others, but for their elements, than what was shown here.
+        """Return whether tables are no others, but for their elements, than what was shown here.
 
         Then they are ours, and libnftables can read them without harm.
         """

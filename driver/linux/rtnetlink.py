@@ -132,7 +132,7 @@ class Rtnetlink(Session):
     # -- links
 
     def create_bridge(self, name: str, mac: MacAddress, group: int) -> None:
-        """Make a bridge, up, in a group of interfaces."""
+        """Create a bridge, up, in a group of interfaces."""
         attributes = ("IFLA_ADDRESS", mac), ("IFLA_GROUP", group), _limited_bridge()
         self.request(_new_link(name, *attributes, flags=IFF_UP))
 
@@ -144,11 +144,11 @@ class Rtnetlink(Session):
         self.request(_change_link(index, _limited_bridge()))
 
     def create_veth(self, name: str, mtu: int, group: int, peer: VethPeer) -> None:
-        """Make a veth pair, both ends down and of one MTU."""
+        """Create a veth pair, both ends down and of one MTU."""
         self.request(_new_veth(name, mtu, group, peer))
 
     def create_port(self, port: BridgePort, group: int, peer: VethPeer) -> None:
-        """Make a veth pair, one end a bridge's port, complete and up, in one go.
+        """Create a veth pair, one end a bridge's port, complete and up, in one go.
 
         In `group` until it has its alias. The name must be free: what is refused as taken would be
         changed. Up last: whenever a link that is up and has no carrier changes, the kernel walks

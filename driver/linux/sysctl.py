@@ -36,7 +36,7 @@ _procfs = Procfs()
 
 @cache
 def has_ipv6() -> bool:
-    """Tell whether the kernel was started with IPv6."""
+    """Return whether the kernel was started with IPv6."""
     return (ROOT / "net/ipv6").is_dir()
 
 

@@ -204,7 +204,7 @@ def _outline(things: Iterable[Held]) -> Iterator[str]:
 
 
 def _is_dynamic(body: bytes) -> bool:
-    """Tell whether a set is filled by packets that pass."""
+    """Return whether a set is filled by packets that pass."""
     flags = parse_attributes(body, HEAD.size).get(_SET_FLAGS, b"")
     return bool(int.from_bytes(flags, "big") & _EVALUATED)
 

@@ -106,7 +106,7 @@ def compare_bridges(networks: Iterable[Network], links: Mapping[str, Link]) -> I
 
 
 def is_blocked(bridge: Bridge, links: Mapping[str, Link]) -> bool:
-    """Tell whether another program's link has the name of a bridge, and may not be used as one."""
+    """Return whether another program's link has a bridge's name and may not be used as one."""
     link = links.get(bridge.name)
     if link is None or link.alias == bridge.alias:
         return False
@@ -197,7 +197,7 @@ def compare_macs(
 def is_dead(
     endpoint: Endpoint, links: Mapping[str, Link], sandboxes: Mapping[SandboxKey, Existence]
 ) -> bool:
-    """Tell whether a joined endpoint's sandbox has ended.
+    """Return whether a joined endpoint's sandbox has ended.
 
     That its path is gone is not enough: see `Existence`. A sandbox that ended takes the pair with
     it in the end, or libnetwork brings the other end back; while it lives the other end is there.
@@ -252,7 +252,7 @@ def find_ends(
 
 
 def _leads_to(own: IPInterface, ip: IPAddress) -> bool:
-    """Tell whether the kernel has a route to an address from a bridge's own."""
+    """Return whether the kernel has a route to an address from a bridge's own."""
     return ip in own.network and ip != own.ip
 
 

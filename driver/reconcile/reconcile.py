@@ -103,7 +103,7 @@ class Reconciler:
         self._drop_endpoint = drop_endpoint
 
     def restore(self) -> bool:
-        """Make all of it, after a restart, a crash or a reboot; tell whether that succeeded.
+        """Make all of it, after a restart, a crash or a reboot; return whether that succeeded.
 
         What cannot be restored is logged and does not keep the rest from being restored.
         """
@@ -150,7 +150,7 @@ class Reconciler:
     def repair(
         self, choose: Callable[[tuple[Drift, ...]], tuple[Drift, ...]]
     ) -> tuple[tuple[Drift, ...], bool]:
-        """Mend what is chosen of the damage there is; return that, and whether all went well.
+        """Repair what is chosen of the damage there is; return that, and whether all went well.
 
         Parameters are not looked at: nothing but a container itself changes them. A look takes a
         third of a second beside 1,000 endpoints, so the first two keep no request waiting. What one
@@ -172,7 +172,7 @@ class Reconciler:
         return {(each.kind, each.subject) for each in found if each.kind not in MENDS_ITSELF}
 
     def repair_all(self) -> tuple[Drift, ...]:
-        """Mend everything that `check` finds; return what differs afterwards."""
+        """Repair everything that `check` finds; return what differs afterwards."""
         with self._lock:
             intent = self._intent()
             found = self.check()
@@ -181,7 +181,7 @@ class Reconciler:
             return self.check()
 
     def is_dead(self, endpoint: Endpoint) -> bool:
-        """Tell whether an endpoint's sandbox has ended without a word from Docker."""
+        """Return whether an endpoint's sandbox has ended without a word from Docker."""
         if endpoint.attachment is None:
             return False
         sandboxes = self._look_at([sandbox_of(endpoint)])

@@ -43,7 +43,7 @@ class Repairable(Protocol):
     """What is kept whole: the driver."""
 
     def repair(self, choose: Choice) -> tuple[tuple[Drift, ...], bool]:
-        """Mend what is chosen of the damage there is; return that, and whether all went well."""
+        """Repair what is chosen of the damage there is; return that, and whether all went well."""
 
 
 class Backoff:
@@ -63,7 +63,7 @@ class Backoff:
         return len(times) == REPAIRS and now - times[0] < WINDOW_SECONDS
 
     def allows(self, thing: str, now: float, interval: float = INTERVAL_SECONDS) -> bool:
-        """Tell whether the thing may be repaired, and count it as repaired if so.
+        """Return whether the thing may be repaired, and count it as repaired if so.
 
         One that is contested may every `interval` seconds, and the seldomer the more repairs have
         failed.

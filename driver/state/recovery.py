@@ -207,5 +207,5 @@ def _recover_endpoints(store: Store, links: Mapping[str, Link]) -> Iterator[str]
 
 
 def _is_in(element_set: str, bridge: str, rules: Collection[str]) -> bool:
-    """Tell whether a bridge is an element of a set, by the lines that the kernel shows."""
+    """Return whether a bridge is an element of a set, by the lines that the kernel shows."""
     return any(f" set {element_set}, element " in line and f'"{bridge}"' in line for line in rules)

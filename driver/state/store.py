@@ -650,7 +650,7 @@ def _code(error: BaseException | None) -> int:
 
 
 def _is_emptied(path: Path) -> bool:
-    """Tell whether the file was cut off entirely: SQLite would take it for new, log and all."""
+    """Return whether the file was cut off entirely: SQLite would take it for new, log and all."""
     wal = path.with_name(f"{path.name}-wal")
     is_empty = path.exists() and path.stat().st_size == 0
     return is_empty and wal.exists() and wal.stat().st_size > 0

@@ -141,7 +141,7 @@ def _compare(
 
 
 def _is_pynet(driver: str) -> bool:
-    """Tell whether a network's driver is called as this one is, as service or as plugin."""
+    """Return whether a network's driver is called as this one is, as service or as plugin."""
     return driver.rpartition("/")[2].partition(":")[0] == "pynet"
 
 

@@ -84,6 +84,6 @@ def print_table(
 
 
 def _has_style() -> bool:
-    """Tell whether escape sequences are welcome: on a terminal, unless it or its user says no."""
+    """Return whether escape sequences are welcome: on a terminal, unless it or its user says no."""
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return sys.stdout.isatty() and not is_plain
