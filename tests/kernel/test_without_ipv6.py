@@ -59,7 +59,7 @@ def test_it_takes_no_other_network_along_at_a_start(
         assert host_reaches(4, "127.0.0.1")
 
 
-@pytest.mark.parametrize(("name", "text"), [("all", "nobody beyond it"), ("lo", "no ::1")])
+@pytest.mark.parametrize(("name", "text"), [("all", "but no other host"), ("lo", "no ::1")])
 def test_who_makes_the_network_is_told_why(
     driver: BridgeDriver, caplog: pytest.LogCaptureFixture, name: str, text: str
 ) -> None:
