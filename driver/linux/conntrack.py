@@ -11,7 +11,7 @@ import socket
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
+from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
 from pyroute2.netlink.nfnetlink.nfctsocket import (
     IPCTNL_MSG_CT_DELETE,
@@ -49,7 +49,7 @@ def forget_flows(bindings: Iterable[PortBinding]) -> None:
 def _forget(family: int, bindings: list[PortBinding]) -> None:
     ports = {each.host.port for each in bindings if each.host}
     try:
-        with Session(AsyncNFCTSocket) as tracking:
+        with Session(AsyncNFCTSocket, NETLINK_NETFILTER) as tracking:
             for port in ports if len(ports) <= _FEW_PORTS else (None,):
                 for flow in _list_udp(tracking, family, port):
                     if any(_is_published(flow, binding) for binding in bindings):
