@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 from pyroute2.netlink import NETLINK_GET_STRICT_CHK, NLM_F_DUMP_INTR, NLMSG_DONE, SOL_NETLINK
 from pyroute2.netlink.exceptions import NetlinkError as Refusal
 from pyroute2.netlink.marshal import Marshal
+from pyroute2.netlink.nlsocket import NetlinkRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -87,9 +88,17 @@ class Session:
         answers: list[nlmsg] = []
 
         async def exchange() -> None:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                async for answer in self._socket.nlm_request_batch(messages):
-                    answers.append(answer)  # noqa: PERF401 - those before a refusal, too
+            requests = [NetlinkRequest(self._socket, message) for message in messages]
+            for request in requests:
+                await request.prepare()
+            # The kernel may wait for its own lock before this returns, for as long as it takes.
+            self._socket.send(b"".join(request.msg.data for request in requests))
+            async with asyncio.timeout(ANSWER_SECONDS) as limit:
+                for request in requests:
+                    async for answer in request.response():
+                        answers.append(answer)
+                        # A listing may be longer than can be decoded in that time.
+                        limit.reschedule(self._loop.time() + ANSWER_SECONDS)
 
         try:
             self._loop.run_until_complete(exchange())

@@ -7,6 +7,7 @@ import gc
 import os
 import resource
 import struct
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from pyroute2.netlink.rtnl import RTM_GETADDR
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
 from driver.errors import KernelError
-from driver.linux import links
+from driver.linux import links, session
 from driver.linux.rtnetlink import _REQUEST, Rtnetlink, _change_link, _message
 from driver.linux.session import NetlinkError
 from tests.kernel.host import descriptors, ip, run
@@ -85,6 +86,20 @@ def test_no_buffer_is_a_refusal_as_others_are(monkeypatch: pytest.MonkeyPatch) -
             route.request(*(_change_link("lo") for _ in range(3)))
     assert (refused.value.errno, refused.value.done) == (errno.ENOBUFS, 1)
     assert refused.value.strerror == "No buffer space available"
+
+
+def test_what_the_kernel_takes_long_to_carry_out_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the rtnl lock in sendmsg(), and has answered when that returns."""
+    with Rtnetlink() as route:
+        send = route._socket.send
+
+        def send_late(data: bytes) -> None:
+            time.sleep(0.2)
+            send(data)
+
+        monkeypatch.setattr(session, "ANSWER_SECONDS", 0.1)
+        monkeypatch.setattr(route._socket, "send", send_late)
+        route.raise_link("lo")
 
 
 def test_names_and_aliases_are_any_bytes() -> None:
