@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import errno
 import gc
-import os
-import resource
 import struct
 import time
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 import pytest
 from pyroute2.netlink import NLM_F_DUMP, NLMSG_ERROR
@@ -20,41 +16,11 @@ from driver.errors import KernelError
 from driver.linux import links, session
 from driver.linux.rtnetlink import _REQUEST, Rtnetlink, _change_link, _message
 from driver.linux.session import NetlinkError
-from tests.kernel.host import descriptors, ip, run
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.kernel.host import all_but, descriptors, ip, run
 
 HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 LATIN = b"\xe9t\xe9"
 MOST_NEEDED = 6  # descriptors of a session, and more
-
-
-@pytest.fixture
-def few_descriptors() -> Iterator[None]:
-    """Let this process have 64 descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-    gc.disable()
-    yield
-    gc.enable()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextmanager
-def all_but(free: int) -> Iterator[None]:
-    """Take all descriptors but a few."""
-    taken: list[int] = []
-    with suppress(OSError):
-        while True:
-            taken.append(os.open("/dev/null", os.O_RDONLY))
-    for each in taken[:free]:
-        os.close(each)
-    try:
-        yield
-    finally:
-        for each in taken[free:]:
-            os.close(each)
 
 
 def test_a_listing_that_the_kernel_gives_up_is_none() -> None:
@@ -113,12 +79,11 @@ def test_names_and_aliases_are_any_bytes() -> None:
     assert "plain" in links.observe_links()
 
 
-@pytest.mark.usefixtures("few_descriptors")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # asyncio's
 def test_a_session_that_cannot_be_opened_keeps_no_descriptor() -> None:
     """Not until garbage is collected either: others need them now."""
     links.observe_links()
-    gc.collect()
+    gc.disable()
     before = descriptors()
     failures = 0
     for free in range(MOST_NEEDED):
