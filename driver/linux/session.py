@@ -11,7 +11,7 @@ import os
 import selectors
 import socket
 import struct
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Self
 
 from pyroute2.netlink import NETLINK_GET_STRICT_CHK, NLM_F_DUMP_INTR, NLMSG_DONE, SOL_NETLINK
@@ -48,6 +48,8 @@ class Session:
 
     def __init__(self, kind: Callable[..., AsyncNetlinkSocket], protocol: int) -> None:
         """`protocol` is that of the sockets of this kind, NETLINK_…."""
+        self._limit: asyncio.Timeout | None = None  # of the answers that are waited for
+        self._error: OSError | None = None  # why there will be none
         # Descriptors are opened here: without one for the next, pyroute2 and asyncio leave those
         # that they have open to the garbage collector.
         with ExitStack() as opened:
@@ -60,6 +62,7 @@ class Session:
             self._marshal = _Marshal(self._socket.marshal.msg_map)
             self._socket.set_marshal(self._marshal)
             self._loop.run_until_complete(self._socket.setup_endpoint())
+            self._socket.protocol.error_received = self._give_up
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -86,6 +89,7 @@ class Session:
         after one that it refuses; raises NetlinkError for the first of those, and TimeoutError.
         """
         answers: list[nlmsg] = []
+        self._error = None
 
         async def exchange() -> None:
             requests = [NetlinkRequest(self._socket, message) for message in messages]
@@ -93,20 +97,30 @@ class Session:
                 await request.prepare()
             # The kernel may wait for its own lock before this returns, for as long as it takes.
             self._socket.send(b"".join(request.msg.data for request in requests))
-            async with asyncio.timeout(ANSWER_SECONDS) as limit:
+            async with asyncio.timeout(ANSWER_SECONDS) as self._limit:
                 for request in requests:
                     async for answer in request.response():
                         answers.append(answer)
                         # A listing may be longer than can be decoded in that time.
-                        limit.reschedule(self._loop.time() + ANSWER_SECONDS)
+                        self._limit.reschedule(self._loop.time() + ANSWER_SECONDS)
 
         try:
             self._loop.run_until_complete(exchange())
         except Refusal as error:
             raise NetlinkError(error.code, len(answers)) from error
         except TimeoutError as error:
-            raise TimeoutError("timed out") from error
+            raise (self._error or TimeoutError("timed out")) from error
         return answers
+
+    def _give_up(self, error: OSError) -> None:
+        """End the wait for an answer that has been lost: there was no room for it, or no memory.
+
+        pyroute2 would tell those who wait for no answer in particular.
+        """
+        self._error = error
+        if self._limit is not None:
+            with suppress(RuntimeError):  # it is over just now
+                self._limit.reschedule(self._loop.time())
 
 
 class _Marshal(Marshal):  # type: ignore[misc] # pyroute2 has no types

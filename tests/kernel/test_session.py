@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import socket
 import struct
 import time
 
@@ -20,6 +21,7 @@ from tests.kernel.host import all_but, descriptors, ip, run
 
 HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 LATIN = b"\xe9t\xe9"
+MANY, LONG = 100, 999.0
 MOST_NEEDED = 6  # descriptors of a session, and more
 
 
@@ -52,6 +54,16 @@ def test_no_buffer_is_a_refusal_as_others_are(monkeypatch: pytest.MonkeyPatch) -
             route.request(*(_change_link("lo") for _ in range(3)))
     assert (refused.value.errno, refused.value.done) == (errno.ENOBUFS, 1)
     assert refused.value.strerror == "No buffer space available"
+
+
+def test_an_answer_that_found_no_room_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "ANSWER_SECONDS", LONG)
+    with Rtnetlink() as route:
+        route._socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        with pytest.raises(OSError, match="No buffer space available"):
+            route.request(*(_change_link("lo") for _ in range(MANY)))
+    with Rtnetlink() as route:
+        assert route.find_link("lo")
 
 
 def test_what_the_kernel_takes_long_to_carry_out_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
