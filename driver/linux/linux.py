@@ -414,7 +414,7 @@ class LinuxKernel:
             return traces
 
         def take_back(sandbox: SandboxKey, traces: tuple[Trace, ...]) -> None:
-            self.write_sysctls({sandbox: plan_undo(reversed(traces))})
+            self.write_sysctls({sandbox: plan_undo(traces)})
 
         with Rollback() as undo:
             return netns.run_in_each(writes, write)

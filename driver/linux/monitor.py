@@ -38,6 +38,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from driver.linux.nfnetlink import parse_attributes, parse_messages, parse_text
+from driver.linux.session import text_of
 from driver.linux.waiting import wait_readable
 from driver.observed import is_dockers_port
 
@@ -276,7 +277,7 @@ def _is_broken(
     is_off = is_gone or not message["flags"] & IFF_UP
     if message["family"] == _AF_BRIDGE:
         return _is_new_port(message, bridges)
-    name, alias = message.get_attr("IFLA_IFNAME") or "", message.get_attr("IFLA_IFALIAS") or ""
+    name, alias = text_of(message, "IFLA_IFNAME"), text_of(message, "IFLA_IFALIAS")
     info = message.get_attr("IFLA_LINKINFO")
     kind = info.get_attr("IFLA_INFO_KIND") if info else None
     if kind == "bridge" and not is_off:  # told of whenever a port comes or goes
@@ -291,7 +292,7 @@ def _is_broken(
 
 def _is_new_port(message: nlmsg, bridges: Bridges) -> bool:
     """Return whether a bridge's word about a port may change what the bridge is taken for."""
-    name = message.get_attr("IFLA_IFNAME") or ""
+    name = text_of(message, "IFLA_IFNAME")
     if is_dockers_port(name):
         return bridges.is_dockers_first(message.get_attr("IFLA_MASTER") or 0)
     return not name.startswith(("pnh", "veth"))

@@ -89,7 +89,10 @@ def _open_place(path: str, place: int) -> int:
     """Open what has been looked up: the path may lead somewhere else by now."""
     if not _is_namespace(place):
         raise NotFound(f"enter sandbox {path}: there is no network namespace")
-    return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(f"enter sandbox {path}: {error.strerror}") from error
 
 
 def _is_namespace(place: int) -> bool:

@@ -1,4 +1,4 @@
-"""Encode and decode nfnetlink messages for nftables.
+"""Encode and decode nfnetlink messages for nftables and connection tracking.
 
 Not by pyroute2: its nftables classes keep what they know of a rule and drop the rest. Here rules
 are copied as they are (`driver.linux.tables`), and others' are read that newer releases wrote. A
@@ -81,14 +81,21 @@ class Connection:
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """Return the bodies of everything there is of a kind, from one consistent listing."""
         while True:
-            self._sequence += 1
-            self._socket.send(encode_message(kind, REQUEST | _DUMP, self._sequence, body))
-            found = list(self._answers())
+            found = self._exchange(kind, _DUMP, body)
             if not any(answer.flags & _INTERRUPTED for answer in found):
                 return [answer.body for answer in found]
 
+    def change(self, kind: int, body: bytes) -> None:
+        """Send a change, and wait until it is made."""
+        self._exchange(kind, ACK, body)
+
+    def _exchange(self, kind: int, flags: int, body: bytes) -> list[Message]:
+        self._sequence += 1
+        self._socket.send(encode_message(kind, REQUEST | flags, self._sequence, body))
+        return list(self._answers())
+
     def _answers(self) -> Iterator[Message]:
-        """Yield the messages that answer the last question, to the end of the listing."""
+        """Yield the messages that answer the last one, to the end of a listing."""
         while True:
             for answer in parse_messages(self._socket.recv(BUFFER)):
                 if answer.sequence != self._sequence:

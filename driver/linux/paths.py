@@ -7,6 +7,7 @@ the caller may hold the driver's lock.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from threading import Event, Lock, Thread
@@ -21,6 +22,7 @@ Answer: TypeAlias = "int | Exception"  # a descriptor, or why there is none
 
 SECONDS = 1.0  # in which a file system has to answer for one path
 MOST_STUCK = 16  # threads that may hang; further paths that are not in the cache are refused
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _OPENAT2 = 437  # on every architecture, include/uapi/asm-generic/unistd.h
 _AT_FDCWD = -100
 _RESOLVE_CACHED = 0x20  # include/uapi/linux/openat2.h, since 5.12
@@ -145,5 +147,9 @@ def _open_cached(path: str) -> int:
 def _open(path: str) -> Answer:
     try:
         return os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:  # a null character is a ValueError
+    except ValueError as error:  # a null character
+        return error
+    except OSError as error:
+        if error.errno in _EXHAUSTED:  # else a container that runs would be taken to have ended
+            return KernelError(f"look at {path}: {error.strerror}")
         return error

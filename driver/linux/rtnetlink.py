@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import (
+    NETLINK_ROUTE,
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_DUMP,
-    NLM_F_DUMP_INTR,
     NLM_F_EXCL,
     NLM_F_REQUEST,
     nla,
@@ -35,10 +35,9 @@ from pyroute2.netlink.rtnl import (
 from pyroute2.netlink.rtnl.fibmsg import FR_ACT_NAMES, fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOWER_UP, IFF_NOARP, IFF_UP, ifinfmsg
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from driver.linux.session import NetlinkError, Session
+from driver.linux.session import NetlinkError, Session, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -125,9 +124,7 @@ class Rtnetlink(Session):
 
     def __init__(self) -> None:
         ifinfmsg.ifinfo.register_link_kind(module={"bridge": _BridgeData})
-        super().__init__(AsyncIPRoute, strict_check=True)
-        self._marshal = _Marshal()
-        self._socket.set_marshal(self._marshal)
+        super().__init__(AsyncIPRoute, NETLINK_ROUTE)
 
     # -- links
 
@@ -302,19 +299,6 @@ class Rtnetlink(Session):
                 return answers
 
 
-class _Marshal(MarshalRtnl):  # type: ignore[misc] # pyroute2 has no types
-    """Notes whether a listing was torn: something came or went, so others may be missing.
-
-    The kernel may say so in the last message alone, which pyroute2 does not hand out.
-    """
-
-    is_torn = False
-
-    def fix_message(self, msg: nlmsg) -> None:
-        super().fix_message(msg)
-        self.is_torn |= bool(msg["header"]["flags"] & NLM_F_DUMP_INTR)
-
-
 class _BridgeData(nla):  # type: ignore[misc] # pyroute2 has no types
     """What of a bridge's own attributes is set here; pyroute2 0.9 does not know this one."""
 
@@ -414,9 +398,9 @@ def _parse_link(message: ifinfmsg) -> LinkInfo:
     is_bridges = info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge"
     return LinkInfo(
         index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
+        name=text_of(message, "IFLA_IFNAME"),
         kind=info.get_attr("IFLA_INFO_KIND"),
-        alias=message.get_attr("IFLA_IFALIAS") or "",
+        alias=text_of(message, "IFLA_IFALIAS"),
         mac=message.get_attr("IFLA_ADDRESS") or "",
         mtu=message.get_attr("IFLA_MTU") or 0,
         flags=message["flags"],

@@ -341,8 +341,13 @@ def foresee_traces(current: Mapping[str, str], plan: Iterable[SysctlWrite]) -> t
 
 
 def plan_undo(traces: Iterable[Trace]) -> list[SysctlWrite]:
-    """Return the writes that restore what was there before, unless it was changed since."""
-    return [SysctlWrite(each.key, each.before, frozenset({each.written})) for each in traces]
+    """Return the writes that restore what was there before, unless it was changed since.
+
+    The last first: the kernel may take one value only beside another (ip_local_port_range and
+    ip_unprivileged_port_start, net/ipv4/sysctl_net_ipv4.c).
+    """
+    newest_first = reversed(tuple(traces))
+    return [SysctlWrite(each.key, each.before, frozenset({each.written})) for each in newest_first]
 
 
 def plan_restores(staying: Mapping[str, str], traces: Mapping[str, Trace]) -> list[SysctlWrite]:
@@ -350,11 +355,12 @@ def plan_restores(staying: Mapping[str, str], traces: Mapping[str, Trace]) -> li
 
     What another endpoint of the sandbox requests (`staying`) is written, the rest is restored to
     what it was; a value that the container has changed since is left alone. A trace that differs
-    from what is there and requested is of a change that was interrupted.
+    from what is there and requested is of a change that was interrupted. The order is that of
+    `plan_undo`.
     """
     return [
         SysctlWrite(key, value, frozenset({trace.written, staying.get(key, trace.written)}))
-        for key, trace in traces.items()
+        for key, trace in reversed(tuple(traces.items()))
         for value in [staying.get(key, trace.before)]
         if not is_same(value, trace.written)
     ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +23,7 @@ from tests.fakes import FakeKernel, Link
 from tests.samples import sandbox_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from driver.linux import Kernel
     from driver.linux.linux import LinuxKernel
@@ -321,6 +323,25 @@ def descriptors() -> Counter[str]:
         with suppress(FileNotFoundError):  # another thread has closed it meanwhile
             kinds[str(entry.readlink()).partition(":")[0]] += 1
     return kinds
+
+
+@contextmanager
+def all_but(free: int) -> Iterator[None]:
+    """Leave this process no more than a few descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    taken: list[int] = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+    for each in taken[:free]:
+        os.close(each)
+    try:
+        yield
+    finally:
+        for each in taken[free:]:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def parse(addresses: Iterable[str]) -> tuple[IPInterface, ...]:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -274,6 +275,23 @@ def test_a_port_by_which_a_bridge_may_lead_out_of_the_host_is_told_of(real: Real
         assert told.wait(SECONDS)
     finally:
         monitor.close()
+
+
+def test_names_and_aliases_that_are_no_text_are_no_reason_to_fail() -> None:
+    monitor = Monitor(lambda _: False, tuple, Health())
+    latin, found = b"\xe9t\xe9", []
+    with monitoring._open_route() as route:
+        ip("link", "add", "theirs", "type", "bridge")
+        run("ip", "link", "add", latin, "type", "veth", "peer", "other")  # type: ignore[arg-type]
+        run("ip", "link", "set", latin, "alias", latin, "master", "theirs")  # type: ignore[arg-type]
+        run("ip", "link", "set", "theirs", "alias", latin)  # type: ignore[arg-type]
+        ip("link", "set", "theirs", "up")
+        ip("link", "del", "theirs")
+        with suppress(BlockingIOError):
+            while datagram := route.recv(monitoring.BUFFER_BYTES, socket.MSG_DONTWAIT):
+                found.append(monitor._is_link_damage(datagram))
+    monitor.close()
+    assert any(found), "a bridge is gone"
 
 
 @pytest.mark.parametrize("damage", ["ip link add theirs type bridge", "nft add table inet pynet"])

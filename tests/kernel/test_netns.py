@@ -12,7 +12,7 @@ import pytest
 
 from driver.errors import InvalidRequest, KernelError, NotFound
 from driver.linux import netns
-from tests.kernel.host import descriptors
+from tests.kernel.host import all_but, descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,21 @@ def test_what_is_no_namespace_is_not_found(tmp_path: Path) -> None:
         assert not netns.is_namespace(str(path))
         with pytest.raises(NotFound), netns.open_namespace(str(path)):
             pytest.fail("it was entered")
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_without_a_descriptor_it_is_not_known_whether_a_sandbox_exists(
+    real: RealHost, free: int
+) -> None:
+    """It has not ended: its endpoints would be removed, or have no sysctls."""
+    sandbox = real.add_sandbox(1)
+    assert netns.is_namespace(sandbox)
+    with all_but(free):
+        with pytest.raises(KernelError, match="Too many open files"):
+            netns.run_in_each([sandbox], lambda _: None)
+        if not free:
+            with pytest.raises(KernelError, match="Too many open files"):
+                netns.is_namespace(sandbox)
 
 
 def test_a_namespace_of_another_kind_is_refused() -> None:

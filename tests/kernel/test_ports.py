@@ -6,8 +6,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +20,7 @@ from driver.linux import ports as module
 from driver.model import PortInUse, Protocol
 from tests.kernel.container import start
 from tests.kernel.host import bound, descriptors, run
-from tests.samples import endpoint_id, network, network_id, new_endpoint, place, ports
+from tests.samples import binding, endpoint_id, network, network_id, new_endpoint, place, ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from tests.kernel.host import RealHost
 
 PLACES = ("0.0.0.0:8080", "127.0.0.1:8080", "[::]:8080", "[::1]:8080", "0.0.0.0:5353/udp")
+MANY = 5000
+SECONDS_A_FLOW = 0.0002  # 25,000 in 5 s
 
 
 @pytest.mark.parametrize("text", PLACES)
@@ -179,6 +183,22 @@ def test_udp_flows_end_with_publishing_and_with_the_container(
         operation()
         assert real.flows() == {other}
         run("conntrack", "-F")
+
+
+def test_a_name_servers_many_flows_are_forgotten_within_dockers_time(linux: LinuxKernel) -> None:
+    run("ip", "link", "set", "lo", "up")
+    run("nft", "add table ip t; add chain ip t c { type filter hook output priority 0; }")
+    run("nft", "add rule ip t c ct state new accept")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind(("127.0.0.1", 0))
+        for number in range(MANY):
+            client.sendto(b"", (f"127.1.{number >> 8}.{number & 0xFF}", 53))
+    tracked = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+    assert int(tracked.read_text()) >= MANY
+    began = time.process_time()
+    linux.forget_flows([binding("0.0.0.0:53/udp", "10.1.0.2:53/udp")])
+    assert time.process_time() - began < MANY * SECONDS_A_FLOW
+    assert int(tracked.read_text()) < MANY
 
 
 def test_where_an_operator_sees_reservations(linux: LinuxKernel) -> None:

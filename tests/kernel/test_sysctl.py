@@ -15,13 +15,13 @@ from driver.linux import netns, sysctl
 from driver.linux.linux import LinuxKernel
 from driver.model import SysctlWrite, Trace
 from driver.sysctl.host import HostSysctls
-from driver.sysctl.policy import DOCKER_DEFAULTS, NO_POLICY, plan_undo
+from driver.sysctl.policy import DOCKER_DEFAULTS, NO_POLICY, plan_restores, plan_undo
 from tests.kernel.host import run
 from tests.samples import KEEPALIVE, RP_FILTER
 from tests.samples import sysctl as parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from driver.model import SandboxKey
     from tests.kernel.host import RealHost
@@ -154,6 +154,28 @@ def test_parameters_that_change_one_another_are_compared_before_any_is_written(
     assert traces == tuple(Trace(key, before="0", written="1") for key in keys)
     real.kernel.write_sysctls({sandbox: plan_undo(traces)})
     assert [real.value(sandbox, key) for key in keys] == ["0", "0"]
+
+
+@pytest.mark.parametrize("plan", [plan_undo, lambda traces: plan_restores({}, by_key(traces))])
+def test_what_the_kernel_takes_beside_another_value_only_is_restored_in_reverse(
+    real: RealHost, plan: Callable[[Iterable[Trace]], list[SysctlWrite]]
+) -> None:
+    """Ports that need a privilege end below those that are chosen, whatever is written first."""
+    sandbox = real.add_sandbox(1)
+    values = {
+        "net.ipv4.ip_local_port_range": "40000\t60000",
+        "net.ipv4.ip_unprivileged_port_start": "35000",
+    }
+    before = {key: real.value(sandbox, key) or "" for key in values}
+    writes = [SysctlWrite(key, value, frozenset({before[key]})) for key, value in values.items()]
+    traces = real.kernel.write_sysctls({sandbox: writes})[sandbox]
+    assert {key: real.value(sandbox, key) for key in values} == values
+    real.kernel.write_sysctls({sandbox: plan(traces)})
+    assert {key: real.value(sandbox, key) for key in values} == before
+
+
+def by_key(traces: Iterable[Trace]) -> dict[str, Trace]:
+    return {trace.key: trace for trace in traces}
 
 
 def test_interfaces_are_found_whatever_their_names(real: RealHost) -> None:
