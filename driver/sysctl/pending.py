@@ -118,7 +118,11 @@ class PendingSandboxes:
         self._presence.remember(sandbox)
         written: tuple[Trace, ...] = ()
         try:
-            written = self._writer.write(sandbox, requested, {})
+            if is_new:
+                written = self._writer.write_new(sandbox, requested)
+            done = {trace.key for trace in written}
+            rest = [sysctl for sysctl in requested if sysctl.key not in done]
+            written += self._writer.write(sandbox, rest, {})
             for endpoint, index in indices.items():
                 self._await_interface(endpoint, interfaces[endpoint], index)
         finally:

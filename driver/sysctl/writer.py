@@ -77,6 +77,15 @@ class SysctlWriter:
         current = self._read(sandbox, requested)
         return self._write(sandbox, self._plan(sandbox, requested, current, traces))
 
+    def write_new(self, sandbox: SandboxKey, requested: Collection[Sysctl]) -> tuple[Trace, ...]:
+        """Write what is requested into a sandbox that has just appeared; return the traces.
+
+        Its first process is not held for long, so the sandbox is not read before: what a new one
+        has is known. A value that is another is left for `write`.
+        """
+        known = self._pristine.known
+        return self._write(sandbox, plan_writes(requested, known, known, {}))
+
     def find_missing(
         self, sandbox: SandboxKey, requested: Collection[Sysctl], traces: Mapping[str, Trace]
     ) -> tuple[Sysctl, ...]:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.engine import steps
 from tests.engine.driver import REPOSITORY
+from tests.engine.managed import ManagedPlugin
 from tests.engine.sctp import PACKET, receive, send
 from tests.engine.site import (
     HOST,
@@ -277,7 +278,10 @@ def test_published_ports_outlive_the_driver(site: Site) -> None:
     site.serve("web", "tcp", PORT)
     assert engine.driver is not None
     engine.driver.kill()
-    check(site, from_everywhere(PUBLISHED))  # nobody is needed for it
+    # Nobody is needed for it; but a plugin's relay, which serves ::1, is of the plugin's processes.
+    dies = isinstance(engine.driver, ManagedPlugin)
+    everywhere = from_everywhere(PUBLISHED)
+    check(site, [each for each in everywhere if not (dies and each.host == LOOPBACK[6])])
     engine.start_driver()
     check(site, from_everywhere(PUBLISHED))
     assert "port is in use by endpoint " in refused(engine, "a", "-p", f"{PUBLISHED}:{PORT}")
