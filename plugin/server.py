@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import logging
 import os
 import resource
@@ -229,6 +230,9 @@ def _start_driver(
             log.exception("cannot start, in a way that pynet does not expect")
         logging.shutdown()
         os._exit(Arbiter.WORKER_BOOT_ERROR)
+    # What is there by now stays: each full collection would walk through all of it, 50 ms, and what
+    # pyroute2 decodes brings one every few calls.
+    gc.freeze()
     health.clear(STARTING)
     starting.set_result(driver)
 
