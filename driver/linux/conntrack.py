@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import closing
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ def forget_flows(bindings: Iterable[PortBinding]) -> None:
 def _forget(family: int, bindings: list[PortBinding]) -> None:
     ports = {each.host.port for each in bindings if each.host}
     try:
-        with Connection() as tracking:
+        with closing(Connection()) as tracking:
             for port in ports if len(ports) <= _FEW_PORTS else (None,):
                 for body in tracking.dump(_GET, _encode_wanted(family, port)):
                     flow = _parse_flow(body, family)

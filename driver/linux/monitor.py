@@ -19,7 +19,7 @@ import struct
 import threading
 from typing import TYPE_CHECKING
 
-from pyroute2.netlink import nlmsg
+from pyroute2.netlink import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, nlmsg
 from pyroute2.netlink.rtnl import (
     RTM_DELADDR,
     RTM_DELLINK,
@@ -37,7 +37,7 @@ from pyroute2.netlink.rtnl import (
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from driver.linux.nfnetlink import parse_attributes, parse_messages, parse_text
+from driver.linux.nfnetlink import NETFILTER, parse_attributes, parse_messages, parse_text
 from driver.linux.session import text_of
 from driver.linux.waiting import wait_readable
 from driver.observed import is_dockers_port
@@ -71,9 +71,7 @@ _AF_BRIDGE = 7  # a bridge's word about one of its ports
 _NEWS = frozenset({RTM_NEWLINK, RTM_DELLINK, RTM_DELADDR, RTM_DELROUTE, RTM_NEWNETCONF})
 _HEADER_BYTES = 16  # struct nlmsghdr
 # include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h, netfilter.h
-_NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
-_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 # NFT_MSG_*
 _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE, _NEWGEN = 2, 3, 5, 6, 8, 15
@@ -350,7 +348,7 @@ def _is_worth_keeping(address: str | None) -> bool:
 
 
 def _drain(source: socket.socket, space: mmap.mmap, is_damage: Callable[[bytes], bool]) -> bool:
-    """Read all that is there; tell whether any of it is damage, or too much to tell."""
+    """Read all that is there; return whether any of it is damage, or too much to tell."""
     found = False
     while True:
         try:
@@ -375,10 +373,8 @@ def _open_route() -> socket.socket:
 
 
 def _open_rules() -> socket.socket:
-    rules = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-    )
+    rules = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
     rules.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
     rules.bind((0, 0))
-    rules.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+    rules.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
     return rules

@@ -2,21 +2,20 @@
 
 Not by pyroute2: its nftables classes keep what they know of a rule and drop the rest. Here rules
 are copied as they are (`driver.linux.tables`), and others' are read that newer releases wrote. A
-socket belongs to the network namespace in which it was opened, whichever thread
-uses it then. include/uapi/linux/netlink.h has the numbers.
+socket belongs to the network namespace in which it was opened, whichever thread uses it then.
+include/uapi/linux/netlink.h has the numbers.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 from driver.linux.session import NetlinkError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
 NETFILTER = 12  # NETLINK_NETFILTER
 REQUEST, ACK, CREATE = 0x1, 0x4, 0x400  # NLM_F_…
@@ -66,17 +65,6 @@ class Connection:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """Return the bodies of everything there is of a kind, from one consistent listing."""

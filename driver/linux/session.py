@@ -85,8 +85,8 @@ class Session:
     def request(self, *messages: nlmsg) -> list[nlmsg]:
         """Send messages in one datagram; return what the kernel answers, acknowledgements too.
 
-        No other request for the kernel's lock gets between them. The kernel goes on
-        after one that it refuses; raises NetlinkError for the first of those, and TimeoutError.
+        No other request for the kernel's lock gets between them. The kernel goes on after one that
+        it refuses; raises NetlinkError for the first of those, and TimeoutError.
         """
         answers: list[nlmsg] = []
         self._error = None

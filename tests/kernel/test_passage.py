@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,7 +99,7 @@ def watched(driver: BridgeDriver, server: Endpoint) -> Iterator[Endpoint]:
 
 
 def filters() -> tuple[BaseChain, ...]:
-    with Connection() as netfilter:
+    with closing(Connection()) as netfilter:
         return read_filters(netfilter)
 
 

@@ -7,6 +7,8 @@ import gc
 import socket
 import struct
 import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import pytest
 from pyroute2.netlink import NLM_F_DUMP, NLMSG_ERROR
@@ -18,6 +20,11 @@ from driver.linux import links, session
 from driver.linux.rtnetlink import _REQUEST, Rtnetlink, _change_link, _message
 from driver.linux.session import NetlinkError
 from tests.kernel.host import all_but, descriptors, ip, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyroute2.netlink import nlmsg
 
 HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 LATIN = b"\xe9t\xe9"
@@ -107,3 +114,24 @@ def test_a_session_that_cannot_be_opened_keeps_no_descriptor() -> None:
                 failures += 1
         assert descriptors() == before, free
     assert 0 < failures < MOST_NEEDED
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_collector_is_off_during_a_listing_of_links_and_on_after_it(
+    monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    """It would walk through the listing again and again, and a restart take half as long again."""
+    seen: list[bool] = []
+    dump = Rtnetlink._dump
+
+    def looked_at(self: Rtnetlink, question: Callable[[], nlmsg]) -> list[nlmsg]:
+        seen.append(gc.isenabled())
+        if fails:
+            raise NetlinkError(errno.EBUSY)
+        return dump(self, question)
+
+    monkeypatch.setattr(Rtnetlink, "_dump", looked_at)
+    with Rtnetlink() as route, suppress(NetlinkError):
+        assert [link.name for link in route.links()] == ["lo"]
+    assert seen == [False]
+    assert gc.isenabled()
