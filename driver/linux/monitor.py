@@ -51,8 +51,15 @@ if TYPE_CHECKING:
 
 OUR_ALIAS, ENDPOINT_ALIAS = "pynet ", b"pynet endpoint "
 WATCHING = "monitor"  # the key of that in what health tells
-# IFLA_INFO_KIND "bridge" as it is in a message: of a bridge, and not of a bridge's port.
+# Attributes as they are in a message. IFLA_INFO_KIND is of a link itself, not of a bridge's port;
+# the name is first in it (rtnl_fill_ifinfo(), br_fill_ifinfo()), but for a namespace's.
 _BRIDGE_KIND = struct.pack("=HH", 11, 1) + b"bridge\0"
+_VETH_KIND = struct.pack("=HH", 9, 1) + b"veth\0"
+_NAME = struct.Struct("=2xH3s")  # the first attribute: its type, and how its text begins
+_IFNAME = 3  # IFLA_IFNAME
+_ENDS = frozenset({b"pnh", b"pnc"})  # of endpoints' veth pairs
+_ROUTE_TYPE, _ADDRESS_SCOPE = 7, 3  # where struct rtmsg and struct ifaddrmsg have these
+_SCOPE_LINK = 253  # RT_SCOPE_LINK
 RETRY_SECONDS = 0.1  # after a failure
 BUFFER_BYTES = 4 * 1024 * 1024  # a flushed ruleset of 5,000 elements is some 1 MB of messages
 
@@ -102,7 +109,7 @@ class Monitor:
         self._is_expected = is_expected
         self._own_ports = own_ports
         self._bridges = Bridges()
-        self._news = _News()
+        self._news = _News(self._bridges)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
 
@@ -196,6 +203,10 @@ class Bridges:
         self._known: set[int] = set()
         self._dockers: set[int] = set()
 
+    def is_known(self, index: int) -> bool:
+        """Return whether a bridge has been told of."""
+        return index in self._known
+
     def is_new(self, index: int) -> bool:
         """Return whether a bridge is told of for the first time."""
         is_new = index not in self._known
@@ -226,6 +237,10 @@ class _News(MarshalRtnl):  # type: ignore[misc]
 
     msg_map = MarshalRtnl.msg_map | {RTM_NEWNETCONF: _Netconf}
 
+    def __init__(self, bridges: Bridges) -> None:
+        super().__init__()
+        self._bridges = bridges
+
     def get_parser(
         self, key: int, flags: int, sequence_number: int
     ) -> Callable[[bytes, int, int], nlmsg | None]:
@@ -233,18 +248,38 @@ class _News(MarshalRtnl):  # type: ignore[misc]
 
         def parse_damage(data: bytes, offset: int, length: int) -> nlmsg | None:
             payload = data[offset + _HEADER_BYTES : offset + length]
-            return parse(data, offset, length) if _may_be_damage(key, payload) else None
+            may_be = may_be_damage(key, payload, self._bridges)
+            return parse(data, offset, length) if may_be else None
 
         return parse_damage
 
 
-def _may_be_damage(kind: int, payload: bytes) -> bool:
-    """Return whether a message has to be decoded to tell whether it is damage."""
-    if kind != RTM_NEWLINK:
-        return kind in _NEWS
-    family, _, _, flags, _ = _IFINFO.unpack_from(payload)
-    is_off = not flags & IFF_UP
-    return is_off or family == _AF_BRIDGE or _BRIDGE_KIND in payload or ENDPOINT_ALIAS in payload
+def may_be_damage(kind: int, payload: bytes, bridges: Bridges) -> bool:
+    """Return whether a message has to be decoded to tell whether it is damage.
+
+    Whatever `is_link_damage` is to take note of has to be.
+    """
+    if kind == RTM_DELROUTE:
+        return payload[_ROUTE_TYPE] in {_UNICAST, _LOCAL}
+    if kind == RTM_DELADDR:
+        return not (payload[0] == socket.AF_INET6 and payload[_ADDRESS_SCOPE] == _SCOPE_LINK)
+    if kind in {RTM_NEWLINK, RTM_DELLINK}:
+        return _may_be_broken(payload, bridges, is_gone=kind == RTM_DELLINK)
+    return kind in _NEWS
+
+
+def _may_be_broken(payload: bytes, bridges: Bridges, *, is_gone: bool) -> bool:
+    family, _, index, flags, _ = _IFINFO.unpack_from(payload)
+    attribute, text = _NAME.unpack_from(payload, _IFINFO.size)
+    begins = text if attribute == _IFNAME else b""
+    if family == _AF_BRIDGE:
+        return begins != b"pnh"
+    is_bridge = _BRIDGE_KIND in payload
+    if is_gone or not flags & IFF_UP:
+        is_harmless = begins in _ENDS and (_VETH_KIND in payload if is_gone else not is_bridge)
+    else:
+        is_harmless = not is_bridge or bridges.is_known(index)
+    return not is_harmless or ENDPOINT_ALIAS in payload
 
 
 def is_link_damage(message: nlmsg, is_expected: Callable[[str], bool], bridges: Bridges) -> bool:

@@ -33,6 +33,7 @@ REPAIRS, WINDOW_SECONDS = 3, 60.0  # so many repairs within it, and a thing is c
 INTERVAL_SECONDS = 1.0  # between repairs of a contested thing, at least …
 SHARE = 2  # … and so many times as long as the last repair took
 LONGEST_REST_SECONDS = 16.0  # of what cannot be repaired; with longer ones it seems calm
+CALM_SHARE, LONGEST_CALM_SECONDS = 4, 1.0  # after a look that found nothing to mend, see Watcher
 RECHECK_SECONDS = 30.0  # how often what only others can mend is looked at, while there is any
 LOOKING = "looking for damage"
 
@@ -105,7 +106,12 @@ class Backoff:
 
 
 class Watcher:
-    """The thread that repairs damage when the kernel's events say that there may be some."""
+    """The thread that repairs damage when the kernel's events say that there may be some.
+
+    Most of what other programs do to their own bridges and rules is told of as well, and is none:
+    after a look that found nothing the next waits CALM_SHARE times as long as that one took, so
+    that no more than a fifth of a processor goes into looking, whatever others do.
+    """
 
     def __init__(
         self,
@@ -123,6 +129,7 @@ class Watcher:
         self._damaged = False
         self._closing = False
         self._interval = INTERVAL_SECONDS
+        self._calm_until = clock()
         self._contested: set[str] = set()
         self._told: set[str] = set()  # what only others can mend
         self._failure = ""
@@ -170,9 +177,12 @@ class Watcher:
             self._backoff.note({_thing(each) for each in mended}, failed=not went_well)
             for kind in {difference.kind: None for difference in mended}:
                 self._counts.repairs.labels(kind).inc()
+            taken = self._clock() - began
             if mended:
-                self._interval = max(INTERVAL_SECONDS, SHARE * (self._clock() - began))
+                self._interval = max(INTERVAL_SECONDS, SHARE * taken)
                 self.on_damage()  # look once more: a remedy can fail
+            else:
+                self._calm_until = self._clock() + min(CALM_SHARE * taken, LONGEST_CALM_SECONDS)
 
     def _say_failure(self, error: Exception) -> None:
         """Log why nothing can be looked for, once, and have it known."""
@@ -184,18 +194,22 @@ class Watcher:
     def _await_damage(self) -> bool:
         """Wait for damage, or for the end of a rest; False when it is time to go."""
         with self._condition:
-            while not (self._damaged or self._closing or self._backoff.end_rests(self._clock())):
-                now = self._clock()
+            while not (self._closing or self._is_due(now := self._clock())):
                 self._forgive_calm(now)
                 calm = (self._backoff.calm_at(thing) - now for thing in self._contested)
                 recheck = [RECHECK_SECONDS] if self._told else []
+                due = [self._calm_until - now] if self._damaged else []
                 is_told = self._condition.wait(
-                    min((*self.resting().values(), *calm, *recheck), default=None)
+                    min((*self.resting().values(), *calm, *recheck, *due), default=None)
                 )
                 if recheck and not is_told:
                     break
             self._damaged = False
             return not self._closing
+
+    def _is_due(self, now: float) -> bool:
+        """Return whether it is time to look; ends the rests that are over."""
+        return (self._damaged and self._calm_until <= now) or self._backoff.end_rests(now)
 
     def _choose(self, found: tuple[Drift, ...]) -> tuple[Drift, ...]:
         by_thing: dict[str, list[Drift]] = {}

@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import socket
+import sys
 import threading
+from collections import Counter
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -279,7 +283,7 @@ def test_a_port_by_which_a_bridge_may_lead_out_of_the_host_is_told_of(real: Real
 
 def test_names_and_aliases_that_are_no_text_are_no_reason_to_fail() -> None:
     monitor = Monitor(lambda _: False, tuple, Health())
-    latin, found = b"\xe9t\xe9", []
+    latin = b"\xe9t\xe9"
     with monitoring._open_route() as route:
         ip("link", "add", "theirs", "type", "bridge")
         run("ip", "link", "add", latin, "type", "veth", "peer", "other")  # type: ignore[arg-type]
@@ -287,11 +291,88 @@ def test_names_and_aliases_that_are_no_text_are_no_reason_to_fail() -> None:
         run("ip", "link", "set", "theirs", "alias", latin)  # type: ignore[arg-type]
         ip("link", "set", "theirs", "up")
         ip("link", "del", "theirs")
-        with suppress(BlockingIOError):
-            while datagram := route.recv(monitoring.BUFFER_BYTES, socket.MSG_DONTWAIT):
-                found.append(monitor._is_link_damage(datagram))
+        found = [monitor._is_link_damage(each) for each in received(route)]
     monitor.close()
     assert any(found), "a bridge is gone"
+
+
+LIVES_OF_LINKS = (
+    "link add theirs up type bridge",
+    "link set theirs down",
+    "link set theirs up",
+    "link add pnh01 type veth peer pnc01",
+    "link set pnh01 alias pynet\\ endpoint\\ 01",
+    "link set pnh01 up master theirs",
+    "link set pnc01 up",
+    "address add fd00::1/64 dev pnc01 nodad",
+    "address add 10.9.0.1/24 dev pnc01",
+    "address add 10.8.0.1/24 dev theirs",
+    "route add 10.7.0.0/24 via 10.8.0.2",
+    "route del 10.7.0.0/24",
+    "address del 10.8.0.1/24 dev theirs",
+    "address del fd00::1/64 dev pnc01",
+    "link set pnh01 nomaster",
+    "link set pnh01 down",
+    "link del pnc01",
+    "link add pnh02 type bridge",
+    "link add pnc02 up type vxlan id 9 dstport 0",
+    "link set pnc02 master theirs",
+    "link set pnc02 down",
+    "link set pnh02 up",
+    "link set pnh02 down",
+    "link del pnh02",
+    "link del pnc02",
+    "link add name a type veth peer name b",
+    "link set dev a up master theirs",
+    "link del dev a",
+    "link del theirs",
+)
+
+
+def test_what_is_not_decoded_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    judges = {}
+    for name in ("some", "every"):
+        bridges = monitoring.Bridges()
+        judges[name] = monitoring._News(bridges), bridges
+    is_sieved = monitoring.may_be_damage
+    decoded, damages = Counter[str](), 0
+    with monitoring._open_route() as route:
+        for command in LIVES_OF_LINKS:
+            ip(*shlex.split(command))
+            for message in chain.from_iterable(map(split, received(route))):
+                found = {}
+                for name, (news, bridges) in judges.items():
+                    sieve = is_sieved if name == "some" else is_known
+                    monkeypatch.setattr(monitoring, "may_be_damage", sieve)
+                    parsed = list(news.parse(message))
+                    decoded[name] += len(parsed)
+                    found[name] = [
+                        monitoring.is_link_damage(each, lambda _: False, bridges) for each in parsed
+                    ]
+                assert any(found["some"]) == any(found["every"]), command
+                damages += any(found["every"])
+    assert damages
+    assert decoded["some"] < decoded["every"]
+
+
+def is_known(kind: int, *_: object) -> bool:
+    """Have everything decoded that can be damage at all."""
+    return kind in monitoring._NEWS
+
+
+def received(route: socket.socket) -> Iterator[bytes]:
+    """Return the datagrams that are there."""
+    with suppress(BlockingIOError):
+        while datagram := route.recv(monitoring.BUFFER_BYTES, socket.MSG_DONTWAIT):
+            yield datagram
+
+
+def split(datagram: bytes) -> Iterator[bytes]:
+    """Return the messages of a datagram."""
+    while datagram:
+        length = int.from_bytes(datagram[:4], sys.byteorder)
+        yield datagram[:length]
+        datagram = datagram[(length + 3) & ~3 :]
 
 
 @pytest.mark.parametrize("damage", ["ip link add theirs type bridge", "nft add table inet pynet"])
