@@ -209,6 +209,7 @@ def _start_driver(
     from driver.linux.linux import LinuxKernel  # noqa: PLC0415 - heavy, and not needed to answer
     from driver.linux.relay import RelayClient  # noqa: PLC0415 - the same
 
+    gc.freeze()  # see below: what was imported stays, too
     try:
         relay = RelayClient(
             settings.relay_socket or settings.state_dir / RELAY_NAME,

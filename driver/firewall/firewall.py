@@ -95,18 +95,24 @@ class Firewall:
         """Take it out again."""
         self._kernel.change_elements(ruleset.delete_endpoint(endpoint, network))
 
-    def install(self, networks: Iterable[Network], endpoints: Iterable[Endpoint]) -> None:
+    def install(
+        self,
+        networks: Iterable[Network],
+        endpoints: Iterable[Endpoint],
+        links: Callable[[], Mapping[str, Link]] | None = None,
+    ) -> None:
         """Install the complete ruleset of these networks and endpoints; without networks remove it.
 
-        A network without containers does not turn on forwarding: see `_ensure_forwarding`. What
-        fails is raised when all the rest has been made.
+        `links` lists the host's interfaces, for who has done so already. A network without
+        containers does not turn on forwarding: see `_ensure_forwarding`. What fails is raised when
+        all the rest has been made.
         """
         networks, endpoints = tuple(networks), tuple(endpoints)
         if not networks:
             self.remove()
             return
         joined = {each.network_id for each in endpoints if each.attachment is not None}
-        links = cache(self._kernel.observe_links)  # once for all, and for each that it is refused
+        links = links or cache(self._kernel.observe_links)  # once, unless it is refused
         attempt_all(
             [
                 partial(self._ensure_forwarding, [each for each in networks if each.id in joined]),

@@ -22,12 +22,13 @@ from tests.kernel.host import mount_namespace
 from tests.samples import KEEPALIVE, RP_FILTER, network, new_endpoint, new_join, ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pyroute2.netlink import nlmsg
 
     from driver.driver import BridgeDriver, NewEndpoint
     from driver.model import Network
+    from driver.observed import Link
     from tests.kernel.host import RealHost
 
 PUBLISHED = ports("8080:80")
@@ -200,6 +201,28 @@ def test_a_sandbox_that_has_come_is_configured_without_asking_rtnetlink(
     assert (cost.links, cost.sends, cost.threads) == (0, 0, 3)
     assert real.value(sandbox, KEEPALIVE) == "600"
     assert real.value(sandbox, "net.ipv4.conf.eth0.rp_filter") == "2"
+
+
+def test_a_restart_lists_the_interfaces_twice(
+    driver: BridgeDriver, real: RealHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before what is dead is forgotten, and when the bridges are there: 0.2 s for 1,000 of them."""
+    driver.create_network(network(1))
+    driver.create_endpoint(new_endpoint())
+    sandbox = real.add_sandbox(1)
+    driver.join(new_join(sandbox=sandbox))
+    real.move(host_end_name(new_endpoint().id), sandbox)
+    observe_links = driver._kernel.observe_links
+    listings: list[Mapping[str, Link]] = []
+
+    def observe() -> Mapping[str, Link]:
+        listings.append(found := observe_links())
+        return found
+
+    monkeypatch.setattr(driver._kernel, "observe_links", observe)
+    driver.restore()
+    assert len(listings) == 2
+    assert not driver.check()
 
 
 def is_configured(driver: BridgeDriver) -> bool:
