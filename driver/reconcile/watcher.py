@@ -110,7 +110,8 @@ class Watcher:
 
     Most of what other programs do to their own bridges and rules is told of as well, and is none:
     after a look that found nothing the next waits CALM_SHARE times as long as that one took, so
-    that no more than a fifth of a processor goes into looking, whatever others do.
+    that a fifth of a processor goes into looking, whatever others do; more beside so many endpoints
+    that a look takes long, since damage is not to wait for more than LONGEST_CALM_SECONDS.
     """
 
     def __init__(
