@@ -246,59 +246,48 @@ def test_a_fight_is_told_of_once_until_it_is_over(caplog: pytest.LogCaptureFixtu
     watcher.close()
 
 
+class Slow(Repairable):
+    """Something at which a look takes so many seconds, by its own clock."""
+
+    def __init__(self, *damage: Drift, seconds: float) -> None:
+        super().__init__(*damage)
+        self.seconds = seconds
+        self.now = 0.0
+
+    def repair(self, choose: Choice) -> tuple[tuple[Drift, ...], bool]:
+        self.now += self.seconds
+        return super().repair(choose)
+
+    def watcher(self) -> Watcher:
+        """Return one that was told of damage."""
+        watcher = Watcher(self, Counts(), Health(), lambda: self.now)
+        watcher.on_damage()
+        return watcher
+
+
 def test_no_more_than_a_share_of_a_processor_goes_into_a_fight() -> None:
-    now = 0.0
-    repairable = Repairable()
-
-    def take_long(choose: Choice) -> tuple[tuple[Drift, ...], bool]:
-        nonlocal now
-        now += 2.0
-        return Repairable.repair(repairable, choose)
-
-    repairable.repair = take_long  # type: ignore[method-assign]
-    watcher = Watcher(repairable, Counts(), Health(), lambda: now)
-    repairable.damage = (BRIDGE,)
-    watcher.on_damage()
+    watcher = Slow(BRIDGE, seconds=2.0).watcher()
     wait_until(lambda: watcher._interval == SHARE * 2.0, 5, "the next has to wait the longer")
     watcher.close()
 
 
 def test_harmless_news_without_end_takes_no_more_than_a_share_of_a_processor() -> None:
-    now = 0.0
-    repairable = Repairable()
-
-    def take_some(choose: Choice) -> tuple[tuple[Drift, ...], bool]:
-        nonlocal now
-        now += 0.1
-        return Repairable.repair(repairable, choose)
-
-    repairable.repair = take_some  # type: ignore[method-assign]
-    watcher = Watcher(repairable, Counts(), Health(), lambda: now)
-    watcher.on_damage()
+    slow = Slow(seconds=0.1)
+    watcher = slow.watcher()
     wait_until(lambda: watcher._calm_until > 0.1, 5, "the first look is over")
     assert watcher._calm_until == pytest.approx(0.1 * (1 + CALM_SHARE))
-    repairable.damage = (BRIDGE,)
+    slow.damage = (BRIDGE,)
     watcher.on_damage()
     wait_until(lambda: watcher._condition._waiters, 5, "it waits")  # type: ignore[attr-defined]
-    assert repairable.looks == 1, "it is not looked again at once"
-    now = 0.1 * (1 + CALM_SHARE)
+    assert slow.looks == 1, "it is not looked again at once"
+    slow.now = watcher._calm_until
     wake(watcher)
-    wait_until(lambda: not repairable.damage, 5, "nor is it forgotten")
+    wait_until(lambda: not slow.damage, 5, "nor is it forgotten")
     watcher.close()
 
 
 def test_a_long_look_is_not_followed_by_a_long_rest() -> None:
-    now = 0.0
-    repairable = Repairable()
-
-    def take_long(choose: Choice) -> tuple[tuple[Drift, ...], bool]:
-        nonlocal now
-        now += 9.0
-        return Repairable.repair(repairable, choose)
-
-    repairable.repair = take_long  # type: ignore[method-assign]
-    watcher = Watcher(repairable, Counts(), Health(), lambda: now)
-    watcher.on_damage()
+    watcher = Slow(seconds=9.0).watcher()
     wait_until(lambda: watcher._calm_until > 0, 5, "the look is over")
     assert watcher._calm_until == 9.0 + LONGEST_CALM_SECONDS
     watcher.close()
