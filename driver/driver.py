@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         Network,
         NetworkId,
         PortRequest,
+        RuleCount,
         SandboxKey,
         Sysctl,
         Traffic,
@@ -709,6 +710,10 @@ class BridgeDriver:
     def read_drops(self) -> Drops:
         """Return what the firewall has dropped, by reason and by interface; takes no lock."""
         return self._kernel.read_drops()
+
+    def read_rules(self) -> tuple[RuleCount, ...]:
+        """Return every rule of the firewall with what it has counted; takes no lock."""
+        return self._firewall.read_rules()
 
     def find_interface(self, endpoint_id: EndpointId) -> str | None:
         """Return what the endpoint's interface is called in its sandbox, None if it is in none."""

@@ -409,6 +409,24 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Count:
+    """What a counter of nftables has counted since the tables were made."""
+
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCount:
+    """A rule as `base.nft` has it, in a chain of a table, and the packets that it applied to."""
+
+    table: str
+    chain: str
+    rule: str
+    count: Count
+
+
+@dataclass(frozen=True, slots=True)
 class Drops:
     """Packets that were dropped, by reason (a counter each in `base.nft`).
 

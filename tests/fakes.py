@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
 
 from driver.errors import Conflict, DriverError, InvalidRequest, KernelError, NotFound
+from driver.firewall.base import list_chains
 from driver.firewall.elements import render_changes
 from driver.model import (
+    Count,
     Drops,
     HostPort,
     MacAddress,
@@ -104,6 +106,7 @@ class FakeKernel:
         self.passage = Passage()
         self.boot = "first boot"
         self.dropped = Drops({}, {})
+        self.rule_counts: dict[tuple[str, str], tuple[Count, ...]] = {}
         self.zone: frozenset[str] = frozenset()
         self.problem_of_zone: str | None = None
         self.zone_answers = True
@@ -306,6 +309,16 @@ class FakeKernel:
 
     def read_drops(self) -> Drops:
         return self.dropped
+
+    def read_rule_counts(self) -> dict[tuple[str, str], tuple[Count, ...]]:
+        """Return `rule_counts`; what is not there has counted nothing."""
+        there = {name.split()[0] for name in self.tables}
+        nothing = {
+            (each.family, each.name): (Count(0, 0),) * len(each.rules)
+            for each in list_chains()
+            if each.family in there
+        }
+        return nothing | self.rule_counts
 
     def ensure_forward_accept(self, mark: int) -> None:
         self.accepted_marks.add(mark)

@@ -9,17 +9,20 @@ from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from driver.errors import DriverError
+from driver.errors import Conflict, DriverError
 from driver.firewall import ruleset
+from driver.firewall.base import list_chains
+from driver.model import RuleCount
 from driver.observed import find_exits, find_uplinks
 from driver.undo import Rollback, attempt_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+    from driver.firewall.base import Chain
     from driver.firewall.elements import Changes
     from driver.linux import Kernel
-    from driver.model import Endpoint, Network
+    from driver.model import Count, Endpoint, Network
     from driver.observed import Link
 
 
@@ -32,6 +35,17 @@ def find_zone(networks: Iterable[Network], exits: Collection[str] = ()) -> froze
     return frozenset(bridge.name for network in networks for bridge in network.bridges).difference(
         exits
     )
+
+
+def _count(chain: Chain, counts: Mapping[tuple[str, str], Sequence[Count]]) -> Iterator[RuleCount]:
+    found = counts.get((chain.family, chain.name), ())
+    if len(found) != len(chain.rules):
+        raise Conflict(
+            f"read the counters of chain {chain.family} pynet {chain.name}: it has {len(found)} "
+            f"rules in place of {len(chain.rules)}; pynet check --repair mends it"
+        )
+    for rule, count in zip(chain.rules, found, strict=True):
+        yield RuleCount(f"{chain.family} pynet", chain.name, rule, count)
 
 
 class Firewall:
@@ -179,6 +193,17 @@ class Firewall:
 
     def _uplinks(self) -> frozenset[str]:
         return find_uplinks(self._kernel.observe_links())
+
+    def read_rules(self) -> tuple[RuleCount, ...]:
+        """Return the rules of our tables as `base.nft` has them, with what each has counted.
+
+        None without networks. Raises Conflict while a chain is not as the file has it: what its
+        rules are is then not known.
+        """
+        counts = self._kernel.read_rule_counts()
+        if not counts:
+            return ()
+        return tuple(chain.from_iterable(_count(each, counts) for each in list_chains()))
 
     def _ensure_forwarding(self, networks: Iterable[Network]) -> None:
         """Turn on the forwarding that these networks need; it stays on.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from driver.firewall.elements import Change
     from driver.model import (
         Bridge,
+        Count,
         DirectInterface,
         Drops,
         HostPort,
@@ -82,6 +83,9 @@ class Kernel(Protocol):
 
     def read_drops(self) -> Drops:
         """Return what our tables have dropped since they were made, and by which interfaces."""
+
+    def read_rule_counts(self) -> Mapping[tuple[str, str], tuple[Count, ...]]:
+        """Return what each rule of our tables has counted, by family and chain, in their order."""
 
     def ensure_forward_accept(self, mark: int) -> None:
         """Accept packets that carry the mark in the iptables FORWARD chain, IPv4 and IPv6."""

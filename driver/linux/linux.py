@@ -15,7 +15,7 @@ from driver.errors import KernelError, NotFound
 from driver.health import Health
 from driver.linux import (
     conntrack,
-    drops,
+    counters,
     filters,
     forward,
     iptables,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from driver.linux.relay import RelayClient
     from driver.model import (
         Bridge,
+        Count,
         DirectInterface,
         Drops,
         HostPort,
@@ -187,7 +188,12 @@ class LinuxKernel:
     def read_drops(self) -> Drops:
         """See `Kernel`."""
         with self._looking.open() as netfilter:
-            return drops.read_drops(netfilter)
+            return counters.read_drops(netfilter)
+
+    def read_rule_counts(self) -> Mapping[tuple[str, str], tuple[Count, ...]]:
+        """See `Kernel`."""
+        with self._looking.open() as netfilter:
+            return counters.read_rule_counts(netfilter)
 
     def ensure_forward_accept(self, mark: int) -> None:
         """See `Kernel`."""

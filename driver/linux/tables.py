@@ -43,6 +43,8 @@ _APPEND = 0x800  # NLM_F_APPEND
 _NUMBER = struct.Struct(">I")
 _TABLE, _OF_SET = 1, 2  # NFTA_…_TABLE, NFTA_SET_ELEM_LIST_SET
 _ELEMENTS, _SET_ID = 3, 10  # NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ID
+_EXPRESSIONS = 4  # NFTA_RULE_EXPRESSIONS
+_COUNTER = encode_text(1, "counter")  # NFTA_EXPR_NAME: comes first, nf_tables_fill_expr_info()
 _SET_FLAGS, _EVALUATED, _OBJECT_DATA = 3, 0x20, 4  # NFTA_SET_FLAGS, NFT_SET_EVAL, NFTA_OBJ_DATA
 
 
@@ -139,20 +141,18 @@ class Held(NamedTuple):
 
 def read(source: Connection) -> tuple[Held, ...]:
     """Return all that our tables hold but elements, in the order in which it can be made."""
-    found: list[Held] = []
-    for kind in (*ORDER, RULE):
-        for family in (_ANY_FAMILY,) if kind.lists_all else FAMILIES.values():
-            only = b"" if kind is TABLE else encode_text(_TABLE, NAME)
-            for body in _dump(source, kind.get, HEAD.pack(family, 0, 0) + only):
-                word = _WORDS.get(body[0])
-                table = parse_attributes(body, HEAD.size).get(_TABLE, b"")
-                if (
-                    word is not None
-                    and parse_text(table) == NAME
-                    and family in {_ANY_FAMILY, body[0]}
-                ):
-                    found.append(Held(kind, word, body))
-    return tuple(found)
+    return tuple(held for kind in (*ORDER, RULE) for held in _list(source, kind))
+
+
+def _list(source: Connection, kind: Kind) -> Iterator[Held]:
+    """Yield what our tables hold of a kind, in the kernel's order."""
+    for family in (_ANY_FAMILY,) if kind.lists_all else FAMILIES.values():
+        only = b"" if kind is TABLE else encode_text(_TABLE, NAME)
+        for body in _dump(source, kind.get, HEAD.pack(family, 0, 0) + only):
+            word = _WORDS.get(body[0])
+            table = parse_attributes(body, HEAD.size).get(_TABLE, b"")
+            if word is not None and parse_text(table) == NAME and family in {_ANY_FAMILY, body[0]}:
+                yield Held(kind, word, body)
 
 
 def copy(source: Connection, things: Iterable[Held]) -> Iterator[Making]:
@@ -194,13 +194,20 @@ def _outline(things: Iterable[Held]) -> Iterator[str]:
                 name = parse_text(value)
             # What a counter has counted is no part of it.
             if number not in kind.told and kind is not OBJECT:
-                mark = zlib.crc32(value, mark)
+                is_rules = kind is RULE and number == _EXPRESSIONS
+                mark = zlib.crc32(_without_counts(value) if is_rules else value, mark)
         where = f"{each.family} {NAME} {kind.word} {name}"
         if kind is RULE:
             place = each.family, name
             numbers[place] = numbers.get(place, 0) + 1
             where = f"{each.family} {NAME} chain {name}, rule {numbers[place]}"
         yield f"{where} ({mark:08x})"
+
+
+def _without_counts(expressions: bytes) -> bytes:
+    """Return a rule's expressions but for what its counters have counted."""
+    found = parse_nested(expressions)
+    return b"".join(_COUNTER if each.startswith(_COUNTER) else each for each in found)
 
 
 def _is_dynamic(body: bytes) -> bool:
@@ -243,6 +250,16 @@ def read_elements(source: Connection, family: str, name: str) -> Iterator[dict[i
     for body in _list_elements(source, FAMILIES[family], name):
         for element in parse_nested(parse_attributes(body, HEAD.size)[_ELEMENTS]):
             yield parse_attributes(element)
+
+
+def read_rules(source: Connection) -> Iterator[tuple[str, str, list[dict[int, bytes]]]]:
+    """Yield the rules of our tables in order: the family, the chain, each expression's attributes.
+
+    Unlike `read`, for what they have counted.
+    """
+    for each in _list(source, RULE):
+        expressions = parse_attributes(each.body, HEAD.size).get(_EXPRESSIONS, b"")
+        yield each.family, each.name, [parse_attributes(one) for one in parse_nested(expressions)]
 
 
 def read_counters(source: Connection) -> Iterator[tuple[str, str, dict[int, bytes]]]:

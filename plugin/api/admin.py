@@ -103,6 +103,10 @@ def _add_networks(api: Blueprint, ask: Ask) -> None:
     def drops() -> Response:
         return ask(lambda driver: report.report_drops(driver.read_drops()))
 
+    @api.get("/rules")
+    def rules() -> Response:
+        return ask(lambda driver: report.report_rules(driver.read_rules()))
+
     @api.get("/differences")
     def differences() -> Response:
         return ask(lambda driver: report.report_differences(driver.check()))

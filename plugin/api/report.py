@@ -15,7 +15,7 @@ from driver.model import GuardAlso, guard_of, host_end_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from driver.model import Drops, Endpoint, Network, NetworkOptions, PortBinding
+    from driver.model import Drops, Endpoint, Network, NetworkOptions, PortBinding, RuleCount
     from driver.reconcile.advice import Advice
     from driver.reconcile.diff import Drift
     from driver.sysctl.report import Row
@@ -30,6 +30,22 @@ def report_networks(state: Iterable[tuple[Network, tuple[Endpoint, ...]]]) -> di
 def report_drops(drops: Drops) -> dict[str, Any]:
     """Return the answer to GET /drops: packets that the firewall has dropped, by reason."""
     return {"totals": drops.totals, "interfaces": drops.by_interface}
+
+
+def report_rules(rules: Iterable[RuleCount]) -> dict[str, Any]:
+    """Return the answer to GET /rules: the firewall's rules and what each has counted."""
+    return {
+        "rules": [
+            {
+                "table": each.table,
+                "chain": each.chain,
+                "rule": each.rule,
+                "packets": each.count.packets,
+                "bytes": each.count.bytes,
+            }
+            for each in rules
+        ]
+    }
 
 
 def report_differences(differences: Iterable[Drift]) -> dict[str, Any]:

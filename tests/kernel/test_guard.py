@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from driver.errors import Conflict
+from driver.firewall.ruleset import TABLES
 from driver.linux import netns
 from driver.linux.rtnetlink import MAX_LEARNED
 from driver.model import EndpointOptions, Guard, host_end_name
@@ -25,9 +27,11 @@ from tests.kernel.host import ip, run
 from tests.samples import network, new_endpoint, pool
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from driver.driver import BridgeDriver
     from driver.linux.linux import LinuxKernel
-    from driver.model import Endpoint, Network
+    from driver.model import Endpoint, Network, RuleCount
     from tests.kernel.host import RealHost
 
 NETWORK = network(1, pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64")))
@@ -180,6 +184,33 @@ def test_drops_are_counted_by_reason_and_port(
     assert drops.totals["source"] == 3
     assert drops.by_interface == {host_end_name(sender.id): {"source": 3}}
     assert driver.check() == (), "what passing packets leave is no damage"
+
+
+def test_every_rule_is_shown_with_what_it_has_counted(
+    driver: BridgeDriver, real: RealHost, linux: LinuxKernel
+) -> None:
+    assert driver.read_rules() == ()
+    sender, listener = begin(driver, real, guard=Guard.ADDRESS)
+    heard(sender, listener, FOREIGN, FOREIGN, NEIGHBOURS)
+    rules = driver.read_rules()
+    assert counted(rules, "bridge pynet", "drop_source") == [3], "by the counter of its reason"
+    assert counted(rules, "bridge pynet", "guard")[1] >= 4, "all that came by host ends"
+    assert len({(each.table, each.chain) for each in rules}) == count_chains()
+    assert driver.check() == (), "what rules have counted is no damage"
+    chain = "bridge", "pynet", "address4"
+    run("nft", "insert", "rule", *chain, "counter", "accept")
+    assert any("chain address4, rule 4" in each.subject for each in driver.check())
+    with pytest.raises(Conflict, match="address4: it has 4 rules in place of 3; pynet check --rep"):
+        driver.read_rules()
+
+
+def counted(rules: Iterable[RuleCount], table: str, chain: str) -> list[int]:
+    """Return what the rules of a chain have counted."""
+    return [each.count.packets for each in rules if (each.table, each.chain) == (table, chain)]
+
+
+def count_chains() -> int:
+    return sum(run("nft", "list", "table", *each.split()).count("\tchain ") for each in TABLES)
 
 
 def test_no_table_has_dropped_nothing(linux: LinuxKernel) -> None:

@@ -119,6 +119,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "unwatch_sandbox": _ONLY_REFUSED,
     "watch_damage": (),  # begins and ends with the process, and belongs to no operation
     "read_drops": _ONLY_REFUSED,
+    "read_rule_counts": _ONLY_REFUSED,
     "read_traffic": _ONLY_REFUSED,
     "boot_id": _ONLY_REFUSED,
     "close": (),  # the same

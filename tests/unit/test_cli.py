@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from flask import Flask, request
 
-from driver.model import Drops
+from driver.model import Count, Drops
 from plugin.api import create_app
 from plugin.cli import COMMANDS, DIFFERS, DRIVER_DOWN, FAILED, MISUSED, main
 from plugin.cli.errors import AskError
@@ -293,6 +293,19 @@ def test_check_says_that_nothing_differs(run: Run) -> None:
     result = run("check")
     assert (result.exit_code, result.stdout) == (0, "nothing differs\n")
     assert json.loads(run("check", "--json").stdout) == {"differences": [], "warnings": []}
+
+
+def test_check_shows_the_rules_with_what_they_have_counted(run: Run, kernel: FakeKernel) -> None:
+    kernel.rule_counts["bridge", "drop_source"] = (Count(3, 180),)
+    rules = json.loads(run("check", "--rules", "--json").stdout)["rules"]
+    (dropping,) = (each for each in rules if each["chain"] == "drop_source" and each["packets"])
+    assert (dropping["table"], dropping["bytes"]) == ("bridge pynet", 180)
+    shown = run("check", "--rules")
+    assert shown.exit_code == 0
+    (line,) = (line for line in shown.stdout.splitlines() if "  180  " in line)
+    assert line.split()[:5] == ["bridge", "pynet", "drop_source", "3", "180"]
+    assert line.endswith(dropping["rule"])
+    assert len(shown.stdout.splitlines()) == len(rules) + 4, "a line a rule"
 
 
 def test_check_prints_what_differs_and_repairs_it(run: Run, kernel: FakeKernel) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from driver.firewall import ruleset
-from driver.firewall.base import read_base
+from driver.firewall.base import list_chains, read_base
 from driver.firewall.elements import render_changes
 from driver.model import (
     EndpointOptions,
@@ -122,6 +122,12 @@ def test_chains_and_rules_are_as_many_as_for_none(
 ) -> None:
     text = ruleset.render_ruleset(networks, endpoints, ["br-lan"])
     assert constant(text) == constant(FILES["base"])
+
+
+def test_every_rule_counts_what_it_applies_to() -> None:
+    rules = [rule for each in list_chains() for rule in each.rules]
+    assert len(rules) > 100
+    assert [rule for rule in rules if len(re.findall(r"\bcounter\b", rule)) != 1] == []
 
 
 def test_every_element_names_its_owner() -> None:

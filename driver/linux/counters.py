@@ -1,4 +1,4 @@
-"""Read the drop counters of pynet's tables, by reason and by interface."""
+"""Read what pynet's tables have counted: each rule, and each drop by reason and interface."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from driver.linux.nfnetlink import parse_attributes, parse_nested, parse_text
-from driver.linux.tables import read_counters, read_elements
-from driver.model import Drops
+from driver.linux.tables import read_counters, read_elements, read_rules
+from driver.model import Count, Drops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _SET = "dropped_"
 _KEY, _EXPRESSION, _EXPRESSIONS, _VALUE = 1, 7, 11, 1  # NFTA_SET_ELEM_…, NFTA_DATA_VALUE
-_DATA, _PACKETS = 2, 2  # NFTA_EXPR_DATA, NFTA_COUNTER_PACKETS
+_NAME, _DATA = 1, 2  # NFTA_EXPR_…
+_BYTES, _PACKETS = 1, 2  # NFTA_COUNTER_…
+_OBJECT_NAME = 2  # NFTA_OBJREF_IMM_NAME
 
 
 def read_drops(netfilter: Connection) -> Drops:
@@ -34,6 +36,29 @@ def read_drops(netfilter: Connection) -> Drops:
             for interface, number in _interfaces(netfilter, family, reason):
                 by_interface.setdefault(interface, Counter())[reason] += number
     return Drops(dict(totals), {name: dict(each) for name, each in by_interface.items()})
+
+
+def read_rule_counts(netfilter: Connection) -> Mapping[tuple[str, str], tuple[Count, ...]]:
+    """Return the counter of every rule of both tables, in the rules' order, by family and chain.
+
+    Nothing of a table that is not there. Raises NetlinkError if nftables cannot be read.
+    """
+    named = {(family, name): counted for family, name, counted in read_counters(netfilter)}
+    found: dict[tuple[str, str], tuple[Count, ...]] = {}
+    for family, chain, expressions in read_rules(netfilter):
+        count = Count(0, 0)
+        for expression in expressions:
+            name, data = parse_text(expression[_NAME]), parse_attributes(expression.get(_DATA, b""))
+            if name == "counter":
+                count = _count(data)
+            elif name == "objref":
+                count = _count(named.get((family, parse_text(data[_OBJECT_NAME])), {}))
+        found[family, chain] = (*found.get((family, chain), ()), count)
+    return found
+
+
+def _count(counter: Mapping[int, bytes]) -> Count:
+    return Count(_packets(counter), int.from_bytes(counter.get(_BYTES, b""), "big"))
 
 
 def _interfaces(netfilter: Connection, family: str, reason: str) -> Iterator[tuple[str, int]]:
