@@ -326,8 +326,9 @@ class BridgeDriver:
 
     def join(self, new: NewJoin) -> JoinInfo:
         """Create the veth pair and give the sandbox its kernel parameters."""
-        has_sandbox = self._kernel.has_sandbox(new.sandbox)  # if that hangs, then without the lock
-        with self._lock, Rollback() as undo_writes:
+        # The sandbox first: if that hangs, then without the lock.
+        holding = self._kernel.hold_sandbox(new.sandbox)
+        with holding as has_sandbox, self._lock, Rollback() as undo_writes:
             with self._store.transaction():
                 network = self._network(new.network_id)
                 endpoint = self._endpoint(new.network_id, new.endpoint_id)

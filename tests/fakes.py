@@ -450,6 +450,10 @@ class FakeKernel:
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         return sandbox in self.sandboxes
 
+    @contextmanager
+    def hold_sandbox(self, sandbox: SandboxKey) -> Iterator[bool]:
+        yield sandbox in self.sandboxes
+
     def read_sysctls(
         self, sandboxes: Collection[SandboxKey], keys: Sequence[str]
     ) -> Mapping[SandboxKey, Mapping[str, str]]:

@@ -11,6 +11,7 @@ from driver.model import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from driver.firewall.elements import Change
     from driver.model import (
@@ -191,6 +192,12 @@ class Kernel(Protocol):
 
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         """Return whether the path is a network namespace by now."""
+
+    def hold_sandbox(self, sandbox: SandboxKey) -> AbstractContextManager[bool]:
+        """Look a sandbox up once for what this thread asks of it inside the block.
+
+        Lends whether it exists by now. Raises InvalidRequest if it is the host itself.
+        """
 
     def read_sysctls(
         self, sandboxes: Collection[SandboxKey], keys: Sequence[str]

@@ -41,6 +41,7 @@ from driver.undo import Rollback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from driver.firewall.elements import Change
     from driver.linux.relay import RelayClient
@@ -402,6 +403,10 @@ class LinuxKernel:
     def has_sandbox(self, sandbox: SandboxKey) -> bool:
         """See `Kernel`."""
         return netns.is_namespace(sandbox)
+
+    def hold_sandbox(self, sandbox: SandboxKey) -> AbstractContextManager[bool]:
+        """See `Kernel`."""
+        return netns.hold_namespace(sandbox)
 
     def read_sysctls(
         self, sandboxes: Collection[SandboxKey], keys: Sequence[str]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -31,12 +31,24 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _opener = PathOpener()
 
 
+class _Held(threading.local):
+    """The namespace that the thread holds open, see `hold_namespace`."""
+
+    path: str | None = None
+    descriptor = -1
+
+
+_held = _Held()
+
+
 def is_namespace(path: str) -> bool:
     """Return whether a network namespace is mounted at the path.
 
     Docker creates an empty file first and mounts the namespace over it a moment later. Raises
     KernelError if the path lies where a file system does not answer.
     """
+    if path == _held.path:
+        return True
     answer = are_namespaces([path])[path]
     if isinstance(answer, KernelError):
         raise answer
@@ -69,6 +81,9 @@ def open_namespace(path: str) -> Iterator[int]:
     Raises NotFound if there is none, InvalidRequest if it is the host's own: whatever the
     request says, the host is never treated as a container.
     """
+    if path == _held.path:
+        yield _held.descriptor
+        return
     try:
         place = _opener.open(path)
     except OSError as error:
@@ -83,6 +98,24 @@ def open_namespace(path: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def hold_namespace(path: str) -> Iterator[bool]:
+    """Look a path up once for all that this thread does there inside the block.
+
+    Yields whether there is a namespace; where there is none yet, later looks are made anew. So
+    whatever a Join does is done in one sandbox, and its path is walked once. Raises what
+    `open_namespace` does but for NotFound.
+    """
+    with ExitStack() as stack:
+        descriptor = None
+        with suppress(NotFound):
+            descriptor = stack.enter_context(open_namespace(path))
+        if descriptor is not None:
+            _held.path, _held.descriptor = path, descriptor
+            stack.callback(setattr, _held, "path", None)
+        yield descriptor is not None
 
 
 def _open_place(path: str, place: int) -> int:
@@ -126,8 +159,10 @@ def run_in_each(paths: Iterable[P], work: Callable[[P], T]) -> dict[P, T]:
     Those that are gone are left out. The first failure ends it.
     """
     results: dict[P, T] = {}
+    held = _held.path, _held.descriptor  # by the caller, who waits
 
     def run() -> None:
+        _held.path, _held.descriptor = held
         for path in paths:
             with suppress(NotFound), open_namespace(path) as namespace:
                 enter(namespace)

@@ -143,14 +143,14 @@ SAME = {
 }
 EXPECTED = {
     # The pair, its alias, then up: up and without a carrier the alias would cost more than the
-    # message, the more of IPv6's routes there are. The sandbox entered twice, to read the parameter
-    # and to write it: what is written is decided and stored in between, in the calling thread. A
-    # session opens three: its socket, and a pair by which its event loop is woken.
+    # message, the more of IPv6's routes there are. The sandbox looked up once and entered twice, to
+    # read the parameter and to write it: what is written is decided and stored in between, in the
+    # calling thread. A session opens three: its socket, and a pair that wakes its event loop.
     Attach.HANDOVER: SAME
-    | {"join": Cost(links=3, sends=1, rules=1, statements=23, threads=2, opened=8)},
+    | {"join": Cost(links=3, sends=1, rules=1, statements=23, threads=2, opened=7)},
     # Besides the address and the link up, inside, and what is written for the interface.
     Attach.DIRECT: SAME
-    | {"join": Cost(links=5, sends=2, rules=1, statements=23, threads=3, opened=13)},
+    | {"join": Cost(links=5, sends=2, rules=1, statements=23, threads=3, opened=11)},
 }
 
 

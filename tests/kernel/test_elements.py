@@ -55,7 +55,7 @@ def elements() -> Iterator[Elements]:
 
 
 def shown() -> str:
-    return run("nft", "list", "ruleset")
+    return run("nft", "-s", "list", "ruleset")
 
 
 def test_they_are_what_nft_puts_there_comments_included(nft: Nft, elements: Elements) -> None:

@@ -35,7 +35,7 @@ def rules(command: str, chain: str) -> list[str]:
 
 
 def listing() -> str:
-    return run("nft", "list", "ruleset")
+    return run("nft", "-s", "list", "ruleset")
 
 
 def load(name: str) -> None:
@@ -76,7 +76,7 @@ def test_nft_takes_every_golden_file_and_gives_it_back(linux: LinuxKernel, name:
 
 def constant() -> list[str]:
     """Return every chain and rule, without the sets and maps and their elements."""
-    shown = json.loads(run("nft", "--json", "list", "ruleset"))["nftables"]
+    shown = json.loads(run("nft", "--stateless", "--json", "list", "ruleset"))["nftables"]
     return [json.dumps(each) for each in shown if each.keys() & {"chain", "rule"}]
 
 

@@ -38,7 +38,7 @@ def remains(driver: BridgeDriver, real: RealHost) -> dict[str, object]:
     rows = {table: driver._store._db.execute(f"SELECT * FROM {table}") for table in tables}
     return {
         "links": set(real.links()),
-        "rules": run("nft", "list", "ruleset"),
+        "rules": run("nft", "-s", "list", "ruleset"),
         "rows": {table: found.fetchall() for table, found in rows.items()},
         "descriptors": descriptors(),
         "threads": {thread.name for thread in threading.enumerate()},

@@ -12,7 +12,7 @@ import pytest
 
 from driver.errors import InvalidRequest, KernelError, NotFound
 from driver.linux import netns
-from tests.kernel.host import all_but, descriptors
+from tests.kernel.host import all_but, descriptors, mount_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +90,62 @@ def test_work_runs_inside_and_the_caller_stays_outside(real: RealHost) -> None:
         assert netns.run_in(namespace, inode) == Path(sandbox).stat().st_ino != outside
     assert netns.run_in_new(inode) != outside
     assert inode() == outside
+
+
+def test_a_namespace_that_is_held_is_looked_up_once(
+    real: RealHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox, other = real.add_sandbox(1), real.add_sandbox(2)
+    looked: list[str] = []
+    opener = netns._opener
+    open_all = opener.open_all
+
+    def look(paths: list[str]) -> dict[str, int | Exception]:
+        looked.extend(paths)
+        return open_all(paths)
+
+    monkeypatch.setattr(opener, "open_all", look)
+    with netns.hold_namespace(sandbox) as is_there:
+        assert is_there
+        assert netns.is_namespace(sandbox)
+        with netns.open_namespace(sandbox) as namespace:
+            inside = netns.run_in(namespace, inode)
+        found = netns.run_in_each([sandbox, other], lambda _: inode())
+    assert (found[sandbox], found[other]) == (inside, Path(other).stat().st_ino)
+    assert looked == [sandbox, other]
+    assert netns.is_namespace(sandbox)
+    assert looked[2:] == [sandbox], "it is held no longer"
+
+
+def test_a_namespace_is_held_by_the_thread_alone(real: RealHost) -> None:
+    """Another thread would go on with a descriptor that is closed by then, or is another's."""
+    sandbox = real.add_sandbox(1)
+    with netns.hold_namespace(sandbox), netns.open_namespace(sandbox) as held:
+        opened: list[int] = []
+
+        def look() -> None:
+            with netns.open_namespace(sandbox) as own:
+                opened.append(own)
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        assert opened != [held]
+
+
+def test_what_is_not_there_yet_is_looked_for_again(real: RealHost) -> None:
+    sandbox = real.expect_sandbox(1)
+    before = descriptors()
+    with netns.hold_namespace(sandbox) as is_there:
+        assert not is_there
+        mount_namespace(sandbox)
+        assert netns.is_namespace(sandbox)
+    with (
+        pytest.raises(InvalidRequest, match="host's own"),
+        netns.hold_namespace(str(OWN)),
+    ):
+        pytest.fail("the host was entered")
+    assert descriptors() == before
 
 
 def test_nobody_waits_for_what_comes_afterwards(real: RealHost) -> None:

@@ -138,7 +138,7 @@ def shape(server: Server) -> tuple[Any, ...]:
     """Return what the server has and what the kernel has."""
     links = sorted(line.split()[1] for line in ip("-o", "link").splitlines())
     rules = subprocess.run(
-        ["nft", "list", "ruleset"], check=True, capture_output=True, text=True
+        ["nft", "-s", "list", "ruleset"], check=True, capture_output=True, text=True
     ).stdout
     return json.loads(server.get("/networks")[1]), links, rules
 

@@ -107,6 +107,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "observe_host": _ONLY_REFUSED,
     "observe_passage": (),  # only looks, and belongs to no operation
     "has_sandbox": _ONLY_REFUSED,
+    "hold_sandbox": (Fault.REFUSED, Fault.MALFORMED),
     "leaves_elsewhere": _ONLY_REFUSED,
     "read_macs": (),  # only looks, and belongs to no operation
     "read_sysctls": _IN_SANDBOX,
