@@ -88,19 +88,29 @@ class Driver(ABC):
 
 
 class DriverProcess(Driver):
-    """A driver process in an engine's namespaces, outside its chroot."""
+    """A driver process in an engine's namespaces, outside its chroot.
+
+    It is of this repository, or of another one that has its `.venv`.
+    """
 
     def __init__(
-        self, engine: Engine, env: Mapping[str, str] | None = None, wrapper: Sequence[str] = ()
+        self,
+        engine: Engine,
+        env: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+        *,
+        repository: Path = REPOSITORY,
     ) -> None:
         super().__init__(engine, env, wrapper)
+        own = repository == REPOSITORY
+        python = sys.executable if own else repository / ".venv/bin/python"
         with self._log(engine).open("ab") as log:
             self._command = engine.popen(
                 *wrapper,
-                *("env", f"--chdir={REPOSITORY}", sys.executable, "-m", "plugin.cli", "serve"),
+                *("env", f"--chdir={repository}", str(python), "-m", "plugin.cli", "serve"),
                 env={
                     "HOME": str(engine.folder),  # outside the chroot, home would be the machine's
-                    "PYTHONPATH": str(REPOSITORY),
+                    "PYTHONPATH": str(repository),
                     "PYNET_STATE_DIR": str(engine.state),
                     **self.env,
                 },

@@ -7,60 +7,26 @@ port, and one between two containers. None may break, nor lose a byte.
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.engine.connections import NUMBERS, SHORT_NAME, connections, starts_work
 from tests.engine.driver import DriverProcess
 from tests.engine.plugin_image import NAME
-from tests.engine.site import HOST_ADDRESS, LAN, LAN_ADDRESS, Question, Site, check
+from tests.engine.site import Site
 from tests.engine.soak import at_rest, processes
-from tests.engine.steps import KEEPALIVE, first_value, sysctl_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.engine.engine import Engine
 
-PORT, PUBLISHED, NEXT = 80, 8080, 8090
-SHORT_NAME = "pynet"
-NUMBERS = {SHORT_NAME: 60, NAME: 61}
-DIES_AT_ONCE = ("--stop-signal", "KILL")
-
 
 @pytest.fixture
 def site(managed_engine: Engine) -> Iterator[Site]:
     with Site(managed_engine) as site:
         yield site
-
-
-@contextmanager
-def connections(site: Site, *drivers: str) -> Iterator[None]:
-    """Have a network by each of these names, and connections over it that must not break."""
-    with ExitStack() as streams:
-        for driver in drivers:
-            number = NUMBERS[driver]
-            network, port = f"net{number}", PUBLISHED + number
-            site.network(driver, network, number, *sysctl_options({KEEPALIVE: "600"}))
-            web, near = f"web{number}", f"near{number}"
-            site.container(web, network, "-p", f"{port}:{PORT}", *DIES_AT_ONCE)
-            site.container(near, network, *DIES_AT_ONCE)
-            site.echo(web, PORT)
-            streams.enter_context(site.stream(LAN, HOST_ADDRESS[4], port))
-            streams.enter_context(site.stream(near, site.address(web, network, 4), PORT))
-        yield
-        for driver in drivers:
-            starts_work(site, f"net{NUMBERS[driver]}")
-
-
-def starts_work(site: Site, network: str) -> None:
-    """Start containers as if nothing had been: with their parameters, and ports for others."""
-    assert first_value(site.engine, network, KEEPALIVE) == "600"
-    site.container("next", network, "-p", f"{NEXT}:{PORT}")
-    site.serve("next", "tcp", PORT)
-    check(site, [Question(LAN, HOST_ADDRESS[4], NEXT, LAN_ADDRESS[4])])
-    site.engine.docker("rm", "-f", "next")
 
 
 @pytest.mark.managed("everywhere")
