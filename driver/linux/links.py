@@ -354,6 +354,12 @@ def observe_links() -> dict[str, Link]:
     }
 
 
+def list_links() -> tuple[LinkInfo, ...]:
+    """Return every interface of the thread's namespace, in one dump."""
+    with _route("list the interfaces") as route:
+        return route.links()
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """The other end of a veth: its interface index there, and whether it has left this namespace.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Name: the module that has it, and what it is called there.
 COMMANDS = {
+    "capture": ("plugin.cli.capture", "capture"),
     "check": ("plugin.cli.check", "check"),
     "completion": ("plugin.cli.completion", "print_completion"),
     "gc": ("plugin.cli.gc", "collect_garbage"),

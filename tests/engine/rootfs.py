@@ -89,6 +89,9 @@ FIREWALLS = Suite(
     release=OWN,
 )
 
+# Reads what `pynet capture` writes.
+READER = Suite("reader", extra=("tshark",), release="trixie", variant="extract")
+
 # What pynet is measured beside, and with; see bench.
 PEERS = Suite(
     "peers",
@@ -108,7 +111,10 @@ def cache_folder() -> Path:
 
 def ensure_root(suite: str) -> Path:
     """Return the suite's root file system, making it if it is absent or its packages changed."""
-    wanted = {**SUITES, **{each.name: each for each in (PYTHON, SERVICE, FIREWALLS, PEERS)}}[suite]
+    wanted = {
+        **SUITES,
+        **{each.name: each for each in (PYTHON, SERVICE, FIREWALLS, READER, PEERS)},
+    }[suite]
     root = cache_folder() / suite
     with lock(root.with_suffix(".lock")):
         if not _is_current(root, wanted):

@@ -91,6 +91,13 @@ def docker_app(
             return containers
         return [each for each in containers if each["State"] == "running"]
 
+    def inspect_container(identity: str) -> Any:
+        known = containers if isinstance(containers, list) else []
+        names = {each["Id"] for each in known} | {each["Names"][0].lstrip("/") for each in known}
+        if known and identity not in names:
+            return {"message": f"no such container: {identity}"}, 404
+        return own
+
     def inspect_network(identity: str) -> Any:
         if identity in gone or identity not in {each["Id"] for each in networks}:
             return {"message": f"network {identity} not found"}, 404
@@ -99,7 +106,7 @@ def docker_app(
     app.add_url_rule("/version", "version", lambda: {"ApiVersion": VERSION})
     app.add_url_rule(f"/v{VERSION}/networks", "networks", lambda: networks)
     app.add_url_rule(f"/v{VERSION}/containers/json", "containers", list_containers)
-    app.add_url_rule(f"/v{VERSION}/containers/<_>/json", "container", lambda _: own)
+    app.add_url_rule(f"/v{VERSION}/containers/<identity>/json", "container", inspect_container)
     app.add_url_rule(f"/v{VERSION}/networks/<identity>", "network", inspect_network)
     return app
 

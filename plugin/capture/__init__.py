@@ -1,0 +1,1 @@
+"""Capture packets in several network namespaces at once, for `pynet capture` alone."""

@@ -1,0 +1,122 @@
+"""Find the network namespaces that a name on the command line means, of any driver's containers.
+
+Docker knows containers of all networks; `ip netns` and process numbers are understood besides, and
+while Docker is down the ids of pynet's endpoints.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import docker
+from docker.errors import DockerException, NotFound
+from requests.exceptions import RequestException
+
+from driver.model import ID_LENGTH
+from plugin.capture.places import Sandbox
+from plugin.cli.client import TIMEOUT_SECONDS, ask_driver
+from plugin.cli.errors import AskError, DriverDown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+NAMED_NAMESPACES = Path("/run/netns")  # ip-netns(8)
+_PROCESS = re.compile(r"pid:(\d+)")
+_SHARED = re.compile(r"container:(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The sandboxes that a name stands for; `is_network` if it is a network's name."""
+
+    sandboxes: tuple[Sandbox, ...]
+    is_network: bool = False
+
+
+def find_sandboxes(name: str, driver: Path) -> Found:
+    """Return what a container, a network, a named namespace or `pid:N` stands for.
+
+    A container that does not run has no sandbox. Raises AskError if there is nothing of that name,
+    naming the nearest known one.
+    """
+    if match := _PROCESS.fullmatch(name):
+        return Found((Sandbox(name, f"/proc/{match[1]}/ns/net"),))
+    why = None
+    try:
+        found = _ask_docker(name)
+    except (DockerException, RequestException) as error:
+        found, why = None, str(error)
+    if found is None and (NAMED_NAMESPACES / name).is_file() and "/" not in name:
+        found = Found((Sandbox(name, str(NAMED_NAMESPACES / name)),))
+    if found is None:
+        found = _ask_driver(name, driver)
+    if found is not None:
+        return found
+    silence = f"; Docker could not be asked: {why}" if why else ""
+    raise AskError(f"no container, network or namespace is called {name}{_nearest(name)}{silence}")
+
+
+def _ask_docker(name: str) -> Found | None:
+    client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
+    try:
+        with suppress(NotFound):
+            return Found(tuple(_sandbox(client, client.api.inspect_container(name))))
+        with suppress(NotFound):
+            network = client.api.inspect_network(name)
+            containers = (client.api.inspect_container(each) for each in network["Containers"])
+            found = [sandbox for each in containers for sandbox in _sandbox(client, each)]
+            return Found(tuple(found), is_network=True)
+        return None
+    finally:
+        client.close()
+
+
+def _sandbox(client: docker.DockerClient, container: dict[str, Any]) -> Iterator[Sandbox]:
+    """Yield a container's sandbox, or that of the container whose network it shares."""
+    name = container["Name"].lstrip("/")
+    if match := _SHARED.fullmatch(container["HostConfig"]["NetworkMode"]):
+        container = client.api.inspect_container(match[1])
+    if container["HostConfig"]["NetworkMode"] == "host":
+        raise AskError(f"{name} is in the host's own namespace: use `host`")
+    if container["State"]["Running"] and (path := container["NetworkSettings"]["SandboxKey"]):
+        yield Sandbox(name, path)
+
+
+def _ask_driver(name: str, driver: Path) -> Found | None:
+    try:
+        networks = ask_driver(driver, "/networks")["networks"]
+    except DriverDown:
+        return None
+    for network in networks:
+        if network["id"].startswith(name):
+            return Found(tuple(_of_endpoints(network["endpoints"])), is_network=True)
+        if ends := [each for each in network["endpoints"] if each["id"].startswith(name)]:
+            return Found(tuple(_of_endpoints(ends)))
+    return None
+
+
+def _of_endpoints(endpoints: Iterable[Mapping[str, Any]]) -> Iterator[Sandbox]:
+    for each in endpoints:
+        if each["sandbox"]:
+            yield Sandbox(each["id"][:ID_LENGTH], each["sandbox"])
+
+
+def _nearest(name: str) -> str:
+    """Return a clause that names what is called nearly so, if anything is."""
+    known: set[str] = set()
+    with suppress(DockerException, RequestException):
+        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
+        try:
+            known |= {each["Name"] for each in client.api.networks()}
+            known |= {each["Names"][0].lstrip("/") for each in client.api.containers(all=True)}
+        finally:
+            client.close()
+    with suppress(OSError):
+        known |= {each.name for each in NAMED_NAMESPACES.iterdir()}
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
