@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import socket
-from ctypes.util import find_library
 from functools import cache
 
 from driver.errors import DriverError, InvalidRequest
@@ -16,7 +15,7 @@ from driver.errors import DriverError, InvalidRequest
 _ETHERNET, _RAW = 1, 12  # DLT_…: with an Ethernet header, as all of Docker's have, or without
 _UNKNOWN_NETMASK = 0xFFFFFFFF  # PCAP_NETMASK_UNKNOWN
 _SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
-_NAME = "libpcap.so.0.8"  # the name that Debian has given it, whatever its version
+_NAMES = ("libpcap.so.0.8", "libpcap.so.1")  # Debian's for it, whatever its version; others'
 
 
 class _Instruction(ctypes.Structure):
@@ -79,14 +78,20 @@ def compile_filter(text: str, length: int, *, is_raw: bool = False) -> PacketFil
     return PacketFilter(instructions)
 
 
+def _find(name: str) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None
+
+
 @cache
 def _load() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(find_library("pcap") or _NAME)
-    except OSError as error:
+    library = next(filter(None, map(_find, _NAMES)), None)
+    if library is None:
         raise DriverError(
             "compile the filter: there is no libpcap; on Debian: apt-get install libpcap0.8"
-        ) from error
+        )
     library.pcap_open_dead.restype = ctypes.c_void_p
     library.pcap_open_dead.argtypes = (ctypes.c_int, ctypes.c_int)
     library.pcap_compile.argtypes = (

@@ -32,10 +32,18 @@ _SHARED = re.compile(r"container:(.+)")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The sandboxes that a name stands for; `is_network` if it is a network's name."""
+    """The sandboxes that a name stands for; if it is a network's, with the name of its bridge.
+
+    A network of a driver without bridges has an empty one.
+    """
 
     sandboxes: tuple[Sandbox, ...]
-    is_network: bool = False
+    bridge: str | None = None
+
+    @property
+    def is_network(self) -> bool:
+        """Whether the name is a network's."""
+        return self.bridge is not None
 
 
 def find_sandboxes(name: str, driver: Path) -> Found:
@@ -48,7 +56,7 @@ def find_sandboxes(name: str, driver: Path) -> Found:
         return Found((Sandbox(name, f"/proc/{match[1]}/ns/net"),))
     why = None
     try:
-        found = _ask_docker(name)
+        found = _ask_docker(name, driver)
     except (DockerException, RequestException) as error:
         found, why = None, str(error)
     if found is None and (NAMED_NAMESPACES / name).is_file() and "/" not in name:
@@ -61,7 +69,7 @@ def find_sandboxes(name: str, driver: Path) -> Found:
     raise AskError(f"no container, network or namespace is called {name}{_nearest(name)}{silence}")
 
 
-def _ask_docker(name: str) -> Found | None:
+def _ask_docker(name: str, driver: Path) -> Found | None:
     client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
     try:
         with suppress(NotFound):
@@ -70,10 +78,22 @@ def _ask_docker(name: str) -> Found | None:
             network = client.api.inspect_network(name)
             containers = (client.api.inspect_container(each) for each in network["Containers"])
             found = [sandbox for each in containers for sandbox in _sandbox(client, each)]
-            return Found(tuple(found), is_network=True)
+            return Found(tuple(found), _bridge_of(network, driver))
         return None
     finally:
         client.close()
+
+
+def _bridge_of(network: Mapping[str, Any], driver: Path) -> str:
+    """Return a network's bridge: the name that Docker gives it, or what pynet says."""
+    if network["Driver"] == "bridge":
+        options: Mapping[str, str] = network["Options"] or {}
+        return options.get("com.docker.network.bridge.name", f"br-{network['Id'][:ID_LENGTH]}")
+    with suppress(DriverDown):
+        for each in ask_driver(driver, "/networks")["networks"]:
+            if each["id"] == network["Id"]:
+                return str(each["bridge"])
+    return ""
 
 
 def _sandbox(client: docker.DockerClient, container: dict[str, Any]) -> Iterator[Sandbox]:
@@ -94,7 +114,7 @@ def _ask_driver(name: str, driver: Path) -> Found | None:
         return None
     for network in networks:
         if network["id"].startswith(name):
-            return Found(tuple(_of_endpoints(network["endpoints"])), is_network=True)
+            return Found(tuple(_of_endpoints(network["endpoints"])), network["bridge"])
         if ends := [each for each in network["endpoints"] if each["id"].startswith(name)]:
             return Found(tuple(_of_endpoints(ends)))
     return None
