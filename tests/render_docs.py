@@ -1,4 +1,4 @@
-"""Render docs/options.md from the code and README's figures from what was measured.
+"""Render docs/options.md, docs/causes.md and README's figures from the code and what was measured.
 
     python -m tests.render_docs
 
@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.figures import place_figures
+from driver.diagnosis.causes import CAUSES
 from driver.options import ENDPOINT_OPTIONS, NETWORK_OPTIONS
 from plugin.settings import LOG_LEVELS, Settings
 
@@ -21,6 +23,16 @@ if TYPE_CHECKING:
 
 README = Path(__file__).parents[1] / "README.md"
 OPTIONS_FILE = README.parent / "docs" / "options.md"
+CAUSES_FILE = README.parent / "docs" / "causes.md"
+CAUSES_HEAD = """\
+# Causes
+
+<!-- Made by `python -m tests.render_docs` from driver/diagnosis/causes.py. -->
+
+What [`pynet doctor`](troubleshooting.md) finds: why packets do not arrive, and what helps. The ids
+are those of `--json`, and stay.
+
+"""
 
 _LEVELS = ", ".join(f"`{level}`" for level in LOG_LEVELS)
 
@@ -169,6 +181,18 @@ def render_options() -> str:
     )
 
 
+def render_causes() -> str:
+    """Return docs/causes.md."""
+    rows = [(f"`{each.id}`", each.layer, _shown(each.text), _shown(each.remedy)) for each in CAUSES]
+    return CAUSES_HEAD + _rows(("id", "layer", "cause", "remedy"), rows) + "\n"
+
+
+def _shown(template: str) -> str:
+    """Return a template with its words in capitals; what is not always there is left out."""
+    words = re.sub(r"\{(others|why|where|from_where)\}", "", template)
+    return re.sub(r"\{(\w+)\}", lambda word: word[1].upper(), words)
+
+
 def variable(field: str) -> str:
     """Return the environment variable of a setting."""
     return f"PYNET_{field.upper()}"
@@ -206,4 +230,5 @@ def _rows(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 if __name__ == "__main__":
     OPTIONS_FILE.write_text(render_options())
+    CAUSES_FILE.write_text(render_causes())
     README.write_text(place_figures(README.read_text()))

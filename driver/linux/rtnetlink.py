@@ -30,6 +30,7 @@ from pyroute2.netlink.rtnl import (
     RTM_DELRULE,
     RTM_GETADDR,
     RTM_GETLINK,
+    RTM_GETNEIGH,
     RTM_GETROUTE,
     RTM_NEWADDR,
     RTM_NEWLINK,
@@ -37,6 +38,7 @@ from pyroute2.netlink.rtnl import (
 from pyroute2.netlink.rtnl.fibmsg import FR_ACT_NAMES, fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOWER_UP, IFF_NOARP, IFF_UP, ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from driver.linux.session import NetlinkError, Session, text_of
@@ -53,6 +55,8 @@ MAX_LEARNED = 16384
 _REQUEST = NLM_F_REQUEST | NLM_F_ACK
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 _NO_GROUP = 0
+_LOCAL = 2  # RTN_LOCAL
+_NUD_FAILED = 0x20
 _NO_ADDRESS = 1  # IN6_ADDR_GEN_MODE_NONE
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _LAST_WITH_BROADCAST = 30  # the longest prefix whose network has a broadcast address
@@ -116,6 +120,35 @@ class BridgePort:
     bridge: int
     hairpin: bool
     without_link_local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The kernel's answer to where a packet goes: an interface, or the number of an error.
+
+    `is_local` tells that it is for this namespace itself.
+    """
+
+    interface: int = 0
+    gateway: IPAddress | None = None
+    source: IPAddress | None = None
+    is_local: bool = False
+    error: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An entry of the table of neighbours; `mac` is None while nobody has answered."""
+
+    interface: int
+    ip: IPAddress
+    mac: str | None
+    state: int
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it was asked for, and nobody answered."""
+        return bool(self.state & _NUD_FAILED)
 
 
 class Rtnetlink(Session):
@@ -282,6 +315,44 @@ class Rtnetlink(Session):
             raise
         index: int | None = answer.get_attr("RTA_OIF")
         return index
+
+    def find_route(
+        self, destination: IPAddress, source: IPAddress | None = None, arriving: int = 0
+    ) -> Route:
+        """Return what becomes of a packet: of this namespace's own, or one that arrives.
+
+        `arriving` is the index of the interface that it arrives by; then it needs a source. No
+        packet is sent: forwarding, the reverse path filter and the rules answer by their error.
+        """
+        attributes = [("RTA_DST", str(destination))]
+        if source is not None:
+            attributes.append(("RTA_SRC", str(source)))
+        if arriving:
+            attributes.append(("RTA_IIF", arriving))  # type: ignore[arg-type]
+        message = _message(rtmsg, RTM_GETROUTE, _REQUEST, *attributes)
+        message["family"], message["dst_len"] = _family(destination), destination.max_prefixlen
+        if source is not None:
+            message["src_len"] = source.max_prefixlen
+        try:
+            answer, *_ = self.request(message)
+        except NetlinkError as error:
+            return Route(error=error.errno or errno.EIO)
+        gateway, own = answer.get_attr("RTA_GATEWAY"), answer.get_attr("RTA_PREFSRC")
+        return Route(
+            interface=answer.get_attr("RTA_OIF") or 0,
+            gateway=ip_address(gateway) if gateway else None,
+            source=ip_address(own) if own else None,
+            is_local=answer["type"] == _LOCAL,
+        )
+
+    def neighbours(self) -> tuple[Neighbour, ...]:
+        """Return what the namespace knows of the MAC addresses of others."""
+        found = self._dump(lambda: _message(ndmsg, RTM_GETNEIGH, _REQUEST))
+        return tuple(
+            Neighbour(each["ifindex"], ip_address(ip), each.get_attr("NDA_LLADDR"), each["state"])
+            for each in found
+            if (ip := each.get_attr("NDA_DST")) is not None
+        )
 
     def delete_mark_rule(self, priority: int, mark: int, table: int) -> None:
         """Delete the rule for IPv6 by which what carries a mark looks into a table."""

@@ -26,6 +26,7 @@ COMMANDS = {
     "capture": ("plugin.cli.capture", "capture"),
     "check": ("plugin.cli.check", "check"),
     "completion": ("plugin.cli.completion", "print_completion"),
+    "doctor": ("plugin.cli.doctor", "doctor"),
     "exec": ("plugin.cli.execute", "execute"),
     "gc": ("plugin.cli.gc", "collect_garbage"),
     "inspect": ("plugin.cli.networks", "inspect"),

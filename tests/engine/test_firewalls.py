@@ -107,10 +107,14 @@ def is_defined(wall: Firewalld) -> bool:
 
 
 def is_followed(engine: Engine) -> bool:
-    """Tell whether Docker's and pynet's rules are in FORWARD, for both families."""
-    shown = (engine.run(tables, "-S").stdout.split() for tables in COMMANDS)
-    wanted = ({USER, "pynet"}, {USER, "pynet"} if is_modern(engine) else {"pynet"})
-    return all(each <= {*words} for each, words in zip(wanted, shown, strict=True))
+    """Tell whether Docker's and pynet's rules are in FORWARD, for both families.
+
+    The jump itself: the chain that it leads to is there before, where firewalld has written in it.
+    """
+    ipv4, ipv6 = (engine.run(tables, "-S", "FORWARD").stdout for tables in COMMANDS)
+    jump = f"-A FORWARD -j {USER}\n"
+    is_dockers = jump in ipv4 and (jump in ipv6 or not is_modern(engine))
+    return is_dockers and all("--comment pynet" in each for each in (ipv4, ipv6))
 
 
 def pynet_networks(site: Site) -> list[str]:

@@ -12,9 +12,11 @@ from bench.figures import place_figures
 from driver.options import ENDPOINT_OPTIONS, NETWORK_OPTIONS
 from plugin.settings import Settings, parse_settings
 from tests.render_docs import (
+    CAUSES_FILE,
     OPTIONS_FILE,
     README,
     SETTINGS,
+    render_causes,
     render_options,
     variable,
 )
@@ -37,6 +39,7 @@ each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: 
 
 def test_the_options_page_is_current() -> None:
     assert OPTIONS_FILE.read_text() == render_options(), "run: python -m tests.render_docs"
+    assert CAUSES_FILE.read_text() == render_causes(), "run: python -m tests.render_docs"
 
 
 def test_the_figures_are_those_that_were_measured_last() -> None:

@@ -1,0 +1,179 @@
+"""The causes of broken flows: what each is, in a sentence, and what helps, in another.
+
+One table; docs/causes.md is made from it. The ids are for programs and bug reports: they stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why packets do not arrive. Text and remedy are templates, filled by `Found`."""
+
+    id: str
+    layer: str
+    text: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A cause with what it was found at."""
+
+    cause: Cause
+    text: str
+    remedy: str
+
+
+CAUSES = (
+    Cause(
+        "listens-elsewhere",
+        "socket",
+        "the application listens on {there}, and not on {wanted}",
+        "have it listen on {all}:{port}",
+    ),
+    Cause(
+        "not-listening",
+        "socket",
+        "nothing listens on {protocol} port {port} of {name}{others}",
+        "start what is to listen there, or ask the port that it has",
+    ),
+    Cause(
+        "no-route",
+        "sandbox",
+        "{name} has no route to {ip}",
+        "connect it to a network that leads out: one that is not internal, and has that family",
+    ),
+    Cause(
+        "forbidden-route",
+        "sandbox or host",
+        "a route of {name} keeps what goes to {ip} from going: {error}",
+        "find it by `{command}`, and delete it",
+    ),
+    Cause(
+        "ipv6-off",
+        "sandbox",
+        "{name} has IPv6 turned off on {interface}",
+        "make the network with --ipv6, or unset net.ipv6.conf.{interface}.disable_ipv6",
+    ),
+    Cause(
+        "interface-down",
+        "sandbox, pair or bridge",
+        "{interface} is down",
+        "{command}",
+    ),
+    Cause(
+        "severed",
+        "pair",
+        "the host's end of {interface} in {name} is gone: it was deleted",
+        "connect {name} to the network anew, or restart it",
+    ),
+    Cause(
+        "off-bridge",
+        "pair",
+        "{interface}, the host's end of {name}, is on no bridge{why}",
+        "pynet check --repair, after telling {manager} to leave pn* and veth* alone",
+    ),
+    Cause(
+        "forwarding-off",
+        "host",
+        "this host does not forward: {key} is 0",
+        "sysctl -w {key}=1, and correct what sets it to 0{where}",
+    ),
+    Cause(
+        "reverse-path",
+        "host",
+        "the host takes packets from {ip} by {interface} for forged: rp_filter is 1, and it would "
+        "answer by another way",
+        "sysctl -w net.ipv4.conf.{interface}.rp_filter=2, or route {ip} by {interface}",
+    ),
+    Cause(
+        "no-way-out",
+        "uplink",
+        "the host itself has no route to {ip}",
+        "mend the host's own network first: ip route get {ip}",
+    ),
+    Cause(
+        "accept-gone",
+        "firewall",
+        "the rule that lets pynet's packets pass is gone{from_where}",
+        "pynet check --repair",
+    ),
+    Cause(
+        "foreign-firewall",
+        "firewall",
+        "{place} drops what is forwarded",
+        "{remedy}",
+    ),
+    Cause(
+        "host-firewall",
+        "firewall",
+        "{place} drops what containers send to the host itself",
+        "let the bridge in there: {remedy}",
+    ),
+    Cause(
+        "bridged-through-iptables",
+        "firewall",
+        "{place} drops frames within one bridge: {key} is 1",
+        "sysctl -w {key}=0, or accept in that chain what carries the mark 0x20000000",
+    ),
+    Cause(
+        "own-policy",
+        "firewall",
+        "pynet keeps them apart: {reason}",
+        "{remedy}",
+    ),
+    Cause(
+        "docker-policy",
+        "firewall",
+        "Docker keeps them apart: {place}",
+        "connect both to one network, or publish the port and ask the host's address",
+    ),
+    Cause(
+        "not-published",
+        "publish",
+        "port {port}/{protocol} of {name} is not published{others}",
+        "publish it: -p HOSTPORT:{port}, or ask from a container of the same network",
+    ),
+    Cause(
+        "published-elsewhere",
+        "publish",
+        "port {port}/{protocol} of {name} is published on {there} only",
+        "publish it on 0.0.0.0, or ask {there} on this host",
+    ),
+    Cause(
+        "answer-elsewhere",
+        "host",
+        "{name} answers by {interface}, on another network than {ip} is of, and the host takes "
+        "that for forged: rp_filter of {bridge} is 1",
+        "connect that network with a higher --gw-priority, or sysctl -w "
+        "net.ipv4.conf.{bridge}.rp_filter=2",
+    ),
+    Cause(
+        "uplink-down",
+        "uplink",
+        "{interface}, by which the host goes out, is down or its next hop does not answer",
+        "mend the host's own network first",
+    ),
+    Cause(
+        "beyond",
+        "beyond",
+        "it left this host by {interface}, and nothing came back",
+        "look beyond this host: a remote firewall, a cloud's security group, or no way back",
+    ),
+    Cause(
+        "unexplained",
+        "beyond",
+        "nothing came back, and everything that was looked at is in order",
+        "pynet capture {name} --where all shows how far it goes",
+    ),
+)
+_BY_ID = {cause.id: cause for cause in CAUSES}
+
+
+def found(identity: str, **words: object) -> Found:
+    """Return a cause with its words filled in."""
+    cause = _BY_ID[identity]
+    return Found(cause, cause.text.format(**words), cause.remedy.format(**words))
