@@ -87,17 +87,48 @@ def describe(packet: Packet) -> Description:
         return Description("malformed", text=f"{packet.length} bytes")
 
 
+def identify(packet: Packet) -> bytes:
+    """Return what stays of a packet from hop to hop, whatever translates its addresses and ports.
+
+    Of TCP its sequence numbers and flags, of others what is behind their header.
+    """
+    try:
+        network = packet.data if packet.place.is_raw else _above_ethernet(packet.data)[1]
+        length = (network[0] & 15) * 4 if network[0] >> 4 == 4 else 40  # noqa: PLR2004
+        return identify_headers(network[:length], network[length : length + 20])
+    except IndexError:
+        return packet.data
+
+
+def identify_headers(network: bytes, transport: bytes) -> bytes:
+    """Return the same of headers: the network header, and 20 bytes from the transport header on."""
+    if len(network) < 20:  # noqa: PLR2004
+        return network + transport
+    protocol = network[9] if network[0] >> 4 == 4 else network[6]  # noqa: PLR2004
+    if protocol == _TCP:
+        return bytes([protocol]) + transport[4:14]
+    if protocol == _UDP:
+        return bytes([protocol]) + transport[4:6] + transport[8:20]
+    return bytes([protocol]) + transport[:2] + transport[4:20]
+
+
 def _describe(data: bytes, *, is_raw: bool) -> Description:
     if is_raw:
         return _of_ip(data)
+    kind, above = _above_ethernet(data)
+    if kind == _ARP:
+        return _of_arp(above)
+    if kind in {_IPV4, _IPV6}:
+        return _of_ip(above)
+    return Description(f"ethertype {kind:#06x}", text=f"{_mac(data[6:12])} > {_mac(data[:6])}")
+
+
+def _above_ethernet(data: bytes) -> tuple[int, bytes]:
+    """Return the protocol above Ethernet and VLAN tags, and what is of it."""
     kind, offset = int.from_bytes(data[12:14], "big"), 14
     while kind in _VLANS:
         kind, offset = int.from_bytes(data[offset + 2 : offset + 4], "big"), offset + 4
-    if kind == _ARP:
-        return _of_arp(data[offset:])
-    if kind in {_IPV4, _IPV6}:
-        return _of_ip(data[offset:])
-    return Description(f"ethertype {kind:#06x}", text=f"{_mac(data[6:12])} > {_mac(data[:6])}")
+    return kind, data[offset:]
 
 
 def _of_arp(data: bytes) -> Description:

@@ -29,12 +29,16 @@ _OUTGOING = 4  # PACKET_OUTGOING
 _CHECKSUM_IS_NOT_READY, _VLAN_IS_VALID = 1 << 3, 1 << 4  # TP_STATUS_…
 _AUXILIARY = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata
 _COUNTS = struct.Struct("=II")  # struct tpacket_stats: packets, drops
-_TIMESTAMPS = 35  # SO_TIMESTAMPNS, and the type of what comes of it
+# SO_TIMESTAMPING, which also is the type of what comes of it: three timespecs, of which the first
+# is the kernel's own. Other than SO_TIMESTAMPNS it tells of no moment rather than of a wrong one.
+_TIMESTAMPS = 37
+_OF_THE_KERNEL = 1 << 3 | 1 << 4  # SOF_TIMESTAMPING_RX_SOFTWARE, _SOFTWARE
+_STAMPED_SECONDS = 1.0
 _MOMENT = struct.Struct("=qq")  # struct timespec
 _BUFFER_FORCED = 33  # SO_RCVBUFFORCE
 _BUFFER = 64 << 20
 _NO_CLOSED_LENGTH = 1 << 16  # more than any packet: 64 KiB is what segmentation offload makes
-_ANCILLARY = socket.CMSG_SPACE(_AUXILIARY.size) + socket.CMSG_SPACE(_MOMENT.size)
+_ANCILLARY = socket.CMSG_SPACE(_AUXILIARY.size) + socket.CMSG_SPACE(3 * _MOMENT.size)
 _ETHERNET_ADDRESSES = 12
 _AT_ONCE = 2_000  # packets from one socket before the others have their turn
 # Nanoseconds: a packet has its time before it is in the queue, and processors are not in step.
@@ -105,10 +109,13 @@ class Taps:
         for place in wanted:
             if place not in self._taps:
                 by_namespace.setdefault(place.namespace, []).append(place)
+        is_first = not self._taps
         for namespace, new in by_namespace.items():
             for tap in _open_all(namespace, new, self.wanted):
                 self._taps[tap.place] = tap
                 self._selector.register(tap.socket, selectors.EVENT_READ, tap)
+        if is_first and self._taps:
+            _await_timestamps()
 
     def watch(self, wakes: socket.socket) -> None:
         """Have `read` return when something comes by this socket, too."""
@@ -198,7 +205,7 @@ def _open(place: Place, wanted: PacketFilter | None) -> socket.socket:
     )
     try:
         packets.setsockopt(socket.SOL_SOCKET, _BUFFER_FORCED, _BUFFER)
-        packets.setsockopt(socket.SOL_SOCKET, _TIMESTAMPS, 1)
+        packets.setsockopt(socket.SOL_SOCKET, _TIMESTAMPS, _OF_THE_KERNEL)
         packets.setsockopt(_SOL_PACKET, _AUXDATA, 1)
         if wanted is not None:
             wanted.attach(packets)
@@ -207,6 +214,27 @@ def _open(place: Place, wanted: PacketFilter | None) -> socket.socket:
         packets.close()
         raise
     return packets
+
+
+def _await_timestamps() -> None:
+    """Wait until the kernel stamps packets: it begins a moment after the first socket asks for it.
+
+    net_enable_timestamp() leaves that to a work queue; until then hops have no order. Asked of a
+    datagram to this host itself; where that cannot be sent, nothing is waited for.
+    """
+    end = time.monotonic() + _STAMPED_SECONDS
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.setsockopt(socket.SOL_SOCKET, _TIMESTAMPS, _OF_THE_KERNEL)
+        own.settimeout(_STAMPED_SECONDS)
+        try:
+            own.bind(("127.0.0.1", 0))
+            while time.monotonic() < end:
+                own.sendto(b"", own.getsockname())
+                _, ancillary, _, _ = own.recvmsg(1, _ANCILLARY)
+                if ancillary:
+                    return
+        except OSError:
+            return
 
 
 def _receive(tap: _Tap) -> list[Packet]:
@@ -225,12 +253,13 @@ def _receive(tap: _Tap) -> list[Packet]:
             if level == _SOL_PACKET and kind == _AUXDATA:
                 status, length, _, _, _, tag, tag_kind = _AUXILIARY.unpack(value)
             elif level == socket.SOL_SOCKET and kind == _TIMESTAMPS:
-                seconds, nanoseconds = _MOMENT.unpack(value)
+                seconds, nanoseconds = _MOMENT.unpack_from(value)
                 moment = seconds * 1_000_000_000 + nanoseconds
         if status & _VLAN_IS_VALID:  # the kernel has taken it out of the frame
             at = _ETHERNET_ADDRESSES
             data = data[:at] + struct.pack(">HH", tag_kind or 0x8100, tag) + data[at:]
             length += 4
         comment = NOT_READY if status & _CHECKSUM_IS_NOT_READY else ""
+        moment = moment or time.time_ns()
         found.append(Packet(moment, place, address[2] == _OUTGOING, data, length, comment))
     return found

@@ -35,6 +35,7 @@ COMMANDS = {
     "serve": ("plugin.cli.serve", "serve"),
     "set": ("plugin.cli.change", "change"),
     "sysctl": ("plugin.cli.sysctl", "sysctl"),
+    "trace": ("plugin.cli.trace", "trace"),
     "version": ("plugin.cli.version", "show_version"),
 }
 

@@ -59,7 +59,6 @@ def ask(site: Site, *words: str) -> dict[str, Any]:
 def cause(site: Site, *words: str) -> str | None:
     """Return the id of the cause, None if nothing is wrong; there are no warnings besides."""
     found = ask(site, *words)
-    print(json.dumps(found, indent=1))
     return found["cause"] and str(found["cause"]["id"])
 
 
@@ -236,7 +235,6 @@ def test_an_answer_leaves_by_another_network(site: Site) -> None:
     bridge = bridge_name(site, "front")
     site.engine.run("sysctl", "-w", f"net.ipv4.conf.{bridge}.rp_filter=1")
     found = ask(site, "outside", f"web:{PORT}")
-    print(found)
     assert found["cause"]["id"] == "answer-elsewhere"
 
 
