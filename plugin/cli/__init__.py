@@ -31,6 +31,7 @@ COMMANDS = {
     "gc": ("plugin.cli.gc", "collect_garbage"),
     "inspect": ("plugin.cli.networks", "inspect"),
     "ls": ("plugin.cli.networks", "list_networks"),
+    "map": ("plugin.cli.map", "show_map"),
     "ports": ("plugin.cli.networks", "list_ports"),
     "serve": ("plugin.cli.serve", "serve"),
     "set": ("plugin.cli.change", "change"),

@@ -10,7 +10,6 @@ import difflib
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +17,17 @@ import docker
 from docker.errors import DockerException, NotFound
 from requests.exceptions import RequestException
 
-from driver.diagnosis.facts import Published
-from driver.model import ID_LENGTH, Protocol
+from driver.model import ID_LENGTH
 from plugin.capture.places import Sandbox
 from plugin.cli.client import TIMEOUT_SECONDS, ask_driver
 from plugin.cli.errors import AskError, DriverDown
 from plugin.cli.resolve import socket_path
+from plugin.cli.topology import find_published_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from driver.diagnosis.facts import Published
 
 NAMED_NAMESPACES = Path("/run/netns")  # ip-netns(8)
 _PROCESS = re.compile(r"pid:(\d+)")
@@ -73,11 +74,7 @@ def find_sandboxes(name: str, driver: Path) -> Found:
 
 
 def find_published(name: str) -> list[Published]:
-    """Return a container's published ports: as Docker lists them, and as pynet does.
-
-    None while neither can be asked.
-    """
-    found: list[Published] = []
+    """Return a container's published ports; none while Docker cannot be asked."""
     with suppress(DockerException, RequestException):
         client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
         try:
@@ -86,40 +83,11 @@ def find_published(name: str) -> list[Published]:
             return []
         finally:
             client.close()
-        networks = container["NetworkSettings"]["Networks"].values()
-        found += _dockers_ports(container["NetworkSettings"])
-        endpoints = {each["EndpointID"] for each in networks}
+        ours: list[dict[str, Any]] = []
         with suppress(AskError):
-            for network in ask_driver(socket_path(), "/networks")["networks"]:
-                for each in network["endpoints"]:
-                    if each["id"] in endpoints:
-                        found += map(_published, (p for p in each["ports"] if p["host_ip"]))
-    return found
-
-
-def _published(port: Mapping[str, Any]) -> Published:
-    return Published(
-        ip_address(port["host_ip"]),
-        port["host_port"],
-        ip_address(port["container_ip"]),
-        port["container_port"],
-        Protocol(port["protocol"]),
-    )
-
-
-def _dockers_ports(settings: Mapping[str, Any]) -> Iterator[Published]:
-    """Yield what Docker's own bridge publishes, by the container's first address on one."""
-    own = next(
-        (each["IPAddress"] for each in settings["Networks"].values() if each["IPAddress"]), None
-    )
-    for port, places in (settings["Ports"] or {}).items():
-        number, _, protocol = port.partition("/")
-        for place in places or ():
-            ip = ip_address(place["HostIp"] or "0.0.0.0")  # noqa: S104 - how Docker says it
-            if own is not None:
-                yield Published(
-                    ip, int(place["HostPort"]), ip_address(own), int(number), Protocol(protocol)
-                )
+            ours = ask_driver(socket_path(), "/networks")["networks"]
+        return list(find_published_of(container, ours))
+    return []
 
 
 def _ask_docker(name: str, driver: Path) -> Found | None:

@@ -1,0 +1,288 @@
+"""Put together what is on this host: bridges, pairs, containers, ports, as values for a map.
+
+State from the kernel first; names, networks and published ports from Docker and the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+import docker
+from docker.errors import DockerException
+from requests.exceptions import RequestException
+
+from driver.diagnosis.diagnose import host_end_of
+from driver.diagnosis.facts import Published, place_of
+from driver.errors import KernelError, NotFound
+from driver.linux import netns
+from driver.linux.links import default_route_interfaces
+from driver.linux.view import read_view
+from driver.model import ID_LENGTH, Protocol
+from plugin.cli.client import TIMEOUT_SECONDS, ask_driver
+from plugin.cli.errors import AskError, DriverDown
+from plugin.cli.resolve import socket_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from driver.diagnosis.facts import Interface, Listener, View
+
+_RESOLVER = "127.0.0.11"  # Docker's own, in every container
+_BRIDGE_NAME = "com.docker.network.bridge.name"
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port that a container listens on or that is published; `host` is where, None for nowhere.
+
+    `listener` is the process, None if nothing listens; `address` where it does.
+    """
+
+    number: int
+    protocol: str
+    host: str | None
+    listener: str | None
+    address: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An interface of a container with the host's end, None if that is not on this host."""
+
+    container: str
+    interface: str
+    end: str | None
+    is_up: bool
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container that runs, and what is open on it."""
+
+    name: str
+    ports: tuple[Port, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """A bridge with its network; `network` is None for one that no network of Docker's has."""
+
+    name: str
+    network: str | None
+    driver: str | None
+    subnets: tuple[str, ...]
+    is_up: bool
+    is_internal: bool
+    sysctls: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """An interface of the host that is no bridge and no pair."""
+
+    name: str
+    addresses: tuple[str, ...]
+    mtu: int
+    is_up: bool
+    leads_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """All of it; `not_seen` says what could not be looked at."""
+
+    uplinks: tuple[Uplink, ...]
+    bridges: tuple[Bridge, ...]
+    containers: Mapping[str, Container]
+    loose: tuple[Pair, ...]
+    not_seen: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What Docker and the driver tell."""
+
+    containers: tuple[dict[str, Any], ...]
+    networks: tuple[dict[str, Any], ...]
+    ours: tuple[dict[str, Any], ...]
+    not_seen: tuple[str, ...]
+
+
+def read_topology() -> Topology:
+    """Look at this host, and at every sandbox that Docker knows. Raises KernelError."""
+    known = _ask()
+    host = read_view()
+    sandboxes = {each["Id"]: found for each in known.containers if (found := _look(each))}
+    names = {each["Id"]: each["Name"].lstrip("/") for each in known.containers}
+    pairs = [
+        pair for identity, view in sandboxes.items() for pair in _pairs(names[identity], view, host)
+    ]
+    containers = {
+        names[each["Id"]]: Container(
+            names[each["Id"]], tuple(_ports(each, sandboxes[each["Id"]], known.ours))
+        )
+        for each in known.containers
+        if each["Id"] in sandboxes
+    }
+    bridges = tuple(_bridges(host, known, pairs))
+    placed = {pair for bridge in bridges for pair in bridge.pairs}
+    loose = tuple(pair for pair in pairs if pair not in placed)
+    return Topology(tuple(_uplinks(host)), bridges, containers, loose, known.not_seen)
+
+
+def _ask() -> _Known:
+    not_seen: list[str] = []
+    ours: tuple[dict[str, Any], ...] = ()
+    try:
+        ours = tuple(ask_driver(socket_path(), "/networks")["networks"])
+    except DriverDown as error:
+        not_seen.append(f"what pynet's driver knows ({error})")
+    containers: list[dict[str, Any]] = []
+    try:
+        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
+        try:
+            networks = client.api.networks()
+            for each in client.api.containers():
+                with suppress(docker.errors.NotFound):  # it has ended meanwhile
+                    containers.append(client.api.inspect_container(each["Id"]))
+        finally:
+            client.close()
+    except (DockerException, RequestException) as error:
+        if not ours:
+            raise AskError(f"ask Docker: {error}") from error
+        return _Known((), (), ours, (*not_seen, f"names and containers ({error})"))
+    return _Known(tuple(containers), tuple(networks), ours, tuple(not_seen))
+
+
+def _look(container: Mapping[str, Any]) -> View | None:
+    """Return what a container's own sandbox shows, None if it has none."""
+    path = container["NetworkSettings"]["SandboxKey"]
+    if not path:
+        return None
+    with suppress(NotFound, KernelError), netns.open_namespace(path) as namespace:
+        return netns.run_in(namespace, read_view)
+    return None
+
+
+def _pairs(name: str, view: View, host: View) -> Iterator[Pair]:
+    for link in view.interfaces.values():
+        if link.kind == "veth":
+            end = host_end_of(link, host)
+            yield Pair(name, link.name, end.name if end else None, link.is_up, _addresses(link))
+
+
+def _addresses(link: Interface) -> tuple[str, ...]:
+    return tuple(sorted(str(each) for each in link.addresses if not each.is_link_local))
+
+
+def _bridges(host: View, known: _Known, pairs: Iterable[Pair]) -> Iterator[Bridge]:
+    networks = {_bridge_of(each, known.ours): each for each in known.networks}
+    sysctls = {each["id"]: each["sysctls"] for each in known.ours}
+    by_end = {pair.end: pair for pair in pairs if pair.end}
+    for link in host.interfaces.values():
+        if link.kind != "bridge":
+            continue
+        network = networks.get(link.name)
+        ports = [each for each in host.interfaces.values() if each.master == link.name]
+        asked = sysctls.get(network["Id"], {}) if network else {}
+        yield Bridge(
+            name=link.name,
+            network=network["Name"] if network else None,
+            driver=network["Driver"] if network else None,
+            subnets=tuple(_subnets(network)) if network else _addresses(link),
+            is_up=link.is_up,
+            is_internal=bool(network and network["Internal"]),
+            sysctls=tuple(f"{key}={value}" for key, value in _items(asked)),
+            pairs=tuple(by_end[each.name] for each in ports if each.name in by_end),
+        )
+
+
+def _items(sysctls: Mapping[str, str] | Iterable[str]) -> Iterable[tuple[str, str]]:
+    if isinstance(sysctls, Mapping):
+        return sorted(sysctls.items())
+    return sorted((key, value) for key, _, value in (each.partition("=") for each in sysctls))
+
+
+def _bridge_of(network: Mapping[str, Any], ours: Iterable[Mapping[str, Any]]) -> str:
+    for each in ours:
+        if each["id"] == network["Id"]:
+            return str(each["bridge"])
+    options: Mapping[str, str] = network["Options"] or {}
+    return options.get(_BRIDGE_NAME, f"br-{network['Id'][:ID_LENGTH]}")
+
+
+def _subnets(network: Mapping[str, Any]) -> Iterator[str]:
+    for each in network["IPAM"]["Config"] or ():
+        yield str(each["Subnet"])
+
+
+def _uplinks(host: View) -> Iterator[Uplink]:
+    leading = default_route_interfaces()
+    for link in host.interfaces.values():
+        is_alone = link.kind != "bridge" and link.master is None and link.name != "lo"
+        leads = link.name in leading
+        # A host end that somebody took off its bridge has no addresses, as a rule.
+        if is_alone and (_addresses(link) or leads):
+            yield Uplink(link.name, _addresses(link), link.mtu, link.has_carrier, leads)
+
+
+def _ports(
+    container: Mapping[str, Any], view: View, ours: Iterable[Mapping[str, Any]]
+) -> Iterator[Port]:
+    """Yield published ports with their listeners, then what else listens."""
+    listeners = [each for each in view.listeners if str(each.ip) != _RESOLVER]
+    told: set[tuple[int, str]] = set()
+    for each in dict.fromkeys(find_published_of(container, ours)):
+        key = each.container_port, each.protocol.value
+        told.add(key)
+        place = place_of(each.host_ip, each.host_port)
+        listener = _listener(listeners, *key)
+        yield Port(
+            *key, place, listener.owner if listener else None, listener.place if listener else None
+        )
+    for listener in listeners:
+        key = listener.port, listener.protocol.value
+        if key not in told and listener.protocol is Protocol.TCP:
+            told.add(key)
+            yield Port(*key, None, listener.owner, listener.place)
+
+
+def _listener(listeners: Iterable[Listener], port: int, protocol: str) -> Listener | None:
+    return next(
+        (each for each in listeners if (each.port, each.protocol.value) == (port, protocol)), None
+    )
+
+
+def find_published_of(
+    container: Mapping[str, Any], ours: Iterable[Mapping[str, Any]]
+) -> Iterator[Published]:
+    """Yield a container's published ports: as Docker lists them, then as pynet does."""
+    settings = container["NetworkSettings"]
+    networks = settings["Networks"].values()
+    own = next((each["IPAddress"] for each in networks if each["IPAddress"]), None)
+    for port, places in (settings["Ports"] or {}).items():
+        number, _, protocol = port.partition("/")
+        for place in places or ():
+            ip = ip_address(place["HostIp"] or "0.0.0.0")  # noqa: S104 - how Docker says it
+            if own is not None:
+                words = int(place["HostPort"]), ip_address(own), int(number), Protocol(protocol)
+                yield Published(ip, *words)
+    endpoints = {each["EndpointID"] for each in networks}
+    for network in ours:
+        for endpoint in network["endpoints"]:
+            if endpoint["id"] in endpoints:
+                for each in endpoint["ports"]:
+                    if each["host_ip"]:
+                        yield Published(
+                            ip_address(each["host_ip"]),
+                            each["host_port"],
+                            ip_address(each["container_ip"]),
+                            each["container_port"],
+                            Protocol(each["protocol"]),
+                        )

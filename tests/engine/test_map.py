@@ -1,0 +1,93 @@
+"""`pynet map` on a host with Docker: what it draws is what the kernel has."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.engine.site import HOST_ADDRESS, Site
+from tests.engine.steps import KEEPALIVE, pynet, sysctl_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.engine.engine import Engine
+
+PORT, PUBLISHED = 80, 8080
+
+
+@pytest.fixture
+def site(engine28: Engine) -> Iterator[Site]:
+    """Lend a network of pynet's, one of Docker's, and a container that is on both."""
+    with Site(engine28) as site:
+        site.network("pynet", "back", 60, *sysctl_options({KEEPALIVE: "600"}))
+        site.network("bridge", "front", 61)
+        site.containers(
+            {
+                "web": ("back", "-p", f"{PUBLISHED}:{PORT}"),
+                "db": ("back",),
+                "old": ("front", "-p", f"8081:{PORT}"),
+            }
+        )
+        engine28.docker("network", "connect", "front", "web")
+        site.serve("web", "tcp", PORT)
+        site.serve("db", "tcp", 5432)
+        yield site
+
+
+def shown(site: Site, *words: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(pynet(site.engine, "map", "--json", *words).stdout)
+    assert found["not_seen"] == []
+    return found
+
+
+def test_the_map_is_what_the_kernel_has(site: Site) -> None:
+    engine = site.engine
+    found = shown(site)
+    links = {each["ifname"]: each for each in json.loads(engine.run("ip", "-json", "link").stdout)}
+    bridges = {each["network"]: each for each in found["bridges"] if each["network"] != "bridge"}
+    assert bridges.keys() == {"back", "front"}
+    for name, members in (("back", {"web", "db"}), ("front", {"old", "web"})):
+        bridge = bridges[name]
+        ends = {each for each, link in links.items() if link.get("master") == bridge["name"]}
+        assert {pair["end"] for pair in bridge["pairs"]} == ends
+        assert {pair["container"] for pair in bridge["pairs"]} == members
+        for pair in bridge["pairs"]:
+            address = site.address(pair["container"], name, 4)
+            assert any(each.startswith(f"{address}/") for each in pair["addresses"])
+    assert bridges["back"]["sysctls"] == [f"{KEEPALIVE}=600"]
+    ports = {each["name"]: each["ports"] for each in found["containers"]}
+    assert ports["web"][0]["host"] == f"0.0.0.0:{PUBLISHED}"
+    assert ports["web"][0]["listener"].startswith("python")
+    (open_port,) = ports["db"]
+    assert (open_port["number"], open_port["host"]) == (5432, None)
+    assert ports["old"][0]["listener"] is None
+    assert any(HOST_ADDRESS[4] in " ".join(each["addresses"]) for each in found["uplinks"])
+
+
+def test_tree_graph_and_json_agree(site: Site) -> None:
+    found = shown(site)
+    pairs = {
+        (bridge["name"], pair["end"], pair["container"], pair["interface"])
+        for bridge in found["bridges"]
+        for pair in bridge["pairs"]
+    }
+    tree = pynet(site.engine, "map").stdout
+    drawn, bridge = set(), ""
+    for line in tree.splitlines():
+        if match := re.search(r"[├└]── (\S+) ═ (\S+):(\S+)  ", line):
+            drawn.add((bridge, *match.groups()))
+        elif match := re.match(r"[├└]── (\S+)", line):
+            bridge = match[1]
+    assert drawn == pairs
+    graph = pynet(site.engine, "map", "--dot").stdout
+    edges = re.findall(r'"(\S+)" -- "(\S+)" \[label="(\S+) ═ (\w+)', graph)
+    assert {(place, end, name, link) for name, place, end, link in edges} == pairs
+    alone = shown(site, "web")["bridges"]
+    assert {pair["container"] for each in alone for pair in each["pairs"]} == {"web"}
+    assert len(alone) == 2
+    refused = pynet(site.engine, "map", "nosuch", check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
