@@ -30,9 +30,9 @@ def is_in_full() -> bool:
     return os.environ.get("PYNET_SOAK") == "1"
 
 
-def repetitions(full: int) -> int:
-    """Return how often to repeat what a full run repeats so often, a tenth of it otherwise."""
-    return full if is_in_full() else full // PART
+def repetitions(full: int, part: int = PART) -> int:
+    """Return how often to repeat what a full run repeats so often, a part of it otherwise."""
+    return full if is_in_full() else full // part
 
 
 def make_all_threads(socket: Path, count: Callable[[], int], processes: Callable[[], int]) -> None:

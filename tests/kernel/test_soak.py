@@ -129,16 +129,17 @@ def test_lives(
     host.create_networks()
     at_first = host.held()
     make_all_threads(daemon.socket, lambda: host.held()["threads"], lambda: 1)
-    settled = min(SETTLED, repetitions(LIVES) // 2)
+    lives = repetitions(LIVES, 20)
+    settled = min(SETTLED, lives // 2)
     for _ in range(settled):
         host.live()
     wait_until(lambda: host.held()["links"] == at_first["links"], REST_SECONDS, "the links gone")
     before, memory = at_rest(host.held), host.memory()
-    for _ in range(repetitions(LIVES) - settled):
+    for _ in range(lives - settled):
         host.live()
     wait_until(lambda: host.held()["links"] == at_first["links"], REST_SECONDS, "the links gone")
     after, grown = at_rest(host.held), host.memory() / memory
-    record_property("lives of endpoints", repetitions(LIVES))
+    record_property("lives of endpoints", lives)
     record_property(
         "memory after them", f"{host.memory() / 2**20:.1f} MiB, {grown:.3f} of that at first"
     )
