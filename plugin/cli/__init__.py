@@ -32,6 +32,7 @@ COMMANDS = {
     "inspect": ("plugin.cli.networks", "inspect"),
     "ls": ("plugin.cli.networks", "list_networks"),
     "map": ("plugin.cli.map", "show_map"),
+    "netns": ("plugin.cli.namespaces", "list_namespaces"),
     "ports": ("plugin.cli.networks", "list_ports"),
     "serve": ("plugin.cli.serve", "serve"),
     "set": ("plugin.cli.change", "change"),
