@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from driver.diagnosis.causes import Found, found
-from driver.diagnosis.facts import HOST, OUTSIDE, Interface, place_of
+from driver.diagnosis.facts import HOST, Interface, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,7 +145,8 @@ def _socket(facts: Facts) -> Iterator[Step]:
 
 def _publish(facts: Facts) -> Iterator[Step]:
     flow = facts.flow
-    if flow.source.name != OUTSIDE or not flow.destination.is_container or flow.port is None:
+    is_outside = not flow.source.is_container and flow.source.name != HOST
+    if not is_outside or not flow.destination.is_container or flow.port is None:
         return
     of_port = [
         each
@@ -327,8 +328,7 @@ def _host(facts: Facts) -> Iterator[Step]:
     if not way.error:
         yield Step("host", OK, f"forwards, {_describe_way(way)}")
         return
-    source = facts.flow.source.address
-    arriving = bridge_of(facts.sandbox, source, facts.host) or ""
+    source, arriving = facts.flow.source.address, facts.arriving or ""
     closed = _closed_forwarding(facts.host, version, arriving)
     if way.error == errno.EHOSTUNREACH and closed:
         cause = found("forwarding-off", key=closed, where="")

@@ -191,8 +191,8 @@ class Facts:
 
     `sandbox` is the source's view, `other` the destination's; None where there is none. `leaving`
     is the way in the source's sandbox, `passing` that through the host, `returning` the answer's in
-    the destination's sandbox. `bridge` is what the source's host end is on, `other_bridge` the
-    destination's. `not_seen` says what could not be looked at.
+    the destination's sandbox. `arriving` is the host's interface by which the flow comes to it.
+    `not_seen` says what could not be looked at.
     """
 
     flow: Flow
@@ -206,3 +206,4 @@ class Facts:
     drift: tuple[Drift, ...] = ()
     probe: Probe | None = None
     not_seen: tuple[str, ...] = ()
+    arriving: str | None = None

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from driver.diagnosis.diagnose import diagnose
-from driver.diagnosis.facts import OUTSIDE, Drift, Facts, Probe
+from driver.diagnosis.facts import HOST, Drift, Facts, Probe
 from driver.errors import DriverError, KernelError
+from driver.linux.links import default_route_interfaces
 from driver.linux.nftrace import Trace, both_ways
 from driver.linux.probe import SILENT, try_flow
 from driver.linux.view import find_way
@@ -86,13 +87,20 @@ def doctor(  # noqa: PLR0913 - the options of the command line
 def _gather(source: str, target: Target, *, timeout: float | None, is_ipv6: bool) -> Facts:
     """Look at everything on the way, then try it."""
     ends = find_ends(source, target, is_ipv6=is_ipv6)
-    address, other = ends.flow.destination.address, ends.other
+    address, other, own = ends.flow.destination.address, ends.other, ends.flow.source.address
+    if address is None:
+        raise AskError(f"{ends.receiver.name} has no address that {ends.sender.name} could ask")
+    is_outside = ends.sender.sandbox is None and ends.sender.name != HOST
     here, there = ends.bridges
     passing = returning = None
-    if address is not None and here is not None and here != there:
-        passing = find_way(address, ends.flow.source.address, here)
-    if other is not None and ends.sender.name == OUTSIDE and address is not None:
-        returning = run_inside(ends.receiver, lambda: find_way(_stranger(address), address))
+    arriving = here if here != there else None
+    if is_outside and own is not None:
+        arriving = next(iter(sorted(default_route_interfaces())), None)
+    if arriving is not None:
+        passing = find_way(address, own, arriving)
+    if other is not None and is_outside:
+        asker = own or _stranger(address)
+        returning = run_inside(ends.receiver, lambda: find_way(asker, address))
     drift, silence = _ask_drift()
     published = tuple(find_published(ends.receiver.name)) if ends.receiver.sandbox else ()
     facts = Facts(
@@ -107,8 +115,9 @@ def _gather(source: str, target: Target, *, timeout: float | None, is_ipv6: bool
         drift,
         None,
         silence,
+        arriving,
     )
-    if timeout is None or target.port is None or address is None or ends.sender.name == OUTSIDE:
+    if timeout is None or target.port is None or is_outside:
         return facts
     if ends.leaving is not None and ends.leaving.error:
         return facts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from driver.diagnosis.facts import OUTSIDE
+from driver.diagnosis.facts import HOST
 from driver.errors import DriverError
 from driver.linux.nftrace import Trace, both_ways
 from driver.linux.probe import try_flow
@@ -115,7 +115,7 @@ def trace(  # noqa: PLR0913 - the options of the command line
     if wanted.port is None:
         raise click.UsageError("a trace needs a port: TO:PORT")
     ends = find_ends(source, wanted, is_ipv6=is_ipv6)
-    if send and ends.sender.name == OUTSIDE:
+    if send and ends.sender.sandbox is None and ends.sender.name != HOST:
         raise click.UsageError("nothing can be sent from outside: leave --send out, and wait")
     if ends.flow.destination.address is None:
         raise AskError(f"{ends.receiver.name} has no address of that family")
@@ -156,7 +156,7 @@ def _conditions(ends: Ends) -> tuple[list[str], str]:
     assert port is not None  # noqa: S101
     word = flow.protocol.value
     conditions, ports = [*both_ways(ip, flow.protocol, port)], {port}
-    if ends.sender.name == OUTSIDE:
+    if ends.sender.sandbox is None and ends.receiver.sandbox is not None:
         for each in find_published(ends.receiver.name):
             if each.container_port == port and each.protocol is flow.protocol:
                 ports.add(each.host_port)

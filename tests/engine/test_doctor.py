@@ -149,6 +149,17 @@ def host_rule(site: Site) -> AbstractContextManager[None]:
     return running(site, "iptables", "-I", *rule, undo=("iptables", "-D", *rule))
 
 
+@contextmanager
+def other_way_back(site: Site) -> Iterator[None]:
+    """Have the host answer a stranger by another interface than the stranger comes by."""
+    route = ("198.51.100.0/24", "dev", "docker0")
+    with (
+        parameter(site, "net.ipv4.conf.uplink.rp_filter", "1"),
+        running(site, "ip", "route", "add", *route, undo=("ip", "route", "del", *route)),
+    ):
+        yield
+
+
 def blackhole(site: Site) -> AbstractContextManager[None]:
     """Have a route of the host's forbid an address."""
     route = ("blackhole", LAN_ADDRESS[4])
@@ -210,6 +221,7 @@ CASES = (
     Case("bridged-through-iptables", "client", f"web:{PORT}", bridged, BRIDGED),
     Case("forbidden-route", "client", LAN_SERVICE, blackhole),
     Case("beyond", "client", f"{LAN_ADDRESS[4]}:{SILENT}", silent_lan, "uplink", "unanswered"),
+    Case("reverse-path", "198.51.100.7", f"web:{PORT}", other_way_back, "by uplink for forged"),
     Case(
         "own-policy", "stranger", f"web:{PORT}", words="different networks", bridge="docker-policy"
     ),

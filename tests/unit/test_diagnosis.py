@@ -80,6 +80,7 @@ def out(**changed: Any) -> Facts:
             leaving=Way("eth0", GATEWAY),
             passing=Way("ens3", ip_address("192.0.2.254")),
             probe=SILENCE,
+            arriving="pn-1",
         ),
         **changed,
     )
