@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from plugin.cli import Failure
+from plugin.cli.drawing import render_svg
 from plugin.cli.errors import AskError
 from plugin.cli.output import print_json, print_line, print_lines
 from plugin.cli.resolve import complete_names
@@ -18,7 +19,7 @@ from plugin.cli.topology import read_topology
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from plugin.cli.topology import Bridge, Container, Port, Topology, Uplink
+    from plugin.cli.topology import Bridge, Container, Topology, Uplink
 
 _BRANCH, _LAST, _THROUGH, _PAST = "├── ", "└── ", "│   ", "    "
 
@@ -27,8 +28,11 @@ _BRANCH, _LAST, _THROUGH, _PAST = "├── ", "└── ", "│   ", "    "
 @click.argument("name", metavar="[NAME]", required=False, shell_complete=complete_names)
 @click.option("--all", "everything", is_flag=True, help="Also bridges that no network has.")
 @click.option("--dot", is_flag=True, help="Print a graph for Graphviz.")
+@click.option("--svg", metavar="FILE|-", help="Write a drawing that a browser shows.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show_map(name: str | None, *, everything: bool, dot: bool, as_json: bool) -> None:
+def show_map(
+    name: str | None, *, everything: bool, dot: bool, svg: str | None, as_json: bool
+) -> None:
     """Show what is on this host: bridges, the pairs on them, whose they are, and their ports.
 
     Of all of Docker's networks, from the kernel's state. NETWORK or CONTAINER shows that alone.
@@ -37,26 +41,37 @@ def show_map(name: str | None, *, everything: bool, dot: bool, as_json: bool) ->
     Examples:
       pynet map
       pynet map back
-      pynet map --dot | dot -Tsvg > map.svg
+      pynet map --svg map.svg
+      pynet map --dot | dot -Tpng > map.png
 
     Needs root.
     """
     if os.geteuid() != 0:
         raise Failure("look into network namespaces: you must be root")
-    if dot and as_json:
-        raise click.UsageError("--dot or --json, not both")
+    if (dot, as_json, svg is not None).count(True) > 1:
+        raise click.UsageError("one of --dot, --svg and --json")
     topology = read_topology()
     shown = list(_choose(topology.bridges, name, everything=everything))
     if name is not None and not shown:
         raise AskError(f"no network and no container on a bridge is called {name}")
     if as_json:
         print_json(_encode(topology, shown))
+    elif svg is not None:
+        _write(svg, render_svg(topology, shown))
     elif dot:
         print_lines(_render_dot(topology, shown))
     else:
         print_lines(_render(topology, shown))
     for each in topology.not_seen:
         print_line(f"not seen: {each}", err=True)
+
+
+def _write(where: str, text: str) -> None:
+    try:
+        with click.open_file(where, "w", encoding="utf-8") as output:
+            output.write(text)
+    except OSError as error:
+        raise Failure(f"write {where}: {error.strerror}") from error
 
 
 def _choose(bridges: Iterable[Bridge], name: str | None, *, everything: bool) -> Iterator[Bridge]:
@@ -87,7 +102,7 @@ def _render(topology: Topology, bridges: list[Bridge]) -> Iterator[str]:
             yield f"{head}  {' '.join(pair.addresses)}{down}"
             below = f"{indent}{_PAST if ends else _THROUGH}{' ' * 4}"
             for port in topology.containers[pair.container].ports:
-                yield f"{below}{_describe_port(port)}"
+                yield f"{below}{port}"
     for pair in topology.loose:
         yield f"{pair.container}:{pair.interface}  {' '.join(pair.addresses)}  on no bridge"
 
@@ -107,18 +122,6 @@ def _describe_bridge(bridge: Bridge) -> str:
     return "  ".join([*words, *bridge.sysctls])
 
 
-def _describe_port(port: Port) -> str:
-    place = f"{port.host}->" if port.host else ""
-    listener = port.listener or "nothing listens"
-    where = "" if port.address is None or _is_everywhere(port.address) else f" on {port.address}"
-    told = "" if port.host else "  (not published)"
-    return f"{place}{port.number}/{port.protocol}  {listener}{where}{told}"
-
-
-def _is_everywhere(address: str) -> bool:
-    return address.startswith(("0.0.0.0:", "[::]:"))
-
-
 def _render_dot(topology: Topology, bridges: list[Bridge]) -> Iterator[str]:
     """Yield a graph in Graphviz's language: containers, pairs, bridges, the host, from the left."""
     yield "graph pynet {"
@@ -132,7 +135,7 @@ def _render_dot(topology: Topology, bridges: list[Bridge]) -> Iterator[str]:
             ends = _lines(f"{pair.end} ═ {pair.interface}", *pair.addresses)
             yield f"  {_quote(pair.container)} -- {_quote(bridge.name)} [label={_quote(ends)}];"
     for container in _shown(topology, bridges):
-        label = _lines(container.name, *map(_describe_port, container.ports))
+        label = _lines(container.name, *map(str, container.ports))
         yield f"  {_quote(container.name)} [label={_quote(label)}];"
     yield "}"
 

@@ -48,6 +48,15 @@ class Port:
     listener: str | None
     address: str | None
 
+    def __str__(self) -> str:
+        """Return it in a line: `0.0.0.0:8080->80/tcp  nginx (pid 7)`."""
+        place = f"{self.host}->" if self.host else ""
+        listener = self.listener or "nothing listens"
+        everywhere = self.address is None or self.address.startswith(("0.0.0.0:", "[::]:"))
+        where = "" if everywhere else f" on {self.address}"
+        told = "" if self.host else "  (not published)"
+        return f"{place}{self.number}/{self.protocol}  {listener}{where}{told}"
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tests.engine.engine import Engine
 
 PORT, PUBLISHED = 80, 8080
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
@@ -86,6 +88,16 @@ def test_tree_graph_and_json_agree(site: Site) -> None:
     graph = pynet(site.engine, "map", "--dot").stdout
     edges = re.findall(r'"(\S+)" -- "(\S+)" \[label="(\S+) ═ (\w+)', graph)
     assert {(place, end, name, link) for name, place, end, link in edges} == pairs
+    drawing = ET.fromstring(pynet(site.engine, "map", "--svg", "-").stdout)
+    texts = {"".join(each.itertext()) for each in drawing.iter(f"{SVG}text")}
+    assert {f"{link} ═ {end}" for _, end, _, link in pairs} <= texts
+    boxes = {(each.get("class"), each.get("data-name")) for each in drawing.iter(f"{SVG}g")}
+    assert {("container", name) for _, _, name, _ in pairs} <= boxes
+    assert {("bridge", name) for name in ("back", "front")} <= boxes
+    wires = [each for each in drawing.iter(f"{SVG}path") if each.get("class") == "wire"]
+    assert len(wires) == len(pairs) + len(found["bridges"]), (
+        "each pair's, and each network's way out"
+    )
     alone = shown(site, "web")["bridges"]
     assert {pair["container"] for each in alone for pair in each["pairs"]} == {"web"}
     assert len(alone) == 2
