@@ -152,6 +152,12 @@ CAUSES = (
         "net.ipv4.conf.{bridge}.rp_filter=2",
     ),
     Cause(
+        "drift",
+        "any",
+        "what pynet made is not as it was: {kind} {subject} {text}",
+        "pynet check --repair, and find who changes it",
+    ),
+    Cause(
         "uplink-down",
         "uplink",
         "{interface}, by which the host goes out, is down or its next hop does not answer",

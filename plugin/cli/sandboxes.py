@@ -22,7 +22,7 @@ from plugin.capture.places import Sandbox
 from plugin.cli.client import TIMEOUT_SECONDS, ask_driver
 from plugin.cli.errors import AskError, DriverDown
 from plugin.cli.resolve import socket_path
-from plugin.cli.topology import find_published_of
+from plugin.cli.topology import bridge_of_network, find_published_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -83,10 +83,7 @@ def find_published(name: str) -> list[Published]:
             return []
         finally:
             client.close()
-        ours: list[dict[str, Any]] = []
-        with suppress(AskError):
-            ours = ask_driver(socket_path(), "/networks")["networks"]
-        return list(find_published_of(container, ours))
+        return list(find_published_of(container, _ask_networks(socket_path())))
     return []
 
 
@@ -99,22 +96,10 @@ def _ask_docker(name: str, driver: Path) -> Found | None:
             network = client.api.inspect_network(name)
             containers = (client.api.inspect_container(each) for each in network["Containers"])
             found = [sandbox for each in containers for sandbox in _sandbox(client, each)]
-            return Found(tuple(found), _bridge_of(network, driver))
+            return Found(tuple(found), bridge_of_network(network, _ask_networks(driver)))
         return None
     finally:
         client.close()
-
-
-def _bridge_of(network: Mapping[str, Any], driver: Path) -> str:
-    """Return a network's bridge: the name that Docker gives it, or what pynet says."""
-    if network["Driver"] == "bridge":
-        options: Mapping[str, str] = network["Options"] or {}
-        return options.get("com.docker.network.bridge.name", f"br-{network['Id'][:ID_LENGTH]}")
-    with suppress(DriverDown):
-        for each in ask_driver(driver, "/networks")["networks"]:
-            if each["id"] == network["Id"]:
-                return str(each["bridge"])
-    return ""
 
 
 def _sandbox(client: docker.DockerClient, container: dict[str, Any]) -> Iterator[Sandbox]:
@@ -129,16 +114,20 @@ def _sandbox(client: docker.DockerClient, container: dict[str, Any]) -> Iterator
 
 
 def _ask_driver(name: str, driver: Path) -> Found | None:
-    try:
-        networks = ask_driver(driver, "/networks")["networks"]
-    except DriverDown:
-        return None
-    for network in networks:
+    for network in _ask_networks(driver):
         if network["id"].startswith(name):
             return Found(tuple(_of_endpoints(network["endpoints"])), network["bridge"])
         if ends := [each for each in network["endpoints"] if each["id"].startswith(name)]:
             return Found(tuple(_of_endpoints(ends)))
     return None
+
+
+def _ask_networks(driver: Path) -> list[dict[str, Any]]:
+    """Return the driver's networks, none if it is silent."""
+    with suppress(DriverDown):
+        networks: list[dict[str, Any]] = ask_driver(driver, "/networks")["networks"]
+        return networks
+    return []
 
 
 def _of_endpoints(endpoints: Iterable[Mapping[str, Any]]) -> Iterator[Sandbox]:

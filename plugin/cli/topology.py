@@ -15,7 +15,8 @@ import docker
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
-from driver.diagnosis.diagnose import host_end_of
+from driver.diagnosis.causes import found
+from driver.diagnosis.diagnose import FAULT, OK, WARNING, Step, host_end_of
 from driver.diagnosis.facts import Published, place_of
 from driver.errors import KernelError, NotFound
 from driver.linux import netns
@@ -29,7 +30,7 @@ from plugin.cli.resolve import socket_path
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from driver.diagnosis.facts import Interface, Listener, View
+    from driver.diagnosis.facts import Drift, Interface, Listener, View
 
 _RESOLVER = "127.0.0.11"  # Docker's own, in every container
 _BRIDGE_NAME = "com.docker.network.bridge.name"
@@ -127,7 +128,7 @@ def read_topology() -> Topology:
     """Look at this host, and at every sandbox that Docker knows. Raises KernelError."""
     known = _ask()
     host = read_view()
-    sandboxes = {each["Id"]: found for each in known.containers if (found := _look(each))}
+    sandboxes = {each["Id"]: view for each in known.containers if (view := _look(each))}
     names = {each["Id"]: each["Name"].lstrip("/") for each in known.containers}
     pairs = [
         pair for identity, view in sandboxes.items() for pair in _pairs(names[identity], view, host)
@@ -143,6 +144,58 @@ def read_topology() -> Topology:
     placed = {pair for bridge in bridges for pair in bridge.pairs}
     loose = tuple(pair for pair in pairs if pair not in placed)
     return Topology(tuple(_uplinks(host)), bridges, containers, loose, known.not_seen)
+
+
+def examine(topology: Topology, drift: Iterable[Drift]) -> list[Step]:
+    """Return what is wrong with the host and its networks, a step each, and what is not.
+
+    `drift` is what pynet's driver says differs.
+    """
+    steps = [
+        Step("host", FAULT, f"{each.name} is down", found("uplink-down", interface=each.name))
+        if not each.is_up
+        else Step("host", OK, f"{each.name} is up, {' '.join(each.addresses)}")
+        for each in topology.uplinks
+        if each.leads_out
+    ]
+    for bridge in topology.bridges:
+        if bridge.network is not None and bridge.pairs:
+            steps += _examine_bridge(topology, bridge)
+    for pair in topology.loose:
+        steps.append(_examine_loose(pair))
+    for each in drift:
+        cause = found("drift", kind=each.kind, subject=each.subject, text=each.text)
+        steps.append(Step("drift", FAULT, f"{each.kind} {each.subject}: {each.text}", cause))
+    return steps
+
+
+def _examine_bridge(topology: Topology, bridge: Bridge) -> Iterator[Step]:
+    label = f"{bridge.network} ({bridge.name})"
+    if bridge.is_up:
+        yield Step("network", OK, f"{label} is up, {len(bridge.pairs)} on it")
+    else:
+        command = f"ip link set {bridge.name} up, and find who set it down"
+        cause = found("interface-down", interface=bridge.name, command=command)
+        yield Step("network", FAULT, f"{label} is down", cause)
+    for pair in bridge.pairs:
+        if not pair.is_up:
+            command = f"pynet exec {pair.container} -- ip link set {pair.interface} up"
+            where = f"{pair.interface} in {pair.container}"
+            cause = found("interface-down", interface=where, command=command)
+            yield Step("sandbox", FAULT, cause.text, cause)
+        for port in topology.containers[pair.container].ports:
+            if port.host is not None and port.listener is None:
+                yield Step("socket", WARNING, f"{pair.container}: {port}")
+
+
+def _examine_loose(pair: Pair) -> Step:
+    if pair.end is None:
+        cause = found("severed", interface=pair.interface, name=pair.container)
+    else:
+        manager = "NetworkManager or networkd"
+        words = {"interface": pair.end, "name": pair.container, "why": "", "manager": manager}
+        cause = found("off-bridge", **words)
+    return Step("pair", FAULT, cause.text, cause)
 
 
 def _ask() -> _Known:
@@ -191,7 +244,7 @@ def _addresses(link: Interface) -> tuple[str, ...]:
 
 
 def _bridges(host: View, known: _Known, pairs: Iterable[Pair]) -> Iterator[Bridge]:
-    networks = {_bridge_of(each, known.ours): each for each in known.networks}
+    networks = {bridge_of_network(each, known.ours): each for each in known.networks}
     sysctls = {each["id"]: each["sysctls"] for each in known.ours}
     by_end = {pair.end: pair for pair in pairs if pair.end}
     for link in host.interfaces.values():
@@ -218,12 +271,14 @@ def _items(sysctls: Mapping[str, str] | Iterable[str]) -> Iterable[tuple[str, st
     return sorted((key, value) for key, _, value in (each.partition("=") for each in sysctls))
 
 
-def _bridge_of(network: Mapping[str, Any], ours: Iterable[Mapping[str, Any]]) -> str:
+def bridge_of_network(network: Mapping[str, Any], ours: Iterable[Mapping[str, Any]]) -> str:
+    """Return a network's bridge: what pynet says, or the name that its driver gives by default."""
     for each in ours:
         if each["id"] == network["Id"]:
             return str(each["bridge"])
     options: Mapping[str, str] = network["Options"] or {}
-    return options.get(_BRIDGE_NAME, f"br-{network['Id'][:ID_LENGTH]}")
+    prefix = "br" if network["Driver"] == "bridge" else "pn"
+    return options.get(_BRIDGE_NAME, f"{prefix}-{network['Id'][:ID_LENGTH]}")
 
 
 def _subnets(network: Mapping[str, Any]) -> Iterator[str]:

@@ -244,7 +244,8 @@ def test_a_cause_is_found(facts: Facts, expected: str) -> None:
 
 
 def test_every_cause_is_provoked_and_has_an_id_of_its_own() -> None:
-    assert set(FOUND) == {cause.id for cause in CAUSES}
+    of_no_flow = {"drift"}  # of the host and all networks; see test_map.py
+    assert set(FOUND) | of_no_flow == {cause.id for cause in CAUSES}
     assert len({cause.id for cause in CAUSES}) == len(CAUSES)
 
 

@@ -9,8 +9,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from driver.diagnosis.diagnose import FAULT, OK, WARNING
+from driver.diagnosis.facts import Drift
 from plugin.cli.drawing import render_svg
-from plugin.cli.topology import Bridge, Container, Pair, Port, Topology, Uplink
+from plugin.cli.topology import Bridge, Container, Pair, Port, Topology, Uplink, examine
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '<script>alert(1)</script>"\x1b[31m\u202e'
@@ -98,3 +100,33 @@ def test_what_is_down_is_marked() -> None:
 )
 def test_a_port_is_a_line(port: Port, expected: str) -> None:
     assert str(port) == expected
+
+
+def ids(shown: Topology, *drift: Drift) -> list[str | None]:
+    """Return the causes that are found, None for what is only worth a look."""
+    steps = (step for step in examine(shown, drift) if step.state != OK)
+    return [step.cause.cause.id if step.cause else None for step in steps]
+
+
+def test_nothing_is_wrong_where_all_is_well() -> None:
+    assert {step.state for step in examine(topology(3, 2), ())} == {OK}
+
+
+def test_what_is_wrong_on_a_host_is_named() -> None:
+    shown = topology(2)
+    (bridge,), (uplink,) = shown.bridges, shown.uplinks
+    lost = Pair("c9", "eth0", None, is_up=True, addresses=())
+    down = replace(bridge.pairs[0], is_up=False)
+    silent = {"c0": Container("c0", (Port(80, "tcp", "0.0.0.0:8080", None, None),))}
+    for broken, expected in (
+        (replace(shown, uplinks=(replace(uplink, is_up=False),)), "uplink-down"),
+        (replace(shown, bridges=(replace(bridge, is_up=False),)), "interface-down"),
+        (replace(shown, bridges=(replace(bridge, pairs=(down,)),)), "interface-down"),
+        (replace(shown, loose=(lost,)), "severed"),
+        (replace(shown, loose=(replace(lost, end="pnh9"),)), "off-bridge"),
+        (replace(shown, containers={**shown.containers, **silent}), None),
+    ):
+        assert ids(broken) == [expected]
+    assert ids(shown, Drift("rules", "inet pynet", "is missing")) == ["drift"]
+    states = [step.state for step in examine(replace(shown, loose=(lost,)), ())]
+    assert (states.count(FAULT), states.count(WARNING)) == (1, 0)
