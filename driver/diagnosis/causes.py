@@ -77,6 +77,42 @@ CAUSES = (
         "pynet check --repair, after telling {manager} to leave pn* and veth* alone",
     ),
     Cause(
+        "stale-neighbour",
+        "pair",
+        "{where} knows {ip} by {mac}, which it does not have: it has {own}",
+        "{command}",
+    ),
+    Cause(
+        "arp-ignored",
+        "bridge",
+        "{bridge} does not answer ARP: its arp_ignore is {value}",
+        "sysctl -w net.ipv4.conf.{key}.arp_ignore=0",
+    ),
+    Cause(
+        "address-twice",
+        "network",
+        "{first} and {second} of network {network} have the same address {what}",
+        "start one of them anew without a fixed address",
+    ),
+    Cause(
+        "mac-twice",
+        "network",
+        "{first} and {second} of network {network} have the same MAC address {what}",
+        "start one of them anew without a fixed MAC address",
+    ),
+    Cause(
+        "conntrack-full",
+        "host",
+        "the host tracks {count} connections of at most {most}: new ones are dropped",
+        "sysctl -w net.netfilter.nf_conntrack_max={more}",
+    ),
+    Cause(
+        "ports-used-up",
+        "sandbox",
+        "{name} has no port of its own left to call {ip} from",
+        "widen net.ipv4.ip_local_port_range of the network, or reuse connections",
+    ),
+    Cause(
         "forwarding-off",
         "host",
         "this host does not forward: {key} is 0",

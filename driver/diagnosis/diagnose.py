@@ -28,6 +28,8 @@ REACHES, REFUSED, DROPPED, UNANSWERED, UNKNOWN = (
 )
 _RESOLVER = "127.0.0.11"  # Docker's own, in every container
 _OURS = "pynet"
+_ANSWERS_NOTHING = 4  # arp_ignore, ip-sysctl.rst: 8; 4 to 7 are reserved
+_NEARLY = 0.98  # of the connections that are tracked at most
 IPV4, IPV6 = 4, 6
 
 
@@ -97,7 +99,9 @@ def _walk(facts: Facts) -> Iterator[Step]:
         yield from _pair(
             facts, facts.other, facts.flow.destination.name, facts.flow.destination.address
         )
+        yield from _neighbour(facts, facts.other)
         yield from _return(facts, facts.other)
+    yield from _gateway(facts)
     yield from _host(facts)
     yield from _firewall(facts)
     yield from _uplink(facts)
@@ -291,6 +295,44 @@ def bridge_of(view: View | None, ip: IPAddress | None, host: View) -> str | None
     return end.master if end is not None else None
 
 
+def _neighbour(facts: Facts, view: View) -> Iterator[Step]:
+    """Look whether who sends to the destination knows it by the MAC address that it has."""
+    ip = facts.flow.destination.address
+    link = view.owner_of(ip) if ip is not None else None
+    if link is None or ip is None:
+        return
+    here = bridge_of(facts.sandbox, facts.flow.source.address, facts.host)
+    there = bridge_of(view, ip, facts.host)
+    is_near = facts.sandbox is not None and here == there
+    asker = facts.sandbox if is_near and facts.sandbox is not None else facts.host
+    mac = asker.macs.get(ip)
+    if mac is None or mac == link.mac:
+        return
+    name = facts.flow.source.name
+    command = f"ip neigh del {ip} dev {there}"
+    if is_near and facts.leaving is not None:
+        command = f"pynet exec {name} -- ip neigh del {ip} dev {facts.leaving.interface}"
+    words = {"ip": ip, "mac": mac, "own": link.mac, "command": command}
+    cause = found("stale-neighbour", where=name if is_near else "the host", **words)
+    yield Step("pair", FAULT, cause.text, cause)
+
+
+def _gateway(facts: Facts) -> Iterator[Step]:
+    """Look whether the bridge answers who asks for the gateway's MAC address."""
+    way = facts.leaving
+    bridge = bridge_of(facts.sandbox, facts.flow.source.address, facts.host)
+    if way is None or way.gateway is None or way.gateway.version != IPV4 or bridge is None:
+        return
+    values = {
+        key: int(facts.host.sysctls.get(f"net.ipv4.conf.{key}.arp_ignore", "0"))
+        for key in ("all", bridge)
+    }
+    key, value = max(values.items(), key=lambda each: each[1])
+    if value >= _ANSWERS_NOTHING:
+        cause = found("arp-ignored", bridge=bridge, value=value, key=key)
+        yield Step("bridge", FAULT, cause.text, cause)
+
+
 def _return(facts: Facts, view: View) -> Iterator[Step]:
     """Look by which network the destination answers."""
     way, ip = facts.returning, facts.flow.destination.address
@@ -322,10 +364,12 @@ def _host(facts: Facts) -> Iterator[Step]:
     if way is None or ip is None:
         return
     version = ip.version
+    yield from _tracking(facts.host)
     if way.is_local:
         yield Step("host", OK, f"{ip} is this host's own")
         return
     if not way.error:
+        yield from _mtu(facts, way)
         yield Step("host", OK, f"forwards, {_describe_way(way)}")
         return
     source, arriving = facts.flow.source.address, facts.arriving or ""
@@ -344,6 +388,26 @@ def _host(facts: Facts) -> Iterator[Step]:
         words = {"name": "this host", "ip": ip, "error": os.strerror(way.error)}
         cause = found("forbidden-route", command="ip route show table all", **words)
     yield Step("host", FAULT, cause.text, cause)
+
+
+def _tracking(host: View) -> Iterator[Step]:
+    count = int(host.sysctls.get("net.netfilter.nf_conntrack_count", "0"))
+    most = int(host.sysctls.get("net.netfilter.nf_conntrack_max", "0"))
+    if most and count >= most * _NEARLY:
+        cause = found("conntrack-full", count=count, most=most, more=2 * most)
+        yield Step("host", FAULT, cause.text, cause)
+
+
+def _mtu(facts: Facts, way: Way) -> Iterator[Step]:
+    """Warn of a container that may send larger packets than the host can pass on in one piece."""
+    if facts.sandbox is None or facts.leaving is None:
+        return
+    inside = facts.sandbox.interfaces.get(facts.leaving.interface or "")
+    out = facts.host.interfaces.get(way.interface or "")
+    if inside is not None and out is not None and inside.mtu > out.mtu:
+        text = f"{out.name} takes {out.mtu} bytes, {inside.name} of the container {inside.mtu}"
+        advice = "if ICMP is filtered, large packets are lost: pynet set NETWORK mtu"
+        yield Step("host", WARNING, f"{text}; {advice}")
 
 
 def _closed_forwarding(host: View, version: int, arriving: str) -> str | None:
@@ -450,6 +514,10 @@ def _uplink(facts: Facts) -> Iterator[Step]:
 def _from_outcome(facts: Facts, probe: Probe) -> Step:
     """Say what is left when a probe failed and nothing on this host explains it."""
     way = facts.passing
+    if probe.outcome == os.strerror(errno.EADDRNOTAVAIL):
+        words = {"name": facts.flow.source.name, "ip": facts.flow.destination.address}
+        cause = found("ports-used-up", **words)
+        return Step("sandbox", FAULT, cause.text, cause)
     if probe.outcome == "refused":
         return Step("beyond", OK, f"{facts.flow.destination.name} refuses the connection")
     out = way.interface if way is not None and not way.is_local and facts.other is None else None

@@ -79,12 +79,16 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a namespace shows: interfaces by name, listeners, parameters, neighbours that failed."""
+    """What a namespace shows: interfaces by name, listeners, parameters, neighbours.
+
+    `silent` are those that were asked for and did not answer, `macs` what is known of the others.
+    """
 
     interfaces: Mapping[str, Interface]
     listeners: tuple[Listener, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=dict)
     silent: frozenset[IPAddress] = frozenset()
+    macs: Mapping[IPAddress, str] = field(default_factory=dict)
 
     def owner_of(self, ip: IPAddress) -> Interface | None:
         """Return the interface that has an address."""

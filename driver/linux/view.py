@@ -27,6 +27,8 @@ _OF_ALL = (
     "net.ipv4.conf.all.arp_ignore",
     "net.bridge.bridge-nf-call-iptables",
     "net.bridge.bridge-nf-call-ip6tables",
+    "net.netfilter.nf_conntrack_count",
+    "net.netfilter.nf_conntrack_max",
 )
 _OF_INTERFACE = (
     "net.ipv4.conf.IFNAME.forwarding",
@@ -46,7 +48,7 @@ def read_view(ports: Collection[int] | None = None, interfaces: Collection[str] 
         with Rtnetlink() as route:
             links = route.links()
             addresses = route.addresses(*(link.index for link in links))
-            silent = frozenset(each.ip for each in route.neighbours() if each.has_failed)
+            neighbours = route.neighbours()
         with SockDiag() as sockets:
             bound = tuple(sockets.listeners())
     except OSError as error:
@@ -74,7 +76,8 @@ def read_view(ports: Collection[int] | None = None, interfaces: Collection[str] 
         },
         listeners=tuple(_listener(each, owners) for each in bound),
         sysctls=_read_sysctls(interfaces or names.values()),
-        silent=silent,
+        silent=frozenset(each.ip for each in neighbours if each.has_failed),
+        macs={each.ip: each.mac for each in neighbours if each.mac and not each.has_failed},
     )
 
 

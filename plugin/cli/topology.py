@@ -68,6 +68,7 @@ class Pair:
     end: str | None
     is_up: bool
     addresses: tuple[str, ...]
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,7 @@ def _examine_bridge(topology: Topology, bridge: Bridge) -> Iterator[Step]:
         command = f"ip link set {bridge.name} up, and find who set it down"
         cause = found("interface-down", interface=bridge.name, command=command)
         yield Step("network", FAULT, f"{label} is down", cause)
+    yield from _examine_twice(bridge)
     for pair in bridge.pairs:
         if not pair.is_up:
             command = f"pynet exec {pair.container} -- ip link set {pair.interface} up"
@@ -186,6 +188,19 @@ def _examine_bridge(topology: Topology, bridge: Bridge) -> Iterator[Step]:
         for port in topology.containers[pair.container].ports:
             if port.host is not None and port.listener is None:
                 yield Step("socket", WARNING, f"{pair.container}: {port}")
+
+
+def _examine_twice(bridge: Bridge) -> Iterator[Step]:
+    """Yield what two interfaces of one network have that only one may."""
+    owners: dict[tuple[str, str], str] = {}
+    for pair in bridge.pairs:
+        own = [("address-twice", each.partition("/")[0]) for each in pair.addresses]
+        for kind, what in [*own, ("mac-twice", pair.mac)] if pair.mac else own:
+            first = owners.setdefault((kind, what), pair.container)
+            if first != pair.container:
+                words = {"network": bridge.network, "what": what}
+                cause = found(kind, first=first, second=pair.container, **words)
+                yield Step("network", FAULT, cause.text, cause)
 
 
 def _examine_loose(pair: Pair) -> Step:
@@ -236,7 +251,14 @@ def _pairs(name: str, view: View, host: View) -> Iterator[Pair]:
     for link in view.interfaces.values():
         if link.kind == "veth":
             end = host_end_of(link, host)
-            yield Pair(name, link.name, end.name if end else None, link.is_up, _addresses(link))
+            yield Pair(
+                name,
+                link.name,
+                end.name if end else None,
+                link.is_up,
+                _addresses(link),
+                link.mac,
+            )
 
 
 def _addresses(link: Interface) -> tuple[str, ...]:

@@ -160,6 +160,39 @@ def other_way_back(site: Site) -> Iterator[None]:
         yield
 
 
+def deaf_bridge(site: Site) -> AbstractContextManager[None]:
+    """Have the bridge answer no ARP; who knows its MAC address already would not notice."""
+    site.engine.run(*site.enter("client"), "ip", "neigh", "flush", "all")
+    return parameter(site, f"net.ipv4.conf.{bridge_name(site, 'back')}.arp_ignore", "8")
+
+
+def wrong_neighbour(site: Site) -> AbstractContextManager[None]:
+    """Have the host know the server by a MAC address that nobody has."""
+    entry = (site.address("web", "back", 4), "dev", bridge_name(site, "back"))
+    wrong = (*entry, "lladdr", "02:00:00:00:00:99", "nud", "permanent")
+    return running(site, "ip", "neigh", "replace", *wrong, undo=("ip", "neigh", "del", *entry))
+
+
+@contextmanager
+def one_port(site: Site) -> Iterator[None]:
+    """Have the client one port of its own for its calls, and a connection that uses it."""
+    key = "net.ipv4.ip_local_port_range"
+    inside = site.enter("client")
+    before = site.engine.run(*inside, "sysctl", "-n", key).stdout.strip()
+    site.engine.run(*inside, "sysctl", "-w", f"{key}=50000 50000")
+    code = (
+        "import socket, sys; s = socket.create_connection((sys.argv[1], int(sys.argv[2])));"
+        "print(flush=True); sys.stdin.read()"
+    )
+    argv = (*inside, sys.executable, "-c", code, site.address("web", "back", 4), str(PORT))
+    caller = site.engine.popen(*argv, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    assert caller.stdout is not None
+    assert caller.stdout.readline() == "\n"
+    yield
+    caller.result()
+    site.engine.run(*inside, "sysctl", "-w", f"{key}={before}")
+
+
 def blackhole(site: Site) -> AbstractContextManager[None]:
     """Have a route of the host's forbid an address."""
     route = ("blackhole", LAN_ADDRESS[4])
@@ -220,6 +253,9 @@ CASES = (
     Case("host-firewall", "client", f"host:{SERVICE}", host_rule, "ip filter INPUT, rule 1"),
     Case("bridged-through-iptables", "client", f"web:{PORT}", bridged, BRIDGED),
     Case("forbidden-route", "client", LAN_SERVICE, blackhole),
+    Case("arp-ignored", "client", LAN_SERVICE, deaf_bridge),
+    Case("stale-neighbour", "host", f"web:{PORT}", wrong_neighbour, "02:00:00:00:00:99"),
+    Case("ports-used-up", "client", f"web:{PORT}", one_port, verdict="unanswered"),
     Case("beyond", "client", f"{LAN_ADDRESS[4]}:{SILENT}", silent_lan, "uplink", "unanswered"),
     Case("reverse-path", "198.51.100.7", f"web:{PORT}", other_way_back, "by uplink for forged"),
     Case(

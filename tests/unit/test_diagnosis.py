@@ -139,6 +139,9 @@ def with_sysctls(facts: Facts, **values: str) -> Facts:
         "bridged": "net.bridge.bridge-nf-call-iptables",
         "check1": "net.ipv4.conf.pn-1.rp_filter",
         "check2": "net.ipv4.conf.pn-2.rp_filter",
+        "arp1": "net.ipv4.conf.pn-1.arp_ignore",
+        "count": "net.netfilter.nf_conntrack_count",
+        "most": "net.netfilter.nf_conntrack_max",
     }
     sysctls = dict(facts.host.sysctls) | {names[each]: value for each, value in values.items()}
     return replace(facts, host=replace(facts.host, sysctls=sysctls))
@@ -215,6 +218,16 @@ FOUND: dict[str, list[Facts]] = {
         out(probe=dropped("filter", "DOCKER-FORWARD")),
         out(probe=dropped("raw", "PREROUTING", "prerouting")),
     ],
+    "stale-neighbour": [
+        between(sandbox=replace(inside(11, "10.1.0.2/24"), macs={DB: "02:00:00:00:00:99"})),
+        into(host=replace(host(), macs={DB: "02:00:00:00:00:99"})),
+    ],
+    "arp-ignored": [
+        with_sysctls(out(), arp1="8"),
+        with_sysctls(to_host(leaving=Way("eth0", GATEWAY)), arp1="8"),
+    ],
+    "conntrack-full": [with_sysctls(out(), count="262144", most="262144")],
+    "ports-used-up": [between(probe=replace(SILENCE, outcome="Cannot assign requested address"))],
     "not-published": [into(published=())],
     "published-elsewhere": [
         into(published=(Published(ip_address("127.0.0.1"), 8080, DB, 80, TCP),)),
@@ -244,7 +257,7 @@ def test_a_cause_is_found(facts: Facts, expected: str) -> None:
 
 
 def test_every_cause_is_provoked_and_has_an_id_of_its_own() -> None:
-    of_no_flow = {"drift"}  # of the host and all networks; see test_map.py
+    of_no_flow = {"drift", "address-twice", "mac-twice"}  # of all networks: test_map.py
     assert set(FOUND) | of_no_flow == {cause.id for cause in CAUSES}
     assert len({cause.id for cause in CAUSES}) == len(CAUSES)
 
@@ -268,6 +281,25 @@ def test_what_passes_has_no_fault_whatever_else_is_found(facts: Facts, expected:
 
 def test_an_answer_by_another_network_is_no_fault_where_the_host_does_not_mind() -> None:
     assert diagnose(into(other=TWO_HOMES, returning=Way("eth1"))).cause is None
+
+
+def test_a_larger_mtu_than_the_uplinks_is_worth_a_look() -> None:
+    small = out(host=host(ens3=link(4, "ens3", None, mtu=1400)), probe=REPLY)
+    assert [step.state for step in diagnose(small).steps].count(WARNING) == 1
+    assert diagnose(small).cause is None
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        between(sandbox=replace(inside(11, "10.1.0.2/24"), macs={DB: "02:00:00:00:00:02"})),
+        with_sysctls(out(), arp1="2"),
+        with_sysctls(out(), count="1000", most="262144"),
+    ],
+)
+def test_what_is_ordinary_is_no_cause(facts: Facts) -> None:
+    found = diagnose(replace(facts, probe=REPLY))
+    assert {step.state for step in found.steps} == {OK}
 
 
 def test_a_full_queue_is_told() -> None:

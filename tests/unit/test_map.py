@@ -23,8 +23,8 @@ def topology(containers: int, networks: int = 1, name: str = "c") -> Topology:
     pairs: list[list[Pair]] = [[] for _ in range(networks)]
     for number in range(containers):
         for place in range(networks) if number == 0 else [number % networks]:
-            end, address = f"pnh{place}-{number}", ("10.0.0.2/24",)
-            pair = Pair(f"{name}{number}", f"eth{place}", end, is_up=True, addresses=address)
+            end, own = f"pnh{place}-{number}", f"10.{place}.{number // 250}.{number % 250}/16"
+            pair = Pair(f"{name}{number}", f"eth{place}", end, is_up=True, addresses=(own,))
             pairs[place].append(pair)
     bridges = tuple(
         Bridge(f"pn-{n}", f"net{n}", "pynet", ("10.0.0.0/24",), True, False, (), tuple(each))  # noqa: FBT003
@@ -127,6 +127,13 @@ def test_what_is_wrong_on_a_host_is_named() -> None:
         (replace(shown, containers={**shown.containers, **silent}), None),
     ):
         assert ids(broken) == [expected]
+    first, second = bridge.pairs
+    for twice, kind in (
+        (replace(second, addresses=("10.0.0.2/24",)), "address-twice"),
+        (replace(second, addresses=(), mac="02:00:00:00:00:01"), "mac-twice"),
+    ):
+        pairs = (replace(first, addresses=("10.0.0.2/24",), mac="02:00:00:00:00:01"), twice)
+        assert ids(replace(shown, bridges=(replace(bridge, pairs=pairs),))) == [kind]
     assert ids(shown, Drift("rules", "inet pynet", "is missing")) == ["drift"]
     states = [step.state for step in examine(replace(shown, loose=(lost,)), ())]
     assert (states.count(FAULT), states.count(WARNING)) == (1, 0)
