@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import pytest
 from jeepney import DBusAddress, DBusErrorResponse, new_error, new_method_call
 
+from driver.errors import KernelError
 from driver.linux import firewalld
 from driver.linux.dbus import RefusedError
 from driver.linux.firewalld import POLICY, ZONE, Zone
@@ -309,4 +310,28 @@ def test_one_that_is_loaded_anew_gets_the_interfaces_back(wall: Firewalld) -> No
     zone.change(add={"br-2"})
     assert looked.wait(10)
     wait_until(lambda: wall.interfaces == {"br-1", "br-2"}, 10, "both bridges")
+    zone.close()
+
+
+def test_a_bus_that_is_gone_is_no_problem_and_keeps_nobody_waiting(
+    wall: Firewalld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether firewalld runs is not known then, nor is what it has refused before."""
+
+    def refuse(*_: object) -> None:
+        raise KernelError("connect to the system bus: Connection refused")
+
+    wall.refused["br-1"] = "INVALID_INTERFACE"
+    told: list[str | None] = []
+    zone = Zone()
+    zone.watch(told.append)
+    zone.set({"br-1"})
+    assert zone.settle(10)
+    assert zone.problem()
+    monkeypatch.setattr(wall, "find_process", refuse)
+    monkeypatch.setattr(firewalld, "Service", refuse)
+    zone.set({"br-1", "br-2"})
+    assert zone.settle(10)
+    assert zone.problem() is None
+    wait_until(lambda: told[-1] is None, 10, "health hears of it")
     zone.close()
