@@ -15,6 +15,7 @@ import time
 from contextlib import ExitStack, closing, suppress
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -411,6 +412,32 @@ def test_who_was_answered_last_makes_way_last(site: Site, monkeypatch: pytest.Mo
         second.settimeout(0)
         with pytest.raises(BlockingIOError):
             second.recv(100)
+        listener.close()
+
+
+@pytest.mark.parametrize("speaker", ["client", "container"])
+def test_a_flow_is_there_for_as_long_as_either_side_speaks(
+    site: Site, monkeypatch: pytest.MonkeyPatch, speaker: str
+) -> None:
+    """Such as one by which a container goes on sending what it was asked for once."""
+    loop, now = tcp.Loop(print), time.monotonic()
+    monkeypatch.setattr(udp, "time", SimpleNamespace(monotonic=lambda: now))
+    with closing(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as hearing:
+        hearing.bind(("::1", 5353))
+        entry = wire.Entry(f"udp ::1 5353 127.0.0.1 {site.datagrams.getsockname()[1]} 0")
+        listener = udp.UdpListener(loop, entry, hearing.dup())
+        with closing(asker()) as asking:
+            asking.send(b"question")
+            loop.turn()
+            _, flow = site.datagrams.recvfrom(100)
+            now += udp.FLOW_SECONDS - 1
+            if speaker == "client":
+                asking.send(b"more")
+            else:
+                site.datagrams.sendto(b"more", flow)
+            loop.turn()
+            assert listener.tick(now + udp.FLOW_SECONDS - 1)
+            assert not listener.tick(now + udp.FLOW_SECONDS)
         listener.close()
 
 
