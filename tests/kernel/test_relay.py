@@ -280,6 +280,34 @@ def test_a_relay_without_descriptors_goes_on_when_there_are_some(site: Site) -> 
     assert relays() == [process]
 
 
+@pytest.mark.parametrize(
+    "number", [errno.ENFILE, errno.ENOBUFS, errno.ENOMEM], ids=errno.errorcode.get
+)
+def test_a_port_rests_while_the_host_has_no_room_for_a_connection(site: Site, number: int) -> None:
+    """Else the relay would ask again and again, and serve nobody meanwhile."""
+
+    def refuse() -> None:
+        raise OSError(number, os.strerror(number))
+
+    said: list[str] = []
+    loop = tcp.Loop(said.append)
+    with socket.create_server(("::1", 8080), family=socket.AF_INET6) as listening:
+        entry = wire.Entry(f"tcp ::1 8080 127.0.0.1 {site.server.getsockname()[1]} 0")
+        accepting = tcp.TcpListener(loop, tcp.Pipes(), entry, listening.dup())
+        able = accepting.socket
+        unable: Any = SimpleNamespace(accept=refuse, fileno=able.fileno)
+        accepting.socket = unable
+        with socket.create_connection(("::1", 8080), SECONDS):
+            loop.turn()
+            assert said == [f"[::1]:8080/tcp: cannot accept: {os.strerror(number)}"]
+            accepting.socket = able
+            accepting.tick(time.monotonic() + tcp.PAUSE_SECONDS)
+            loop.turn()
+            assert len(accepting.connections) == 1
+        accepting.close()
+    assert len(said) == 1
+
+
 def descriptors_of(process: int) -> list[Path]:
     return list(Path(f"/proc/{process}/fd").iterdir())
 
