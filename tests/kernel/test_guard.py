@@ -17,7 +17,7 @@ import pytest
 
 from driver.errors import Conflict
 from driver.firewall.ruleset import TABLES
-from driver.linux import netns
+from driver.linux import netns, rtnetlink
 from driver.linux.rtnetlink import MAX_LEARNED
 from driver.model import EndpointOptions, Guard, host_end_name
 from driver.options import parse_change
@@ -152,11 +152,15 @@ def test_what_has_left_sends_nothing_more(driver: BridgeDriver, real: RealHost) 
     assert OWN not in found
 
 
+@pytest.mark.parametrize("is_mended", [False, True], ids=["as made", "put back"])
 def test_nothing_gets_past_the_bridge_by_its_own_addresses(
-    driver: BridgeDriver, real: RealHost
+    driver: BridgeDriver, real: RealHost, *, is_mended: bool
 ) -> None:
     """What is for the bridge itself the kernel takes off before it looks at rules for frames."""
     sender, _ = begin(driver, real, guard=Guard.OFF)
+    if is_mended:
+        ip("link", "set", host_end_name(sender.id), "nomaster", "arp", "on")
+        assert driver.repair_all() == ()
     run("nft", "add", "table", "inet", "seen")
     run("nft", "add", "chain", "inet", "seen", "in", "{ type filter hook input priority 500; }")
     run("nft", "add", "rule", "inet", "seen", "in", "ip", "protocol", "253", "counter")
@@ -240,8 +244,16 @@ def dropped(real: RealHost, reason: str) -> int:
 
 
 @pytest.mark.skipif(kernel_version() < (6, 7), reason="bridges of this kernel learn without end")
-def test_a_bridge_learns_so_many_addresses(driver: BridgeDriver, real: RealHost) -> None:
+@pytest.mark.parametrize("is_old", [False, True], ids=["made so", "of a version without a limit"])
+def test_a_bridge_learns_so_many_addresses(
+    driver: BridgeDriver, real: RealHost, monkeypatch: pytest.MonkeyPatch, *, is_old: bool
+) -> None:
+    if is_old:
+        monkeypatch.setattr(rtnetlink, "MAX_LEARNED", 0)
     sender, _ = begin(driver, real)
+    monkeypatch.undo()
+    if is_old:
+        driver.restore()
     with closing(raw_socket(sender)) as outlet:
         for number in range(MAX_LEARNED + 2000):
             made_up = b"\x06\0" + number.to_bytes(4, "big")

@@ -152,6 +152,7 @@ CLOSED = {
     "no route": ("ip route delete 10.1.0.0/24", Kind.ROUTE),
     "no route of IPv6": (f"ip -6 route delete fd00:1::/64 dev {BRIDGE}", Kind.ROUTE),
     "a stronger rule": ("ip rule add to 10.1.0.0/24 prohibit", Kind.ROUTE),
+    "a route that leads nowhere": ("ip route replace blackhole 10.1.0.0/24", Kind.ROUTE),
 }
 
 
@@ -182,7 +183,12 @@ def test_a_chain_that_drops_is_named_with_the_rule_that_would_help(
     assert driver.check() == ()
 
 
-EVENTS = {name: command for name, (command, _) in CLOSED.items() if "rule" not in name}
+# Whoever adds or replaces a rule or a route tells of no route that goes.
+EVENTS = {
+    name: command
+    for name, (command, _) in CLOSED.items()
+    if "rule" not in name and "replace" not in command
+}
 
 
 @pytest.mark.parametrize("command", EVENTS.values(), ids=EVENTS)

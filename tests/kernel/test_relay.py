@@ -15,6 +15,7 @@ import time
 from contextlib import ExitStack, closing, suppress
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -279,6 +280,34 @@ def test_a_relay_without_descriptors_goes_on_when_there_are_some(site: Site) -> 
     assert relays() == [process]
 
 
+@pytest.mark.parametrize(
+    "number", [errno.ENFILE, errno.ENOBUFS, errno.ENOMEM], ids=errno.errorcode.get
+)
+def test_a_port_rests_while_the_host_has_no_room_for_a_connection(site: Site, number: int) -> None:
+    """Else the relay would ask again and again, and serve nobody meanwhile."""
+
+    def refuse() -> None:
+        raise OSError(number, os.strerror(number))
+
+    said: list[str] = []
+    loop = tcp.Loop(said.append)
+    with socket.create_server(("::1", 8080), family=socket.AF_INET6) as listening:
+        entry = wire.Entry(f"tcp ::1 8080 127.0.0.1 {site.server.getsockname()[1]} 0")
+        accepting = tcp.TcpListener(loop, tcp.Pipes(), entry, listening.dup())
+        able = accepting.socket
+        unable: Any = SimpleNamespace(accept=refuse, fileno=able.fileno)
+        accepting.socket = unable
+        with socket.create_connection(("::1", 8080), SECONDS):
+            loop.turn()
+            assert said == [f"[::1]:8080/tcp: cannot accept: {os.strerror(number)}"]
+            accepting.socket = able
+            accepting.tick(time.monotonic() + tcp.PAUSE_SECONDS)
+            loop.turn()
+            assert len(accepting.connections) == 1
+        accepting.close()
+    assert len(said) == 1
+
+
 def descriptors_of(process: int) -> list[Path]:
     return list(Path(f"/proc/{process}/fd").iterdir())
 
@@ -411,6 +440,32 @@ def test_who_was_answered_last_makes_way_last(site: Site, monkeypatch: pytest.Mo
         second.settimeout(0)
         with pytest.raises(BlockingIOError):
             second.recv(100)
+        listener.close()
+
+
+@pytest.mark.parametrize("speaker", ["client", "container"])
+def test_a_flow_is_there_for_as_long_as_either_side_speaks(
+    site: Site, monkeypatch: pytest.MonkeyPatch, speaker: str
+) -> None:
+    """Such as one by which a container goes on sending what it was asked for once."""
+    loop, now = tcp.Loop(print), time.monotonic()
+    monkeypatch.setattr(udp, "time", SimpleNamespace(monotonic=lambda: now))
+    with closing(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as hearing:
+        hearing.bind(("::1", 5353))
+        entry = wire.Entry(f"udp ::1 5353 127.0.0.1 {site.datagrams.getsockname()[1]} 0")
+        listener = udp.UdpListener(loop, entry, hearing.dup())
+        with closing(asker()) as asking:
+            asking.send(b"question")
+            loop.turn()
+            _, flow = site.datagrams.recvfrom(100)
+            now += udp.FLOW_SECONDS - 1
+            if speaker == "client":
+                asking.send(b"more")
+            else:
+                site.datagrams.sendto(b"more", flow)
+            loop.turn()
+            assert listener.tick(now + udp.FLOW_SECONDS - 1)
+            assert not listener.tick(now + udp.FLOW_SECONDS)
         listener.close()
 
 

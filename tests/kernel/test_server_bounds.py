@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import selectors
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,15 @@ def test_threads_have_no_memory_of_their_own(server: Server) -> None:
     ]
     # glibc's arenas, but for the first, begin at multiples of 64 MiB (HEAP_MAX_SIZE).
     assert [hex(start) for start in starts if start % (64 * 2**20) == 0] == []
+
+
+def test_it_may_have_as_many_descriptors_as_it_is_let(tmp_path: Path) -> None:
+    """A published port is a socket, and a service manager begins with 1,024 of at least 4,096."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
+    with Server(tmp_path / "server") as server:
+        assert server.get("/networks")[0] == 200
+        assert resource.prlimit(server.worker, resource.RLIMIT_NOFILE) == (most, most)
 
 
 def test_a_kernel_that_hangs_keeps_nobody_waiting(server: Server, pipe: Path) -> None:

@@ -204,6 +204,15 @@ def test_nonsense_gets_an_error_and_one_line_in_the_log(server: Server) -> None:
     assert live(server) < PROMPTLY
 
 
+def test_a_call_of_a_later_engine_is_refused_when_it_has_been_heard_to_its_end(
+    server: Server,
+) -> None:
+    """One that is cut off is taken for a driver that has broken down, and is made again."""
+    refusal = {"Err": "no such method: NetworkDriver.Foresee"}
+    assert server.call("Foresee", {"Options": "x" * SMALL}) == (404, refusal)
+    assert live(server) < PROMPTLY
+
+
 def test_what_never_ends_is_ended(server: Server) -> None:
     """Headers of any length, and a chunk that is larger than a body may be."""
     for said in (START + b"a: " + b"b" * 70_000, CHUNKED + b"%x\r\n" % (MAX_BODY + 1)):

@@ -255,6 +255,16 @@ def test_no_signal_gives_the_state_a_second_owner(tmp_path: Path, name: str) -> 
         assert server.workers == [before]
 
 
+def test_a_worker_that_ends_is_followed_by_another_that_docker_finds(tmp_path: Path) -> None:
+    """By the same name, which belongs to the process that has made it."""
+    with Server(tmp_path / "server") as server:
+        assert server.call("CreateNetwork", network(1)) == (200, {})
+        before = server.worker
+        os.kill(before, signal.SIGTERM)
+        wait_until(lambda: server.workers not in ([], [before]), 20, "another worker")
+        assert server.call("CreateNetwork", network(1)) == (200, {})
+
+
 def test_a_log_that_nobody_reads_keeps_no_request_waiting(folder: Path) -> None:
     os.mkfifo(folder / "log")
     unread = os.open(folder / "log", os.O_RDWR | os.O_NONBLOCK)

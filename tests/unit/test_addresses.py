@@ -158,13 +158,18 @@ def test_a_mac_is_refused_with_who_has_it(driver: BridgeDriver) -> None:
 def test_a_mac_that_only_a_dead_container_has_is_free(
     driver: BridgeDriver, kernel: FakeKernel
 ) -> None:
+    """And nothing of that one is left."""
     driver.create_network(network(1))
     start(driver, kernel, new_endpoint(1, mac="02:00:00:00:00:01"), 1)
+    driver.program_external_connectivity(network_id(1), endpoint_id(1), ports("8080:80"))
     with pytest.raises(Conflict):
         choose_mac(driver, 2, "02:00:00:00:00:01")
     kernel.die(sandbox_key(1))
     assert choose_mac(driver, 2, "02:00:00:00:00:01") == "02:00:00:00:00:01"
     assert found(driver, 1) is None
+    assert counted(driver.counts.evictions) == {"endpoint": 1}
+    assert not kernel.reserved
+    assert driver.check() == ()
 
 
 def test_a_mac_that_two_have_is_a_difference(driver: BridgeDriver, kernel: FakeKernel) -> None:

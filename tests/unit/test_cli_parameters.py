@@ -13,12 +13,14 @@ from werkzeug.test import Client
 
 from driver import options
 from driver.driver import BridgeDriver
+from driver.model import host_end_name
 from driver.options import parse_change
 from driver.sysctl.policy import SysctlPolicy
 from plugin.api import create_app
 from plugin.cli import DIFFERS, DRIVER_DOWN, FAILED, MISUSED
 from tests.samples import (
     KEEPALIVE,
+    RP_FILTER,
     SOMAXCONN,
     endpoint_id,
     new_endpoint,
@@ -32,6 +34,7 @@ from tests.unit.command import (
     DUAL,
     NETWORKS_LISTED,
     OTHER,
+    WEB,
     container,
     docker_app,
     environment_of,
@@ -129,6 +132,24 @@ def test_a_containers_parameters_are_shown(run: Run, tuned: FakeKernel) -> None:
     assert shown[SOMAXCONN]["lost"]
     assert CONGESTION not in shown
     assert CONGESTION in lines(run, "sysctl", "show", "web", "--all")
+
+
+def test_each_interface_of_a_container_has_its_parameters_shown_and_the_rest_once(
+    with_networks: BridgeDriver, kernel: FakeKernel, serve: Callable[[str, WSGIApplication], Path]
+) -> None:
+    with_networks.create_endpoint(new_endpoint(2, 2))
+    with_networks.join(new_join(2, 2, sandbox_key(1)))
+    kernel.move(host_end_name(endpoint_id(2)), sandbox_key(1))
+    for net, value in ((DUAL, "1"), (OTHER, "2")):
+        with_networks.change_network(net.id, parse_change({RP_FILTER: value}, ()))
+    listed = [container("web", WEB, back=endpoint_id(1), front=endpoint_id(2))]
+    docker = serve("d.sock", docker_app(NETWORKS_LISTED, listed))
+    run = runner(serve("pynet.sock", create_app(lambda: with_networks)), docker)
+    shown = json.loads(run("sysctl", "web", "--json").stdout)
+    assert [
+        (each["asked"], each["actual"]) for each in shown if each["parameter"] == RP_FILTER
+    ] == [("1", {"web": "1"}), ("2", {"web": "2"})]
+    assert [each["asked"] for each in shown if each["parameter"] == KEEPALIVE] == ["600"]
 
 
 def test_a_containers_own_parameters_are_dockers_to_tell(

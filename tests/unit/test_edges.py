@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import time
 from concurrent.futures import Future
 from threading import Thread
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from werkzeug.test import Client
@@ -18,7 +21,7 @@ from driver.errors import Busy, InvalidRequest, KernelError
 from driver.health import Health
 from driver.model import SysctlWrite, Trace, host_end_name
 from driver.sysctl.policy import VALUE_LENGTH, foresee_traces, parse_sysctl
-from plugin import server
+from plugin import server, worker
 from plugin.api import MAX_BODY, create_app
 from plugin.api.docker import BODILESS
 from plugin.api.metrics import Metrics
@@ -53,6 +56,29 @@ def test_the_longest_value_is_taken_and_no_longer_one() -> None:
     assert parse_sysctl(KEEPALIVE, f"  {text}\n").value == text
     with pytest.raises(InvalidRequest, match="empty or no plain text"):
         parse_sysctl(KEEPALIVE, f"{text}1")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.ECONNABORTED],
+    ids=errno.errorcode.get,
+)
+def test_a_connection_that_cannot_be_had_at_the_moment_is_no_reason_to_end(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whoever lacks what for it: this process, or the host."""
+    monkeypatch.setattr(worker, "EXHAUSTED_SECONDS", 0)
+
+    def refuse() -> None:
+        raise OSError(number, os.strerror(number))
+
+    listener = cast("socket.socket", SimpleNamespace(accept=refuse))
+    accepting = worker.Worker.__new__(worker.Worker)
+    accepting._is_exhausted = False
+    accepting.accept(listener)
+    number = errno.EBADF
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        accepting.accept(listener)
 
 
 def test_the_largest_body_is_read_and_no_larger_one(driver: BridgeDriver) -> None:
@@ -174,18 +200,23 @@ def test_a_dead_container_that_had_a_port_is_an_eviction(
     assert counted(driver.counts.evictions) == {"endpoint": 1}
 
 
-@pytest.mark.parametrize("has_left", [True, False])
+@pytest.mark.parametrize("meanwhile", ["nothing", "left", "is elsewhere", "gone"])
 def test_an_interface_that_never_came_up_is_a_miss_unless_it_had_left(
     driver: BridgeDriver,
     kernel: FakeKernel,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    *,
-    has_left: bool,
+    meanwhile: str,
 ) -> None:
+    has_left = meanwhile != "nothing"
+
     def wait_in_vain(*_: object) -> None:
         if has_left:
             driver.leave(network_id(1), endpoint_id(1))
+        if meanwhile == "is elsewhere":
+            driver.join(new_join(1, 1, sandbox_key(2)))
+        if meanwhile == "gone":
+            driver.delete_endpoint(network_id(1), endpoint_id(1))
         raise KernelError("it was not up")
 
     monkeypatch.setattr(kernel, "await_interface_sysctls", wait_in_vain)
@@ -224,6 +255,24 @@ def test_parameters_are_counted_as_they_are_written(
     assert counted(driver.counts.sysctl_writes)[""] == 1, "the other one is the container's own"
     driver.leave(network_id(1), endpoint_id(1))
     assert counted(driver.counts.sysctl_writes)[""] == 2, "what was there before is written, too"
+
+
+@pytest.mark.parametrize("sandbox_first", [True, False], ids=["28", "20.10 to 27"])
+def test_so_are_those_of_interfaces(
+    driver: BridgeDriver, kernel: FakeKernel, *, sandbox_first: bool
+) -> None:
+    if sandbox_first:
+        kernel.add_sandbox(sandbox_key(1))
+    driver.create_network(network(1, f"{RP_FILTER}=2"))
+    driver.create_endpoint(new_endpoint())
+    driver.join(new_join())
+    end = host_end_name(endpoint_id(1))
+    if sandbox_first:
+        kernel.move(end, sandbox_key(1))
+    else:
+        kernel.arrive(sandbox_key(1), [end])
+    driver.endpoint_info(network_id(1), endpoint_id(1))
+    assert counted(driver.counts.sysctl_writes)[""] == 1
 
 
 # What is not done twice, and what is not undone.

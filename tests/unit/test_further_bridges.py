@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.fakes import FakeKernel
 
 FOUR, SIX = pool("10.1.0.1/24"), pool("fd00:1::1/64")
-FIRST, SECOND = network(1).bridge_name, network(1).bridge_at(1)
+FIRST, SECOND, TRUNK = network(1).bridge_name, network(1).bridge_at(1), network(1).trunk(1)
 
 
 def start(driver: BridgeDriver, kernel: FakeKernel, *numbers: int) -> None:
@@ -151,6 +151,18 @@ def test_whichever_is_damaged_is_named_and_mended(
     before = kernel.state()
     kernel.links[name] = replace(kernel.links[name], **damage)  # type: ignore[arg-type]
     assert {each.subject for each in wide.check()} == {name}
+    assert wide.repair_all() == ()
+    assert kernel.state() == before
+
+
+@pytest.mark.parametrize("end", [TRUNK.host_end, TRUNK.sandbox_end])
+@pytest.mark.parametrize("damage", [{"bridge": None}, {"up": False}, {"mtu": 1400}])
+def test_whichever_end_of_what_joins_them_is_damaged_the_second_is_named_and_it_is_mended(
+    wide: BridgeDriver, kernel: FakeKernel, end: str, damage: dict[str, object]
+) -> None:
+    before = kernel.state()
+    kernel.links[end] = replace(kernel.links[end], **damage)  # type: ignore[arg-type]
+    assert [(each.kind, each.subject) for each in wide.check()] == [(Kind.BRIDGE, SECOND)]
     assert wide.repair_all() == ()
     assert kernel.state() == before
 

@@ -5,6 +5,7 @@ Compared are not the calls, but what is true between any two of them.
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -29,14 +30,17 @@ from tests.samples import (
     ports,
     sandbox_key,
 )
-from tests.unit.test_fault_matrix import joins, on_small_bridges
+from tests.unit.faults import World
+from tests.unit.test_fault_matrix import EVERY, joins, on_small_bridges
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from driver.linux import Kernel
     from driver.model import Bridge, SandboxKey
     from driver.state.store import Store
+    from tests.unit.faults import Scenario
 
     Operation = Callable[[BridgeDriver], object]
 
@@ -161,6 +165,24 @@ def test_what_guards_a_link_is_there_before_its_first_packet(
     driver.join(new_join(has_ports=True))
     assert END in kernel.links
     assert driver.check() == ()
+
+
+@EVERY
+def test_no_transaction_is_begun_without_the_lock(
+    scenario: Scenario, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads share the state file: one's transaction would fail in the middle of another's."""
+    world = World(store, scenario.prepare)
+    transaction = store.transaction
+
+    def look(**kind: bool) -> AbstractContextManager[None]:
+        held = world.driver._lock._held
+        assert held is not None
+        assert held.thread == get_ident()
+        return transaction(**kind)
+
+    monkeypatch.setattr(store, "transaction", look)
+    scenario.operation(world.driver)
 
 
 # While the driver starts.

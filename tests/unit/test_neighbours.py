@@ -68,8 +68,9 @@ def test_the_oldest_are_forgotten() -> None:
     for each in (OWN, others[0], OWN):
         neighbours.remember(each)
     assert neighbours.may_be_wrong_about(PLAIN)
-    neighbours.remember(others[0])
     neighbours.remember(others[1])
+    assert neighbours.may_be_wrong_about(PLAIN), "it is not the oldest: it was used again"
+    neighbours.remember(others[0])
     assert not neighbours.may_be_wrong_about(PLAIN)
 
 

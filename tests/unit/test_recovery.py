@@ -16,6 +16,7 @@ from driver.driver import BridgeDriver
 from driver.errors import StateDamaged, StoreError
 from driver.health import Health
 from driver.model import host_end_name
+from driver.options import ICC, MTU, parse_change
 from driver.state.recovery import open_state
 from driver.state.store import COPY_NAME, FILE_NAME, Store
 from tests.fakes import FakeKernel
@@ -30,10 +31,14 @@ from tests.samples import (
     ports,
     sandbox_key,
 )
+from tests.unit.faults import World
+from tests.unit.test_fault_matrix import EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.unit.faults import Scenario
 
 FULL = 2  # of PRAGMA synchronous: what is committed waits for the disk
 BACK = network(1, f"{KEEPALIVE}=600")
@@ -187,9 +192,16 @@ def test_nobody_else_may_read_what_was_put_back_together(folder: Path, kernel: F
 
 
 def test_a_state_file_that_others_could_read_is_closed_to_them(folder: Path) -> None:
-    (folder / FILE_NAME).chmod(0o644)
-    Store(folder).close()
-    assert stat.S_IMODE((folder / FILE_NAME).stat().st_mode) == 0o600
+    """And its log, which has what it has: SQLite takes the one that a killed driver left."""
+    files = [folder / f"{FILE_NAME}{suffix}" for suffix in ("", "-wal", "-shm")]
+    for file in files:
+        file.touch()
+        file.chmod(0o644)
+    store = Store(folder)
+    assert {file.name: stat.S_IMODE(file.stat().st_mode) for file in files} == {
+        file.name: 0o600 for file in files
+    }
+    store.close()
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, empty])
@@ -265,6 +277,24 @@ def test_a_network_with_a_further_bridge_keeps_it(
     again.delete_network(network_id(1))
     assert kernel.links == {}
     again.close()
+
+
+def test_what_is_changed_holds_for_containers_that_are_known_from_their_links_alone(
+    folder: Path, kernel: FakeKernel
+) -> None:
+    """They run, though nobody knows any more in which sandbox."""
+    garble(folder / FILE_NAME)
+    (folder / COPY_NAME).unlink()
+    driver, _ = start(folder, kernel)
+    driver.change_network(network_id(1), parse_change({ICC: "false", MTU: "9000"}, ()))
+    end = host_end_name(endpoint_id(1))
+    assert f'"{end}"' in kernel.elements("closed", "bridge pynet")
+    assert kernel.links[end].mtu == kernel.links[BACK.bridge_name].mtu == 9000
+    assert driver.check() == ()
+    driver.change_network(network_id(1), parse_change({}, (ICC,)))
+    assert f'"{end}"' not in kernel.elements("closed", "bridge pynet")
+    assert driver.check() == ()
+    driver.close()
 
 
 def test_what_was_put_back_together_outlives_a_power_failure(
@@ -391,3 +421,22 @@ def test_the_copy_is_of_the_last_change_of_networks(folder: Path) -> None:
     assert copied.execute("SELECT id FROM network").fetchall() == [(network_id(1),)]
     copied.close()
     store.close()
+
+
+@EVERY
+def test_the_copy_has_networks_as_whatever_changed_them_left_them(
+    scenario: Scenario, store: Store
+) -> None:
+    """Docker repeats none of it; a copy is made of what outlives a power failure."""
+    world = World(store, scenario.prepare)
+    before = world.rows("network", "pool")
+    scenario.operation(world.driver)
+    after = world.rows("network", "pool")
+    if after == before:
+        return
+    copied = sqlite3.connect(store._copy)
+    found = [
+        sorted(copied.execute(f"SELECT * FROM {table}"), key=str) for table in ("network", "pool")
+    ]
+    copied.close()
+    assert found == after

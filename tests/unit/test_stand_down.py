@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from concurrent.futures import Future
 from copy import deepcopy
+from ipaddress import ip_interface
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,11 +23,13 @@ from tests.samples import (
     network_id,
     new_endpoint,
     new_join,
+    pool,
     ports,
     sandbox_key,
 )
 
 if TYPE_CHECKING:
+    from driver.model import IPInterface
     from driver.state.store import Store
 
 SANDBOX = sandbox_key(1)
@@ -94,6 +97,38 @@ def test_a_bridge_with_somebody_elses_interface_stays(
     busy.shutdown()
     assert BRIDGES[1] in kernel.links
     assert kernel.links["tap0"].bridge == BRIDGES[1]
+
+
+def test_somebody_elses_bridge_is_as_it_was(
+    driver: BridgeDriver, store: Store, kernel: FakeKernel
+) -> None:
+    """With the address that it had, though the network was to have the same."""
+    shared = network(1, bridge_name="br0", pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64")))
+    theirs = [ip_interface("192.0.2.1/24"), shared.gateways[0]]
+
+    def addresses() -> list[IPInterface]:
+        return list(kernel.links["br0"].addresses)
+
+    kernel.add_foreign("br0", addresses=tuple(theirs))
+    driver.restore()
+    driver.create_network(shared)
+    assert addresses() == [*theirs, shared.gateways[1]]
+    driver.shutdown()
+    assert addresses() == theirs
+    kernel.restart()
+    BridgeDriver(store, kernel).restore()
+    assert addresses() == [*theirs, shared.gateways[1]]
+
+
+def test_nothing_is_mended_any_more(busy: BridgeDriver, kernel: FakeKernel) -> None:
+    """Else what has just been taken out of the kernel were there again."""
+    busy.start_watching()
+    busy.shutdown()
+    assert not [each for each in threading.enumerate() if each.name == "watcher"]
+    before = kernel.state()
+    kernel.on_damage()
+    assert kernel.state() == before
+    busy.close()
 
 
 def test_the_link_that_libnetwork_is_about_to_look_for_stays(

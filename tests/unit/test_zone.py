@@ -7,9 +7,17 @@ import threading
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
-from jeepney import DBusAddress, DBusErrorResponse, new_error, new_method_call
+from jeepney import (
+    DBusAddress,
+    DBusErrorResponse,
+    MessageFlag,
+    new_error,
+    new_method_call,
+    new_method_return,
+)
 
-from driver.linux import firewalld
+from driver.errors import KernelError
+from driver.linux import dbus, firewalld
 from driver.linux.dbus import RefusedError
 from driver.linux.firewalld import POLICY, ZONE, Zone
 from driver.linux.waiting import wait_readable
@@ -19,6 +27,8 @@ from tests.samples import network, network_id
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from jeepney import Message
 
     from driver.driver import BridgeDriver
     from driver.linux.dbus import Service
@@ -310,3 +320,55 @@ def test_one_that_is_loaded_anew_gets_the_interfaces_back(wall: Firewalld) -> No
     assert looked.wait(10)
     wait_until(lambda: wall.interfaces == {"br-1", "br-2"}, 10, "both bridges")
     zone.close()
+
+
+def test_a_bus_that_is_gone_is_no_problem_and_keeps_nobody_waiting(
+    wall: Firewalld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether firewalld runs is not known then, nor is what it has refused before."""
+
+    def refuse(*_: object) -> None:
+        raise KernelError("connect to the system bus: Connection refused")
+
+    wall.refused["br-1"] = "INVALID_INTERFACE"
+    told: list[str | None] = []
+    zone = Zone()
+    zone.watch(told.append)
+    zone.set({"br-1"})
+    assert zone.settle(10)
+    assert zone.problem()
+    monkeypatch.setattr(wall, "find_process", refuse)
+    monkeypatch.setattr(firewalld, "Service", refuse)
+    zone.set({"br-1", "br-2"})
+    assert zone.settle(10)
+    assert zone.problem() is None
+    wait_until(lambda: told[-1] is None, 10, "health hears of it")
+    zone.close()
+
+
+class Bus:
+    """A system bus that takes whatever it is told, and remembers it."""
+
+    def __init__(self, _: object) -> None:
+        self.told: list[Message] = []
+
+    def send_and_get_reply(self, message: Message, *, timeout: float) -> Message:
+        assert timeout > 0
+        self.told.append(message)
+        message.header.serial = len(self.told)
+        return new_method_return(message, "as", ([],))
+
+    def close(self) -> None:
+        pass
+
+
+def test_firewalld_is_not_started_by_what_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where it is installed and does not run, the bus would have it started: D-Bus's default."""
+    monkeypatch.setattr(dbus, "prep_socket", lambda *_, **__: None)
+    monkeypatch.setattr(dbus, "DBusConnection", Bus)
+    with dbus.Service(tmp_path, firewalld.NAME) as service:
+        assert service.call("/", f"{firewalld.NAME}.zone.getZones") == ([],)
+        (message,) = cast("Bus", service._bus).told
+    assert message.header.flags & MessageFlag.no_auto_start
