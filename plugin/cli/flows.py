@@ -124,6 +124,10 @@ def _addresses(view: View, version: int) -> list[IPAddress]:
     return [ip for addresses in found for ip in _of_version(addresses, version)]
 
 
+def _versions(*, is_ipv6: bool) -> tuple[int, ...]:
+    return (6, 4) if is_ipv6 else (4, 6)
+
+
 def _of_version(addresses: Iterable[IPInterface], version: int) -> list[IPAddress]:
     usable = (each.ip for each in addresses if not each.is_link_local and not each.is_loopback)
     return sorted(ip for ip in usable if ip.version == version)
@@ -164,8 +168,10 @@ def find_ends(source: str, target: Target, *, is_ipv6: bool) -> Ends:
     sender, receiver = _find(source), _find(target.name)
     sandbox = run_inside(sender, lambda: read_view(ports)) if sender.sandbox else None
     other = run_inside(receiver, lambda: read_view(None)) if receiver.sandbox else None
-    version = 6 if is_ipv6 else 4
-    address = _choose(receiver, other, sandbox, host, version)
+    # The other family where there is nothing of the one: a network may have IPv6 alone.
+    chosen = (_choose(receiver, other, sandbox, host, each) for each in _versions(is_ipv6=is_ipv6))
+    address = next((each for each in chosen if each is not None), None)
+    version = address.version if address is not None else 4
     leaving: Way | None = None
     if sandbox is not None and address is not None:
         leaving = run_inside(sender, lambda: find_way(address))

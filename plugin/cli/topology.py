@@ -351,7 +351,8 @@ def find_published_of(
     """Yield a container's published ports: as Docker lists them, then as pynet does."""
     settings = container["NetworkSettings"]
     networks = settings["Networks"].values()
-    own = next((each["IPAddress"] for each in networks if each["IPAddress"]), None)
+    addresses = (each["IPAddress"] or each["GlobalIPv6Address"] for each in networks)
+    own = next(filter(None, addresses), None)
     for port, places in (settings["Ports"] or {}).items():
         number, _, protocol = port.partition("/")
         for place in places or ():

@@ -336,6 +336,17 @@ def test_the_closed_network_says_that_it_is_closed(engine28: Engine) -> None:
         assert "enable_icc=false" in found["cause"]["text"]
 
 
+def test_a_network_may_have_ipv6_alone(engine28: Engine) -> None:
+    with Site(engine28) as site:
+        words = ("--ipv6", "--ipv4=false", "--subnet", "fd64::/64", "-d", "pynet", "six")
+        engine28.docker("network", "create", *words)
+        site.containers({"one": ("six", "-p", f"{PUBLISHED}:{PORT}"), "two": ("six",)})
+        site.serve("one", "tcp", PORT)
+        found = ask(site, "two", f"one:{PORT}")
+        assert (found["verdict"], found["cause"]) == ("reaches", None), found
+        assert ask(site, "outside", f"one:{PORT}")["cause"] is None
+
+
 def host_end(site: Site, name: str) -> str:
     """Return the host's end of a container's first interface."""
     inside = json.loads(pynet(site.engine, "exec", name, "ip", "-json", "link").stdout)
