@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from driver.diagnosis.causes import Found, found
 from driver.diagnosis.facts import HOST, Interface, place_of
+from driver.model import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,12 +83,19 @@ def _verdict(facts: Facts, cause: Found | None) -> str:
     if facts.probe is not None:
         if facts.probe.outcome == "connected":
             return REACHES
+        if facts.probe.drop is not None:
+            return DROPPED
         if facts.probe.outcome == "refused":
             return REFUSED
-        return DROPPED if facts.probe.drop is not None else UNANSWERED
+        return UNKNOWN if _proves_nothing(facts, facts.probe) and cause is None else UNANSWERED
     if cause is None:
         return UNKNOWN
     return REFUSED if cause.cause.layer == "socket" else DROPPED
+
+
+def _proves_nothing(facts: Facts, probe: Probe) -> bool:
+    """Return whether the silence is that of a UDP port, which need not answer."""
+    return facts.flow.protocol is Protocol.UDP and probe.outcome == "silent"
 
 
 def _walk(facts: Facts) -> Iterator[Step]:
@@ -112,8 +120,8 @@ def _walk(facts: Facts) -> Iterator[Step]:
 
 def _socket(facts: Facts) -> Iterator[Step]:
     flow, port, ip = facts.flow, facts.flow.port, facts.flow.destination.address
-    view = facts.other if flow.destination.is_container else None
-    if flow.destination.name == HOST:
+    view = facts.other
+    if flow.destination.name == HOST and not flow.destination.is_container:
         view = facts.host
     if view is None or port is None or ip is None:
         return
@@ -518,6 +526,8 @@ def _from_outcome(facts: Facts, probe: Probe) -> Step:
         words = {"name": facts.flow.source.name, "ip": facts.flow.destination.address}
         cause = found("ports-used-up", **words)
         return Step("sandbox", FAULT, cause.text, cause)
+    if _proves_nothing(facts, probe):
+        return Step("beyond", OK, "no answer by UDP, which proves nothing: not all have one")
     if probe.outcome == "refused":
         return Step("beyond", OK, f"{facts.flow.destination.name} refuses the connection")
     out = way.interface if way is not None and not way.is_local and facts.other is None else None

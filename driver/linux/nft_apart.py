@@ -31,11 +31,13 @@ class NftApart:
     def __enter__(self) -> Self:
         """Start the process, in the namespaces of this one."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "driver.linux.nft_apart"],
+            # -P: nothing is imported from the folder that root happens to be in.
+            [sys.executable, "-P", "-m", "driver.linux.nft_apart"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(_ROOT)},
+            start_new_session=True,  # an interrupt is this process's to deal with
         )
         return self
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -38,6 +39,7 @@ _WORDS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 _TERMINAL = frozenset({"drop", "accept"})
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _SETTLE_SECONDS = 0.05  # for what the kernel has yet to tell
+_READ_SECONDS = 0.3  # at most, beside a flow that never rests
 _HOOK = re.compile(r"hook (\w+)")
 _IS_RULE = re.compile(r".* # handle \d+$")
 
@@ -124,17 +126,19 @@ class Trace:
         """Return what the kernel has told by now, but for the rules that mark the packets."""
         found: list[Event] = []
         self._events.settimeout(_SETTLE_SECONDS)
-        while True:
+        end = time.monotonic() + _READ_SECONDS
+        while time.monotonic() < end:
             try:
                 datagram = self._events.recv(BUFFER)
             except TimeoutError:
-                return [each for each in found if each.table != self._name]
+                break
             except OSError:  # ENOBUFS, and more is there
                 self.lost = True
                 continue
             messages = parse_messages(datagram)
             told = [self._parse(each.body) for each in messages if each.kind == _TRACE]
             found += [each for each in told if each is not None]
+        return [each for each in found if each.table != self._name]
 
     def find_drop(self) -> Verdict | None:
         """Return what dropped a packet, None if nothing has been seen to."""

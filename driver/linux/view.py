@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,10 +112,16 @@ def find_owners(inodes: Collection[int]) -> dict[int, str]:
     return found
 
 
+def _unmapped(text: str) -> IPAddress:
+    """Return the IPv4 address where a socket of IPv6 is bound to one, as Java's are."""
+    ip = ip_address(text)
+    return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip
+
+
 def _listener(bound: Bound, owners: dict[int, str]) -> Listener:
     return Listener(
         bound.protocol,
-        ip_address(bound.address),
+        _unmapped(bound.address),
         bound.port,
         owners.get(bound.inode, "a process"),
         bound.is_v6_only,

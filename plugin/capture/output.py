@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -14,6 +14,8 @@ from plugin.capture.pcapng import Writer
 from plugin.version import find_version
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from plugin.capture.taps import Packet
 
 _PRIVATE = 0o600  # packets hold passwords
@@ -46,16 +48,27 @@ class CaptureFile:
         if self._size is not None and self._writer.written >= self._size:
             self._output.close()
             self._output, self._writer = self._begin()
-        self._writer.write(packet)
+        with self._writing():
+            self._writer.write(packet)
 
     def flush(self) -> None:
         """Have whoever reads see what has been written."""
-        self._output.flush()
+        with self._writing():
+            self._output.flush()
 
     def close(self) -> None:
         """Write what is left."""
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError), self._writing():
             self._output.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise  # whoever reads has enough
+        except OSError as error:
+            raise DriverError(f"write {self._where}: {error.strerror}") from error
 
     def _begin(self) -> tuple[BinaryIO, Writer]:
         output = self._open()

@@ -6,6 +6,8 @@ nothing is put into a container, and one loop reads all of them.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import selectors
 import socket
 import struct
@@ -28,6 +30,7 @@ _STATISTICS, _AUXDATA = 6, 8  # PACKET_…, include/uapi/linux/if_packet.h
 _OUTGOING = 4  # PACKET_OUTGOING
 _CHECKSUM_IS_NOT_READY, _VLAN_IS_VALID = 1 << 3, 1 << 4  # TP_STATUS_…
 _AUXILIARY = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata
+_ADDRESS = struct.Struct("=HHi12x")  # struct sockaddr_ll
 _COUNTS = struct.Struct("=II")  # struct tpacket_stats: packets, drops
 # SO_TIMESTAMPING, which also is the type of what comes of it: three timespecs, of which the first
 # is the kernel's own. Other than SO_TIMESTAMPNS it tells of no moment rather than of a wrong one.
@@ -43,6 +46,7 @@ _ETHERNET_ADDRESSES = 12
 _AT_ONCE = 2_000  # packets from one socket before the others have their turn
 # Nanoseconds: a packet has its time before it is in the queue, and processors are not in step.
 _LATE = 1_000_000
+_libc = ctypes.CDLL(None, use_errno=True)
 NOT_READY = "checksum not computed yet"
 
 
@@ -146,7 +150,7 @@ class Taps:
     def finish(self) -> list[Packet]:
         """Return all that is left; packets that come from now on are none of ours."""
         for tap in tuple(self._taps.values()):
-            self._held += _receive(tap)
+            self._held += _drain(tap)
         self._held.sort(key=lambda packet: packet.nanoseconds)
         done, self._held = self._held, []
         return done
@@ -164,7 +168,7 @@ class Taps:
 
     def _end(self, place: Place) -> None:
         tap = self._taps.pop(place)
-        self._held += _receive(tap)
+        self._held += _drain(tap)
         self._lost += tap.count_lost()
         self._selector.unregister(tap.socket)
         tap.socket.close()
@@ -209,11 +213,22 @@ def _open(place: Place, wanted: PacketFilter | None) -> socket.socket:
         packets.setsockopt(_SOL_PACKET, _AUXDATA, 1)
         if wanted is not None:
             wanted.attach(packets)
-        packets.bind((socket.if_indextoname(place.index), _ALL))
+        _bind(packets, place.index)
     except BaseException:
         packets.close()
         raise
     return packets
+
+
+def _bind(packets: socket.socket, index: int) -> None:
+    """Bind a packet socket to an interface by its index; raises OSError.
+
+    Python binds by a name that is text, and an interface of a container's may have any.
+    """
+    address = _ADDRESS.pack(socket.AF_PACKET, socket.htons(_ALL), index)
+    if _libc.bind(packets.fileno(), address, len(address)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _await_timestamps() -> None:
@@ -235,6 +250,17 @@ def _await_timestamps() -> None:
                     return
         except OSError:
             return
+
+
+def _drain(tap: _Tap) -> list[Packet]:
+    """Return all that a socket has by now, and not what goes on coming."""
+    now = time.time_ns()
+    found: list[Packet] = []
+    while True:
+        more = _receive(tap)
+        found += more
+        if len(more) < _AT_ONCE or more[-1].nanoseconds > now:
+            return found
 
 
 def _receive(tap: _Tap) -> list[Packet]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +20,7 @@ import docker
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
-from driver.errors import NotFound
+from driver.errors import KernelError
 from plugin.capture.describe import describe
 from plugin.capture.filters import compile_filter
 from plugin.capture.output import CaptureFile
@@ -28,7 +30,7 @@ from plugin.cli import Failure
 from plugin.cli.errors import AskError
 from plugin.cli.output import print_json, print_line
 from plugin.cli.resolve import complete_names, socket_path
-from plugin.cli.sandboxes import find_sandboxes
+from plugin.cli.sandboxes import UnknownName, find_sandboxes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,14 +107,7 @@ def capture(  # noqa: PLR0913 - the options of the command line
     """
     if os.geteuid() != 0:
         raise Failure("capture packets: you must be root")
-    if write is None and (size or files):
-        raise click.UsageError("--size and --files are for --write")
-    if write == "-" and (size or files):
-        raise click.UsageError("--size and --files need a file to write")
-    if files and not size:
-        raise click.UsageError("--files needs --size")
-    if write == "-" and sys.stdout.isatty():
-        raise click.UsageError("-w - is for a pipe: pcapng is not for a terminal")
+    _refuse(write, size=size, files=files, seconds=seconds)
     find = partial(_find, name, where)
     places = find()
     text = " ".join(words)
@@ -146,6 +141,24 @@ def capture(  # noqa: PLR0913 - the options of the command line
             flush=keep.flush if keep else None,
         )
         print_line(f"{done} packets, {taps.lost} lost", err=True)
+
+
+def _refuse(
+    write: str | None, *, size: int | None, files: int | None, seconds: float | None
+) -> None:
+    """Raise UsageError for options that cannot be meant together."""
+    if write is None and (size or files):
+        raise click.UsageError("--size and --files are for --write")
+    if write == "-" and (size or files):
+        raise click.UsageError("--size and --files need a file to write")
+    if seconds is not None and not math.isfinite(seconds):
+        raise click.UsageError(f"--for {seconds}: how long is that?")
+    if size and not Path(write or "").name:
+        raise click.UsageError(f"{write!r} is no name of a file")
+    if files and not size:
+        raise click.UsageError("--files needs --size")
+    if write == "-" and sys.stdout.isatty():
+        raise click.UsageError("-w - is for a pipe: pcapng is not for a terminal")
 
 
 def _find(name: str, where: str | None) -> list[Place]:
@@ -189,14 +202,23 @@ def _run(  # noqa: PLR0913 - what there is to a run
                 if done == count or left <= 0:
                     return done
                 if is_changed():
-                    with suppress(AskError, NotFound):  # of a name that will come again, or not
-                        taps.tap(find())
+                    _look_again(taps, find)
             for packet in taps.finish():
                 show(packet)
                 done += 1
         except BrokenPipeError:  # whoever reads has enough
             sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python says so at its end
     return done
+
+
+def _look_again(taps: Taps, find: Callable[[], list[Place]]) -> None:
+    """Take packets where the name is by now; it may have gone, and come again."""
+    try:
+        taps.tap(find())
+    except UnknownName:
+        taps.tap(())  # a socket would keep the sandbox alive
+    except (AskError, KernelError) as error:  # Docker is silent, or something went just now
+        print_line(f"looking for it again: {error}", err=True)
 
 
 @contextmanager
@@ -232,6 +254,8 @@ def _told_of_changes(taps: Taps) -> Iterator[Callable[[], bool]]:
             for _ in client.events(filters={"event": events}):
                 writer.send(b"!")
         except (DockerException, RequestException, OSError):
+            pass  # then it is looked at each second
+        finally:
             listens.clear()
 
     looked = time.monotonic()
@@ -255,6 +279,7 @@ def _without_own_connection(text: str) -> str:
     """Return the filter without the SSH connection by which the capture itself may go away."""
     match os.environ.get("SSH_CONNECTION", "").split():
         case [client, port, server, own]:
+            client, server = client.partition("%")[0], server.partition("%")[0]
             ours = f"not (tcp and host {client} and port {port} and host {server} and port {own})"
             return f"({text}) and {ours}" if text else ours
     return text

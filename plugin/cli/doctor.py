@@ -16,7 +16,7 @@ from driver.diagnosis.facts import HOST, Drift, Facts, Probe
 from driver.errors import DriverError, KernelError
 from driver.linux.links import default_route_interfaces
 from driver.linux.nftrace import Trace, both_ways
-from driver.linux.probe import SILENT, try_flow
+from driver.linux.probe import CONNECTED, try_flow
 from driver.linux.view import find_way
 from plugin.capture.filters import compile_filter
 from plugin.capture.places import ALL, find_places
@@ -125,10 +125,10 @@ def _gather(source: str, target: Target, *, timeout: float | None, is_ipv6: bool
     here, there = ends.bridges
     passing = returning = None
     arriving = here if here != there else None
-    if is_outside and own is not None:
+    if is_outside:
         arriving = next(iter(sorted(default_route_interfaces())), None)
     if arriving is not None:
-        passing = find_way(address, own, arriving)
+        passing = find_way(address, own or _stranger(address), arriving)
     if other is not None and is_outside:
         asker = own or _stranger(address)
         returning = run_inside(ends.receiver, lambda: find_way(asker, address))
@@ -187,7 +187,7 @@ def _try(
             trace = stack.enter_context(Trace(both_ways(ip, flow.protocol, port)))
         except KernelError as error:
             not_seen.append(f"firewall verdicts ({error})")
-        words = f"{flow.protocol.value} port {port}"
+        words = f"{flow.protocol.value} port {port} and host {ip}"
         try:
             taps = Taps(lambda place: compile_filter(words, 128, is_raw=place.is_raw))
             stack.enter_context(closing(taps))
@@ -201,7 +201,7 @@ def _try(
 
         outcome, seconds = run_inside(sender, attempt) if sender.sandbox else attempt()
         packets = taps.finish() if taps else []
-        drop = trace.find_drop() if trace is not None and outcome == SILENT else None
+        drop = trace.find_drop() if trace is not None and outcome != CONNECTED else None
     asked = [each for each in packets if _is_question(each, port)]
     seen = tuple(dict.fromkeys(each.place.label for each in asked))
     answered = len(asked) < len(packets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -65,6 +66,8 @@ def execute(name: str, command: tuple[str, ...]) -> NoReturn:
                 netns.enter(namespace)  # this thread, which is all that the program gets
         except NotFound as error:
             raise AskError(f"{name} has no network namespace: {error}") from error
+    for each in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and exec hands on
+        signal.signal(each, signal.SIG_DFL)
     try:
         os.execvpe(words[0], words, environment)  # noqa: S606 - that is what it is for
     except FileNotFoundError as error:

@@ -129,14 +129,15 @@ def _render_dot(topology: Topology, bridges: list[Bridge]) -> Iterator[str]:
     yield f"  host [label={_quote(_lines('host', *map(_describe_uplink, topology.uplinks)))}];"
     for bridge in bridges:
         label = _lines(bridge.network or bridge.name, bridge.name, *bridge.subnets)
-        yield f"  {_quote(bridge.name)} [label={_quote(label)}];"
-        yield f"  {_quote(bridge.name)} -- host;"
+        yield f"  {_quote(_lines(bridge.name))} [label={_quote(label)}];"
+        yield f"  {_quote(_lines(bridge.name))} -- host;"
         for pair in bridge.pairs:
             ends = _lines(f"{pair.end} ═ {pair.interface}", *pair.addresses)
-            yield f"  {_quote(pair.container)} -- {_quote(bridge.name)} [label={_quote(ends)}];"
+            wire = f"{_quote(_lines(pair.container))} -- {_quote(_lines(bridge.name))}"
+            yield f"  {wire} [label={_quote(ends)}];"
     for container in _shown(topology, bridges):
         label = _lines(container.name, *map(str, container.ports))
-        yield f"  {_quote(container.name)} [label={_quote(label)}];"
+        yield f"  {_quote(_lines(container.name))} [label={_quote(label)}];"
     yield "}"
 
 
@@ -146,11 +147,12 @@ def _shown(topology: Topology, bridges: list[Bridge]) -> Iterator[Container]:
 
 
 def _lines(*lines: str) -> str:
-    return "\\n".join(lines)
+    """Join lines for a label; what others chose is escaped, the breaks are ours."""
+    return "\\n".join(each.replace("\\", "\\\\").replace('"', '\\"') for each in lines)
 
 
 def _quote(text: str) -> str:
-    return '"' + text.replace('"', '\\"') + '"'
+    return f'"{text}"'
 
 
 def _encode(topology: Topology, bridges: list[Bridge]) -> dict[str, object]:

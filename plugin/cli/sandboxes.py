@@ -34,6 +34,10 @@ _PROCESS = re.compile(r"pid:(\d+)")
 _SHARED = re.compile(r"container:(.+)")
 
 
+class UnknownName(AskError):  # noqa: N818 - the field calls it by what happened
+    """Docker knows nothing of that name, and nothing else has it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """The sandboxes that a name stands for; if it is a network's, with the name of its bridge.
@@ -65,12 +69,13 @@ def find_sandboxes(name: str, driver: Path) -> Found:
         found, why = None, str(error)
     if found is None and (NAMED_NAMESPACES / name).is_file() and "/" not in name:
         found = Found((Sandbox(name, str(NAMED_NAMESPACES / name)),))
-    if found is None:
+    if found is None and why is not None and name:
         found = _ask_driver(name, driver)
     if found is not None:
         return found
     silence = f"; Docker could not be asked: {why}" if why else ""
-    raise AskError(f"no container, network or namespace is called {name}{_nearest(name)}{silence}")
+    text = f"no container, network or namespace is called {name}{_nearest(name)}{silence}"
+    raise AskError(text) if why else UnknownName(text)
 
 
 def find_published(name: str) -> list[Published]:

@@ -18,7 +18,7 @@ from requests.exceptions import RequestException
 from driver.diagnosis.causes import found
 from driver.diagnosis.diagnose import FAULT, OK, WARNING, Step, host_end_of
 from driver.diagnosis.facts import Published, place_of
-from driver.errors import KernelError, NotFound
+from driver.errors import DriverError
 from driver.linux import netns
 from driver.linux.links import default_route_interfaces
 from driver.linux.view import read_view
@@ -242,7 +242,8 @@ def _look(container: Mapping[str, Any]) -> View | None:
     path = container["NetworkSettings"]["SandboxKey"]
     if not path:
         return None
-    with suppress(NotFound, KernelError), netns.open_namespace(path) as namespace:
+    # One on the host's own network has the host's namespace, which is refused.
+    with suppress(DriverError), netns.open_namespace(path) as namespace:
         return netns.run_in(namespace, read_view)
     return None
 

@@ -181,3 +181,20 @@ def test_a_sandbox_that_goes_is_let_go_and_the_next_is_taken(
         send(other, b"second")
         assert take(at, 1)[0].data.endswith(b"second")
     assert descriptors() == before
+
+
+def test_what_is_queued_is_taken_whole_at_the_end(web: Endpoint) -> None:
+    with closing(taps()) as at:
+        at.tap(find_places([sandbox(web)], "sandbox"))
+        send(web, *[bytes(100)] * 6000)
+        assert len(at.finish()) == 6000
+        assert at.lost == 0
+
+
+def test_an_interface_may_have_any_name(real: RealHost) -> None:
+    """A container that may make interfaces gives them names that are no text."""
+    real.add_foreign("\udcff\udcfe", "ifb")
+    ip("link", "set", "\udcff\udcfe", "up")
+    with closing(taps()) as at:
+        at.tap(find_host_places())
+        assert at.lost == 0

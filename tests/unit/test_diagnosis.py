@@ -16,6 +16,7 @@ from driver.diagnosis.diagnose import (
     REACHES,
     REFUSED,
     UNANSWERED,
+    UNKNOWN,
     WARNING,
     diagnose,
 )
@@ -281,6 +282,27 @@ def test_what_passes_has_no_fault_whatever_else_is_found(facts: Facts, expected:
 
 def test_an_answer_by_another_network_is_no_fault_where_the_host_does_not_mind() -> None:
     assert diagnose(into(other=TWO_HOMES, returning=Way("eth1"))).cause is None
+
+
+def test_the_silence_of_a_udp_port_proves_nothing() -> None:
+    asked = between()
+    udp = replace(asked.flow, protocol=Protocol.UDP)
+    listener = Listener(Protocol.UDP, ip_address("0.0.0.0"), 80, "dnsmasq (pid 9)")
+    found = diagnose(listening(replace(asked, flow=udp), listener))
+    assert (found.verdict, found.cause) == (UNKNOWN, None)
+
+
+def test_what_a_firewall_rejects_was_dropped_by_it() -> None:
+    rejected = replace(dropped("fw", "f"), outcome="refused")
+    found = diagnose(out(probe=rejected))
+    assert found.cause is not None
+    assert (found.verdict, found.cause.cause.id) == (DROPPED, "foreign-firewall")
+
+
+def test_a_container_may_be_called_host() -> None:
+    asked = between()
+    named = replace(asked.flow, destination=replace(asked.flow.destination, name=HOST))
+    assert diagnose(replace(asked, flow=named, probe=REPLY)).steps[1].text.startswith("nginx")
 
 
 def test_a_larger_mtu_than_the_uplinks_is_worth_a_look() -> None:
