@@ -132,7 +132,10 @@ def read_topology() -> Topology:
     sandboxes = {each["Id"]: view for each in known.containers if (view := _look(each))}
     names = {each["Id"]: each["Name"].lstrip("/") for each in known.containers}
     pairs = [
-        pair for identity, view in sandboxes.items() for pair in _pairs(names[identity], view, host)
+        pair
+        for each in known.containers
+        if each["Id"] in sandboxes
+        for pair in _pairs(names[each["Id"]], each, sandboxes[each["Id"]], host)
     ]
     containers = {
         names[each["Id"]]: Container(
@@ -248,10 +251,15 @@ def _look(container: Mapping[str, Any]) -> View | None:
     return None
 
 
-def _pairs(name: str, view: View, host: View) -> Iterator[Pair]:
+def _pairs(name: str, container: Mapping[str, Any], view: View, host: View) -> Iterator[Pair]:
+    """Yield the interfaces that lead to the host, or that Docker gave it and that led there.
+
+    Others are the container's own affair: it may have namespaces of its own, as another Docker.
+    """
+    dockers = {each["MacAddress"] for each in container["NetworkSettings"]["Networks"].values()}
     for link in view.interfaces.values():
-        if link.kind == "veth":
-            end = host_end_of(link, host)
+        end = host_end_of(link, host) if link.kind == "veth" else None
+        if end is not None or (link.kind == "veth" and link.mac in dockers):
             yield Pair(
                 name,
                 link.name,
