@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from driver.diagnosis.facts import Facts, Probe, Verdict, View, Way
     from driver.model import IPAddress
 
-OK, FAULT, WARNING, SKIPPED = "ok", "fault", "warn", "skipped"
+OK, FAULT, WARNING = "ok", "fault", "warn"
 REACHES, REFUSED, DROPPED, UNANSWERED, UNKNOWN = (
     *("reaches", "refused", "dropped", "unanswered"),
     "unknown",

@@ -46,11 +46,6 @@ def find_namespaces() -> list[Namespace]:
     return found
 
 
-def own_inode() -> int:
-    """Return the inode of this process's own namespace, the host's."""
-    return Path("/proc/self/ns/net").stat().st_ino
-
-
 def name_of(pid: int) -> str:
     """Return what a process is called, "" if it has ended."""
     with suppress(OSError):

@@ -34,7 +34,7 @@ class Nft:
     """
 
     def __init__(self) -> None:
-        self._library = _load_library()
+        self._library = load_library()
         self._lock = Lock()
         self._context = self._library.nft_ctx_new(_DEFAULT_CONTEXT)
         if not self._context:
@@ -83,7 +83,8 @@ def _sentence(said: str) -> str:
     return (errors[0] if errors else said.strip())[:MOST_SAID]
 
 
-def _load_library() -> ctypes.CDLL:
+def load_library() -> ctypes.CDLL:
+    """Return libnftables with the types of the functions in use; raises KernelError without it."""
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError as error:

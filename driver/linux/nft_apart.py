@@ -7,7 +7,6 @@ process and goes with it, whatever it ends by.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from driver.errors import KernelError
-from driver.linux.nft import LIBRARY
+from driver.linux.nft import load_library
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -75,16 +74,7 @@ class NftApart:
 
 def main() -> None:
     """Run a command a line, of JSON, until standard input ends."""
-    library = ctypes.CDLL(LIBRARY)
-    library.nft_ctx_new.restype = ctypes.c_void_p
-    library.nft_ctx_new.argtypes = (ctypes.c_uint32,)
-    for function in (library.nft_ctx_buffer_output, library.nft_ctx_buffer_error):
-        function.argtypes = (ctypes.c_void_p,)
-    for function in (library.nft_ctx_get_output_buffer, library.nft_ctx_get_error_buffer):
-        function.restype = ctypes.c_char_p
-        function.argtypes = (ctypes.c_void_p,)
-    library.nft_run_cmd_from_buffer.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
-    library.nft_ctx_output_set_flags.argtypes = (ctypes.c_void_p, ctypes.c_uint)
+    library = load_library()
     context = library.nft_ctx_new(0)
     library.nft_ctx_buffer_output(context)
     library.nft_ctx_buffer_error(context)

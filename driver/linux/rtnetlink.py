@@ -131,7 +131,6 @@ class Route:
 
     interface: int = 0
     gateway: IPAddress | None = None
-    source: IPAddress | None = None
     is_local: bool = False
     error: int = 0
 
@@ -305,16 +304,10 @@ class Rtnetlink(Session):
 
         By the rules and tables in force, as a packet of the host's own would be sent.
         """
-        message = _message(rtmsg, RTM_GETROUTE, _REQUEST, ("RTA_DST", str(address)))
-        message["family"], message["dst_len"] = _family(address), address.max_prefixlen
-        try:
-            answer, *_ = self.request(message)
-        except NetlinkError as error:
-            if error.errno in _NO_WAY:
-                return None
-            raise
-        index: int | None = answer.get_attr("RTA_OIF")
-        return index
+        route = self.find_route(address)
+        if route.error and route.error not in _NO_WAY:
+            raise NetlinkError(route.error)
+        return route.interface or None
 
     def find_route(
         self, destination: IPAddress, source: IPAddress | None = None, arriving: int = 0
@@ -337,11 +330,10 @@ class Rtnetlink(Session):
             answer, *_ = self.request(message)
         except NetlinkError as error:
             return Route(error=error.errno or errno.EIO)
-        gateway, own = answer.get_attr("RTA_GATEWAY"), answer.get_attr("RTA_PREFSRC")
+        gateway = answer.get_attr("RTA_GATEWAY")
         return Route(
             interface=answer.get_attr("RTA_OIF") or 0,
             gateway=ip_address(gateway) if gateway else None,
-            source=ip_address(own) if own else None,
             is_local=answer["type"] == _LOCAL,
         )
 

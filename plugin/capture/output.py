@@ -46,7 +46,7 @@ class CaptureFile:
     def write(self, packet: Packet) -> None:
         """Write a packet, in a new file if this one is full."""
         if self._size is not None and self._writer.written >= self._size:
-            self._output.close()
+            self.close()
             self._output, self._writer = self._begin()
         with self._writing():
             self._writer.write(packet)

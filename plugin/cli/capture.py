@@ -20,6 +20,7 @@ import docker
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
+from driver.diagnosis.facts import HOST
 from driver.errors import KernelError
 from plugin.capture.describe import describe
 from plugin.capture.filters import compile_filter
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from plugin.capture.filters import PacketFilter
     from plugin.capture.taps import Packet, Place
 
-HOST = "host"
 WHOLE, HEADERS = 262_144, 128  # bytes of a packet that are taken
 IDLE_SECONDS = 10**6  # for as long Docker may have nothing to tell
 LOOK_SECONDS = 1.0  # how often a sandbox is looked for while Docker tells of nothing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from ipaddress import ip_address
@@ -18,6 +17,7 @@ from driver.linux.links import default_route_interfaces
 from driver.linux.nftrace import Trace, both_ways
 from driver.linux.probe import CONNECTED, try_flow
 from driver.linux.view import find_way
+from plugin.capture.describe import describe
 from plugin.capture.filters import compile_filter
 from plugin.capture.places import ALL, find_places
 from plugin.capture.taps import Taps
@@ -31,18 +31,12 @@ from plugin.cli.sandboxes import find_published
 from plugin.cli.topology import examine, read_topology
 
 if TYPE_CHECKING:
-    from typing import TypeVar
-
     from driver.diagnosis.diagnose import Diagnosis, Step
     from driver.linux.nftrace import Trace as Tracing
     from driver.model import IPAddress
     from plugin.cli.flows import Known, Target
 
-    T = TypeVar("T")
-
-_TARGET = re.compile(r"(?P<name>\[[^]]+\]|[^/]+?)(?::(?P<port>\d+))?(?:/(?P<protocol>tcp|udp))?")
-_MARKS = {"ok": "ok", "fault": "FAULT", "warn": "warn", "skipped": "-"}
-_MOST_PORT = 65535
+_MARKS = {"ok": "ok", "fault": "FAULT", "warn": "warn"}
 
 
 @click.command
@@ -202,16 +196,10 @@ def _try(
         outcome, seconds = run_inside(sender, attempt) if sender.sandbox else attempt()
         packets = taps.finish() if taps else []
         drop = trace.find_drop() if trace is not None and outcome != CONNECTED else None
-    asked = [each for each in packets if _is_question(each, port)]
+    asked = [each for each in packets if describe(each).destination_port == port]
     seen = tuple(dict.fromkeys(each.place.label for each in asked))
     answered = len(asked) < len(packets)
     return Probe(outcome, seconds, seen, answered, drop), tuple(not_seen)
-
-
-def _is_question(packet: Any, port: int) -> bool:
-    from plugin.capture.describe import describe  # noqa: PLC0415
-
-    return describe(packet).destination_port == port
 
 
 def _print(facts: Facts, found: Diagnosis) -> None:

@@ -12,9 +12,10 @@ import docker
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
+from driver.diagnosis.facts import HOST
 from driver.errors import DriverError
 from driver.linux import netns, sysctl
-from driver.linux.namespaces import find_namespaces, name_of, own_inode
+from driver.linux.namespaces import find_namespaces, name_of
 from driver.linux.view import read_view
 from plugin.cli import Failure
 from plugin.cli.client import TIMEOUT_SECONDS
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from driver.diagnosis.facts import View
     from driver.linux.namespaces import Namespace
-
-HOST = "host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ def _look(namespace: Namespace, names: Mapping[str, str], pristine: Mapping[str,
 
 def _name(namespace: Namespace, names: Mapping[str, str]) -> tuple[str, str]:
     """Return what a namespace is called, and by whom."""
-    if namespace.inode == own_inode():
+    if namespace.inode == netns.OWN_NAMESPACE.stat().st_ino:
         return HOST, HOST
     for path in namespace.mounts:
         # /var/run is a link to /run: Docker's path is either.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from driver.diagnosis.facts import place_of
 from plugin.cli.client import ask_driver, find_interface
 from plugin.cli.output import json_option, print_json, print_line, print_table
 from plugin.cli.resolve import complete_names, look_around, socket_path
@@ -77,8 +78,8 @@ def list_ports(*, as_json: bool) -> None:
         (
             port["network"],
             port["container"],
-            _place(port["host_ip"], port["host_port"]) if port["host_ip"] else "-",
-            _place(port["container_ip"], port["container_port"]),
+            place_of(ip_address(port["host_ip"]), port["host_port"]) if port["host_ip"] else "-",
+            place_of(ip_address(port["container_ip"]), port["container_port"]),
             port["protocol"],
         )
         for port in ports
@@ -149,7 +150,3 @@ def _sum_drops(drops: Mapping[str, Mapping[str, int]], interfaces: Iterable[str]
     for interface in interfaces:
         found.update(drops.get(interface, {}))
     return dict(found)
-
-
-def _place(ip: str, port: int) -> str:
-    return f"{ip}:{port}" if ip_address(ip).version == 4 else f"[{ip}]:{port}"  # noqa: PLR2004
