@@ -18,7 +18,10 @@ export BASE PLUGIN_DIR
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-test: lint test-unit test-packaging test-kernel test-engine  ## Run everything there is (root)
+# Two kinds at a time, for the engines' tests wait for Docker most of the time; what one kind says
+# stands together.
+test: lint system  ## Run everything there is (root)
+	@$(MAKE) --jobs=2 --output-sync=target test-engine test-unit test-packaging test-kernel
 	@echo 'make test: all passed'
 
 lint: $(STAMP)  ## Check format, lint, types and import contracts
