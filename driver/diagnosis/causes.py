@@ -29,6 +29,50 @@ class Found:
 
 CAUSES = (
     Cause(
+        "name-unknown",
+        "name",
+        "{name} asks {servers} for {host}, and there is no such name",
+        "check the spelling; containers are known by their names on networks that have one, not on "
+        "Docker's default bridge",
+    ),
+    Cause(
+        "no-name-server",
+        "name",
+        "{name} cannot look {host} up: it has no name server",
+        "give it one: --dns, or `dns` in /etc/docker/daemon.json",
+    ),
+    Cause(
+        "name-server-loopback",
+        "name",
+        "{name} cannot look {host} up: its name server {servers} is an address of its own loopback",
+        "give dockerd name servers that containers reach: `dns` in /etc/docker/daemon.json",
+    ),
+    Cause(
+        "name-server-silent",
+        "name",
+        "{name} cannot look {host} up: {servers} does not answer it, {asked}",
+        "give dockerd name servers that containers reach: `dns` in /etc/docker/daemon.json",
+    ),
+    Cause(
+        "not-running",
+        "sandbox",
+        "{name} does not run{why}",
+        "docker start {name}, and docker logs {name}",
+    ),
+    Cause(
+        "port-taken",
+        "publish",
+        "{name} cannot start: {place} is taken by {owner}",
+        "stop {owner}, or publish another port",
+    ),
+    Cause(
+        "loopback-target",
+        "socket",
+        "{ip} is {name} itself, and nothing listens there on port {port}: a container has a "
+        "loopback of its own",
+        "{host}",
+    ),
+    Cause(
         "listens-elsewhere",
         "socket",
         "the application listens on {there}, and not on {wanted}",
@@ -39,6 +83,18 @@ CAUSES = (
         "socket",
         "nothing listens on {protocol} port {port} of {name}{others}",
         "start what is to listen there, or ask the port that it has",
+    ),
+    Cause(
+        "backlog-full",
+        "socket",
+        "{owner} does not accept what comes: {waiting} connections wait, of at most {most}",
+        "have it accept faster, or raise its listen() backlog and the network's net.core.somaxconn",
+    ),
+    Cause(
+        "receive-buffer-full",
+        "socket",
+        "{owner} does not read what comes: {waiting} of {most} bytes wait, {lost} packets are lost",
+        "have it read faster, or ask for more by SO_RCVBUF, or raise net.core.rmem_default",
     ),
     Cause(
         "no-route",
@@ -57,6 +113,12 @@ CAUSES = (
         "sandbox",
         "{name} has IPv6 turned off on {interface}",
         "make the network with --ipv6, or unset net.ipv6.conf.{interface}.disable_ipv6",
+    ),
+    Cause(
+        "hops-spent",
+        "sandbox",
+        "{name} sends packets that no host may pass on: net.ipv4.ip_default_ttl is 1 in it",
+        "set net.ipv4.ip_default_ttl of the network to 64",
     ),
     Cause(
         "interface-down",
@@ -107,6 +169,13 @@ CAUSES = (
         "sysctl -w net.netfilter.nf_conntrack_max={more}",
     ),
     Cause(
+        "neighbours-full",
+        "host",
+        "the host keeps {count} neighbours, of all its namespaces, of at most {most}: it can ask "
+        "for no new one",
+        "sysctl -w net.ipv4.neigh.default.gc_thresh3={more}, and gc_thresh2 to half of it",
+    ),
+    Cause(
         "ports-used-up",
         "sandbox",
         "{name} has no port of its own left to call {ip} from",
@@ -130,6 +199,34 @@ CAUSES = (
         "uplink",
         "the host itself has no route to {ip}",
         "mend the host's own network first: ip route get {ip}",
+    ),
+    Cause(
+        "routers-ignored",
+        "uplink",
+        "the host has no way out by IPv6: it hears no router on {interface}, for it forwards and "
+        "accept_ra is 1 there",
+        "sysctl -w net.ipv6.conf.{interface}.accept_ra=2",
+    ),
+    Cause(
+        "subnet-overlaps",
+        "host",
+        "{ip} is looked for among the containers of {subnet}, which overlaps {prefix} on "
+        "{interface}",
+        "make the network with another --subnet, and set default-address-pools in "
+        "/etc/docker/daemon.json",
+    ),
+    Cause(
+        "nobody-there",
+        "host",
+        "nobody has {ip}: it is of {subnet} on {bridge}, and no one answers there",
+        "look the address up: pynet map, or ask by the container's name",
+    ),
+    Cause(
+        "mtu-too-large",
+        "host",
+        "{interface} of {name} sends up to {mtu} bytes, {out} takes {most}, and {name} is not told "
+        "that larger ones are lost",
+        "pynet set NETWORK mtu={most} and start its containers anew, or let ICMP pass",
     ),
     Cause(
         "accept-gone",
@@ -168,6 +265,49 @@ CAUSES = (
         "connect both to one network, or publish the port and ask the host's address",
     ),
     Cause(
+        "own-firewall",
+        "firewall",
+        "{place} drops it, in the container {name} itself",
+        "change that rule in {name}: pynet exec {name} -- nft list ruleset",
+    ),
+    Cause(
+        "legacy-iptables",
+        "firewall",
+        "the last rule of nftables lets it pass and it does not go on: rules of iptables-legacy "
+        "drop it, in {tables}",
+        "move these rules to nftables: iptables-legacy -S",
+    ),
+    Cause(
+        "translated-elsewhere",
+        "NAT",
+        "another program's rule sends it elsewhere before its translation: {rule}",
+        "remove that rule, or publish another port",
+    ),
+    Cause(
+        "no-free-translation",
+        "NAT",
+        "the host has found no free port to translate it to: {number} connections were dropped",
+        "widen the ports that it is translated to, or add an address to translate to",
+    ),
+    Cause(
+        "not-masqueraded",
+        "NAT",
+        "it leaves this host by {interface} as {ip}, which nobody outside knows the way to",
+        "masquerade the network (enable_ip_masquerade=true), or route {ip} to this host out there",
+    ),
+    Cause(
+        "queue-drops",
+        "queue",
+        "the queue of {interface} has no room: {number} packets were dropped",
+        "tc -s qdisc show dev {interface}, and remove or widen it",
+    ),
+    Cause(
+        "wrong-checksum",
+        "sandbox",
+        "what arrives in {name} has a wrong checksum, and is dropped",
+        "ethtool -K IFNAME tx-checksum-ip-generic off, at the end that it comes from",
+    ),
+    Cause(
         "not-published",
         "publish",
         "port {port}/{protocol} of {name} is not published{others}",
@@ -178,6 +318,12 @@ CAUSES = (
         "publish",
         "port {port}/{protocol} of {name} is published on {there} only",
         "publish it on 0.0.0.0, or ask {there} on this host",
+    ),
+    Cause(
+        "stale-flow",
+        "publish",
+        "a flow that began before leads port {port}/{protocol} of {name} to {there}",
+        "conntrack -D -p {protocol} -r {there}",
     ),
     Cause(
         "answer-elsewhere",

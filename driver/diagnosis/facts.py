@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from driver.model import IPAddress, IPInterface, Protocol
+    from driver.model import IPAddress, IPInterface, IPNetwork, Protocol
 
 OUTSIDE, HOST = "outside", "host"
 
@@ -39,7 +39,9 @@ class Interface:
 class Listener:
     """A socket that takes what comes to a port; `owner` is its process, `node (pid 4711)`.
 
-    An unspecified IPv6 address takes IPv4 as well unless `is_v6_only`.
+    An unspecified IPv6 address takes IPv4 as well unless `is_v6_only`. `waiting` connections are
+    not accepted yet, of at most `backlog`; of UDP these are the bytes of datagrams that are not
+    read yet, and those that there is room for. `lost` found no room since it was opened.
     """
 
     protocol: Protocol
@@ -49,6 +51,7 @@ class Listener:
     is_v6_only: bool = False
     waiting: int = 0
     backlog: int = 0
+    lost: int = 0
 
     def takes(self, ip: IPAddress) -> bool:
         """Return whether what is sent to this address comes to it, its port being right."""
@@ -68,6 +71,15 @@ def place_of(ip: IPAddress, port: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Routed:
+    """A route: what goes to a prefix goes out by an interface."""
+
+    prefix: IPNetwork
+    interface: str
+    is_default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Way:
     """Where a packet goes: out by an interface, to a gateway, or nowhere for an error's reason."""
 
@@ -82,6 +94,9 @@ class View:
     """What a namespace shows: interfaces by name, listeners, parameters, neighbours.
 
     `silent` are those that were asked for and did not answer, `macs` what is known of the others.
+    `ports_of` says by MAC address behind which ports its bridges know it, `routes` is what is
+    routed where, but for what is the namespace's own, `neighbour_entries` how many neighbours the
+    kernel keeps, of all namespaces.
     """
 
     interfaces: Mapping[str, Interface]
@@ -89,6 +104,9 @@ class View:
     sysctls: Mapping[str, str] = field(default_factory=dict)
     silent: frozenset[IPAddress] = frozenset()
     macs: Mapping[IPAddress, str] = field(default_factory=dict)
+    ports_of: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    routes: tuple[Routed, ...] = ()
+    neighbour_entries: int = 0
 
     def owner_of(self, ip: IPAddress) -> Interface | None:
         """Return the interface that has an address."""
@@ -134,6 +152,37 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookup:
+    """A name that was looked up, from where the flow begins, and what came of it.
+
+    `error` is None, or one of the words below. `upstreams` are whom Docker's own server asks, as
+    far as that is known. `answering` are those of them, or of `servers`, that answer the host.
+    """
+
+    name: str
+    servers: tuple[str, ...]
+    seconds: float = 0.0
+    address: IPAddress | None = None
+    error: str | None = None
+    answering: tuple[str, ...] = ()
+    upstreams: tuple[str, ...] = ()
+
+
+NO_SUCH_NAME, NO_ANSWER, NO_SERVER = "no such name", "no answer", "no name server"
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A container that does not run: what Docker says of it, and who has its ports of the host.
+
+    `taken` are pairs of a place and its owner.
+    """
+
+    error: str
+    taken: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """What is asked about; without a port it is asked whether the address is reached at all."""
 
@@ -170,7 +219,10 @@ class Probe:
     """What came of trying: `outcome` is "connected", "refused", "silent" or an error's words.
 
     `seen` are the hops at which the probe was seen, `answered` whether anything came back at the
-    last of them. `drop` is what a trace has shown of a firewall.
+    last of them. `drop` is what a trace has shown of a firewall: the host's, or that of the sandbox
+    `drop_in`. `translation` is another program's rule that sent it elsewhere. `left_as` is the
+    address that it left the host from. `risen` are counters that have risen meanwhile, by what they
+    count, and by where if that is not the host.
     """
 
     outcome: str
@@ -178,6 +230,18 @@ class Probe:
     seen: tuple[str, ...] = ()
     is_answered: bool = False
     drop: Verdict | None = None
+    drop_in: str | None = None
+    translation: str | None = None
+    left_as: IPAddress | None = None
+    risen: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def passes(self) -> bool:
+        """Whether there is somebody who answers."""
+        return self.outcome == CONNECTED
+
+
+CONNECTED, REFUSED, SILENT = "connected", "refused", "silent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +260,10 @@ class Facts:
     `sandbox` is the source's view, `other` the destination's; None where there is none. `leaving`
     is the way in the source's sandbox, `passing` that through the host, `returning` the answer's in
     the destination's sandbox. `arriving` is the host's interface by which the flow comes to it.
-    `not_seen` says what could not be looked at.
+    `published` is None where Docker could not be asked. `stale` are the answerers of tracked flows
+    of a published port that lead elsewhere than to the container. `is_large_lost` tells that a
+    packet as large as the source's interface takes was lost on the way, without a word to it.
+    `legacy` are the tables of iptables-legacy. `not_seen` says what could not be looked at.
     """
 
     flow: Flow
@@ -206,8 +273,26 @@ class Facts:
     leaving: Way | None = None
     passing: Way | None = None
     returning: Way | None = None
-    published: tuple[Published, ...] = ()
+    published: tuple[Published, ...] | None = ()
     drift: tuple[Drift, ...] = ()
     probe: Probe | None = None
     not_seen: tuple[str, ...] = ()
     arriving: str | None = None
+    lookup: Lookup | None = None
+    stopped: Stopped | None = None
+    stale: tuple[IPAddress, ...] = ()
+    is_large_lost: bool = False
+    legacy: tuple[str, ...] = ()
+
+
+def host_end_of(link: Interface, host: View) -> Interface | None:
+    """Return the host's end of an interface of a sandbox."""
+    end = host.at(link.other_end)
+    return end if end is not None and end.moved and end.other_end == link.index else None
+
+
+def bridge_of(view: View | None, ip: IPAddress | None, host: View) -> str | None:
+    """Return the bridge behind which a sandbox has an address, None for none."""
+    link = view.owner_of(ip) if view is not None and ip is not None else None
+    end = host_end_of(link, host) if link is not None else None
+    return end.master if end is not None else None

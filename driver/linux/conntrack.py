@@ -1,4 +1,4 @@
-"""Delete connection tracking entries of published UDP ports.
+"""Find and delete connection tracking entries of published UDP ports.
 
 A UDP flow has no end that the kernel could see: one that began before its port was published
 bypasses the translation, and one that outlives its container keeps going to a dead address.
@@ -40,12 +40,14 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _FEW_PORTS = 8  # for each the kernel walks its table
 _HEADER_BYTES = 16  # struct nlmsghdr
 _GET, _DELETE = (NFNL_SUBSYS_CTNETLINK << 8 | n for n in (IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE))
-_ORIGINAL = 1  # CTA_TUPLE_ORIG
+_ORIGINAL, _REPLY, _STATUS = 1, 2, 3  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS
+_SEEN_REPLY = 2  # IPS_SEEN_REPLY
 _ADDRESSES, _TRANSPORT = 1, 2  # CTA_TUPLE_IP, CTA_TUPLE_PROTO
 _DESTINATIONS: dict[int, int] = {
     socket.AF_INET: 2,
     socket.AF_INET6: 4,
 }  # CTA_IP_V4_DST, CTA_IP_V6_DST
+_SOURCES: dict[int, int] = {socket.AF_INET: 1, socket.AF_INET6: 3}  # CTA_IP_V4_SRC, _V6_SRC
 _PROTOCOL, _PORT = 1, 3  # CTA_PROTO_NUM, CTA_PROTO_DST_PORT
 
 
@@ -82,6 +84,26 @@ def _forget(family: int, bindings: list[PortBinding]) -> None:
                         _delete(tracking, HEAD.pack(family, 0, 0) + flow.tuple)
     except OSError as error:
         raise KernelError(f"forget UDP flows: {error.strerror or error}") from error
+
+
+def find_unanswered(ip: IPAddress, port: int) -> frozenset[IPAddress]:
+    """Return who would answer those tracked UDP flows to an address and port that nobody has.
+
+    An unspecified address stands for all. Raises KernelError.
+    """
+    family, found = _FAMILIES[ip.version], set()
+    try:
+        with closing(Connection()) as tracking:
+            for body in tracking.dump(_GET, _encode_wanted(family, port)):
+                flow, parts = _parse_flow(body, family), parse_attributes(body, HEAD.size)
+                is_answered = int.from_bytes(parts[_STATUS], "big") & _SEEN_REPLY
+                is_asked = flow.port == port and (ip.is_unspecified or flow.destination == ip)
+                if flow.protocol == socket.IPPROTO_UDP and is_asked and not is_answered:
+                    reply = parse_attributes(parse_attributes(parts[_REPLY])[_ADDRESSES])
+                    found.add(ip_address(reply[_SOURCES[family]]))
+    except OSError as error:
+        raise KernelError(f"look at tracked flows: {error.strerror or error}") from error
+    return frozenset(found)
 
 
 def _encode_wanted(family: int, port: int | None) -> bytes:

@@ -80,6 +80,15 @@ def read_filters(netfilter: Connection) -> tuple[BaseChain, ...]:
     return tuple(Reader(netfilter).base_chains())
 
 
+def has_filters(netfilter: Connection) -> bool:
+    """Return whether there is any chain that filters packets; raises NetlinkError."""
+    for body in netfilter.dump(_GET_CHAIN, _HEAD.pack(_ANY, 0, 0)):
+        found = parse_attributes(body, _HEAD.size)
+        if _HOOK in found and parse_text(found.get(_CHAIN_TYPE, b"")) == "filter":
+            return True
+    return False
+
+
 class Reader:
     """Reads others' chains and rules by a connection."""
 

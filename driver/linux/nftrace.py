@@ -41,6 +41,9 @@ _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _SETTLE_SECONDS = 0.05  # for what the kernel has yet to tell
 _READ_SECONDS = 0.3  # at most, beside a flow that never rests
 _HOOK = re.compile(r"hook (\w+)")
+_OURS = "pynet"
+_TRANSLATING = frozenset({"prerouting", "output"})
+_IS_TRANSLATION = re.compile(r"\bdnat\b|\bredirect\b|DNAT|REDIRECT")
 _IS_RULE = re.compile(r".* # handle \d+$")
 
 
@@ -140,13 +143,26 @@ class Trace:
             found += [each for each in told if each is not None]
         return [each for each in found if each.table != self._name]
 
-    def find_drop(self) -> Verdict | None:
+    def find_drop(self, events: Iterable[Event]) -> Verdict | None:
         """Return what dropped a packet, None if nothing has been seen to."""
-        drop = next((each for each in self.read() if each.verdict == "drop"), None)
+        drop = next((each for each in events if each.verdict == "drop"), None)
         if drop is None:
             return None
         rule = None if drop.is_policy else self.describe_rule(drop)
         return Verdict(drop.family, drop.table, drop.chain, drop.hook, rule)
+
+    def find_translation(self, events: Iterable[Event]) -> str | None:
+        """Return another program's rule that has sent a packet elsewhere, None if none has.
+
+        Docker's own are in its chain DOCKER.
+        """
+        for each in events:
+            is_first = each.hook in _TRANSLATING and each.verdict == "accept"
+            if is_first and not each.is_policy and each.table != _OURS and each.chain != "DOCKER":
+                rule = self.describe_rule(each)
+                if _IS_TRANSLATION.search(rule):
+                    return f"{each.family} {each.table} {each.chain}, {rule}"
+        return None
 
     def describe_rule(self, event: Event) -> str:
         """Return the rule of an event, with its number in its chain, as nft shows it."""

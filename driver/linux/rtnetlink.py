@@ -10,7 +10,7 @@ import gc
 import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import AsyncIPRoute
@@ -31,6 +31,7 @@ from pyroute2.netlink.rtnl import (
     RTM_GETADDR,
     RTM_GETLINK,
     RTM_GETNEIGH,
+    RTM_GETQDISC,
     RTM_GETROUTE,
     RTM_NEWADDR,
     RTM_NEWLINK,
@@ -40,13 +41,14 @@ from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOWER_UP, IFF_NOARP, IFF_UP, ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from driver.linux.session import NetlinkError, Session, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from driver.model import IPAddress, IPInterface, MacAddress
+    from driver.model import IPAddress, IPInterface, IPNetwork, MacAddress
 
 # What a bridge may learn: ten times a thousand endpoints (driver.model.PARTS), and room for others'
 # interfaces. One container that makes addresses up has the table full in a second otherwise.
@@ -55,7 +57,8 @@ MAX_LEARNED = 16384
 _REQUEST = NLM_F_REQUEST | NLM_F_ACK
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 _NO_GROUP = 0
-_LOCAL = 2  # RTN_LOCAL
+_UNICAST, _LOCAL = 1, 2  # RTN_UNICAST, RTN_LOCAL
+_NUD_PERMANENT = 0x80
 _NUD_FAILED = 0x20
 _NO_ADDRESS = 1  # IN6_ADDR_GEN_MODE_NONE
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
@@ -345,6 +348,43 @@ class Rtnetlink(Session):
             for each in found
             if (ip := each.get_attr("NDA_DST")) is not None
         )
+
+    def forwarding(self) -> tuple[tuple[str, int], ...]:
+        """Return what the bridges have learned: a MAC address, and the index of the port it is at.
+
+        What is a bridge's or a port's own is left out.
+        """
+
+        def question() -> ndmsg:
+            message = _message(ndmsg, RTM_GETNEIGH, _REQUEST)
+            message["family"] = socket.AF_BRIDGE
+            return message
+
+        return tuple(
+            (each.get_attr("NDA_LLADDR"), each["ifindex"])
+            for each in self._dump(question)
+            if not each["state"] & _NUD_PERMANENT
+        )
+
+    def routes(self) -> tuple[tuple[IPNetwork, int], ...]:
+        """Return what is routed by which interface, of all tables, but for what is local."""
+        found = []
+        for each in self._dump(lambda: _message(rtmsg, RTM_GETROUTE, _REQUEST)):
+            interface = each.get_attr("RTA_OIF")
+            if each["type"] == _UNICAST and interface:
+                whole = "0.0.0.0" if each["family"] == socket.AF_INET else "::"  # noqa: S104
+                prefix = each.get_attr("RTA_DST") or whole
+                found.append((ip_network(f"{prefix}/{each['dst_len']}"), interface))
+        return tuple(found)
+
+    def queue_drops(self) -> dict[int, int]:
+        """Return how many packets the queues of each interface have dropped, by its index."""
+        drops: dict[int, int] = {}
+        for each in self._dump(lambda: _message(tcmsg, RTM_GETQDISC, _REQUEST)):
+            counts = each.get_attr("TCA_STATS")
+            if counts is not None:
+                drops[each["index"]] = drops.get(each["index"], 0) + counts["drop"]
+        return drops
 
     def delete_mark_rule(self, priority: int, mark: int, table: int) -> None:
         """Delete the rule for IPv6 by which what carries a mark looks into a table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyroute2.netlink import NETLINK_SOCK_DIAG, NLM_F_DUMP, NLM_F_REQUEST
@@ -21,6 +22,8 @@ from driver.model import Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_MEMORY = 7  # INET_DIAG_SKMEMINFO
+_OF_RECEIVING = (0, 1, 8)  # SK_MEMINFO_RMEM_ALLOC, _RCVBUF, _DROPS; include/uapi/linux/sock_diag.h
 _PROTOCOLS = {
     Protocol.TCP: (socket.IPPROTO_TCP, SS_LISTEN),
     Protocol.UDP: (socket.IPPROTO_UDP, SS_CLOSE),
@@ -30,7 +33,8 @@ _PROTOCOLS = {
 class Bound(NamedTuple):
     """A socket that takes what comes to a port; `address` is as the kernel writes it.
 
-    `waiting` connections are not accepted yet, of at most `backlog`; both 0 for UDP.
+    `waiting` connections are not accepted yet, of at most `backlog`; of UDP these are the bytes of
+    datagrams that are not read yet and of those that there is room for. `lost` datagrams had none.
     """
 
     protocol: Protocol
@@ -40,6 +44,7 @@ class Bound(NamedTuple):
     inode: int
     waiting: int
     backlog: int
+    lost: int = 0
 
 
 class _Socket(AsyncNetlinkSocket):  # type: ignore[misc] # pyroute2 has no types
@@ -74,17 +79,23 @@ def _question(family: int, protocol: int, state: int) -> inet_diag_req:
     message["header"]["flags"] = NLM_F_REQUEST | NLM_F_DUMP
     message["sdiag_family"], message["sdiag_protocol"] = family, protocol
     message["idiag_states"] = 1 << state
+    message["idiag_ext"] = 1 << (_MEMORY - 1)
     return message
 
 
 def _parse(protocol: Protocol, answer: inet_diag_msg) -> Bound:
-    is_tcp = protocol is Protocol.TCP
+    waiting, room, lost = answer["idiag_rqueue"], answer["idiag_wqueue"], 0
+    memory = bytes.fromhex((answer.get_attr("INET_DIAG_SKMEMINFO") or "").replace(":", ""))
+    if protocol is not Protocol.TCP:
+        words = [each[0] for each in struct.iter_unpack("=I", memory)]
+        waiting, room, lost = (words[n] if n < len(words) else 0 for n in _OF_RECEIVING)
     return Bound(
         protocol,
         answer["idiag_src"],
         answer["idiag_sport"],
         bool(answer.get_attr("INET_DIAG_SKV6ONLY")),
         answer["idiag_inode"],
-        answer["idiag_rqueue"] if is_tcp else 0,
-        answer["idiag_wqueue"] if is_tcp else 0,
+        waiting,
+        room,
+        lost,
     )

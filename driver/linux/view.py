@@ -8,7 +8,7 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from driver.diagnosis.facts import Interface, Listener, View, Way
+from driver.diagnosis.facts import Interface, Listener, Routed, View, Way
 from driver.errors import KernelError
 from driver.linux import sysctl
 from driver.linux.rtnetlink import Rtnetlink
@@ -29,12 +29,15 @@ _OF_ALL = (
     "net.bridge.bridge-nf-call-ip6tables",
     "net.netfilter.nf_conntrack_count",
     "net.netfilter.nf_conntrack_max",
+    "net.ipv4.neigh.default.gc_thresh3",
+    "net.ipv4.ip_default_ttl",
 )
 _OF_INTERFACE = (
     "net.ipv4.conf.IFNAME.forwarding",
     "net.ipv4.conf.IFNAME.rp_filter",
     "net.ipv4.conf.IFNAME.arp_ignore",
     "net.ipv6.conf.IFNAME.disable_ipv6",
+    "net.ipv6.conf.IFNAME.accept_ra",
 )
 
 
@@ -49,6 +52,8 @@ def read_view(ports: Collection[int] | None = None, interfaces: Collection[str] 
             links = route.links()
             addresses = route.addresses(*(link.index for link in links))
             neighbours = route.neighbours()
+            learned = route.forwarding()
+            routes = route.routes()
         with SockDiag() as sockets:
             bound = tuple(sockets.listeners())
     except OSError as error:
@@ -78,6 +83,17 @@ def read_view(ports: Collection[int] | None = None, interfaces: Collection[str] 
         sysctls=_read_sysctls(interfaces or names.values()),
         silent=frozenset(each.ip for each in neighbours if each.has_failed),
         macs={each.ip: each.mac for each in neighbours if each.mac and not each.has_failed},
+        ports_of={
+            mac: frozenset(names[index] for each, index in learned if each == mac)
+            for mac, port in learned
+            if port in names
+        },
+        routes=tuple(
+            Routed(prefix, names[index], is_default=not prefix.prefixlen)
+            for prefix, index in routes
+            if index in names
+        ),
+        neighbour_entries=_count_neighbours(),
     )
 
 
@@ -112,6 +128,56 @@ def find_owners(inodes: Collection[int]) -> dict[int, str]:
     return found
 
 
+def _count_neighbours() -> int:
+    """Return how many neighbours the kernel keeps for IPv4: all namespaces share a table.
+
+    Only the machine's first namespace can say; 0 elsewhere (neigh_table_init(), neighbour.c).
+    """
+    with suppress(FileNotFoundError):
+        lines = Path("/proc/thread-self/net/stat/arp_cache").read_text().splitlines()
+        return int(lines[1].split()[0], 16)
+    return 0
+
+
+def read_counts(name: str | None, interfaces: Collection[str]) -> dict[str, int]:
+    """Return counters of what the namespace drops, which may tell why a probe is not answered.
+
+    `name` is the container's; None for the host. Queues are those of some interfaces. Raises
+    KernelError.
+    """
+    counts = {"insert_failed": _count_failed_insertions()}
+    if name is not None:
+        counts = {f"wrong checksum at {name}": _count_wrong_sums()}
+    try:
+        with Rtnetlink() as route:
+            drops = route.queue_drops()
+            links = {link.index: link.name for link in route.links()}
+    except OSError as error:
+        raise KernelError(f"look at the queues: {error.strerror or error}") from error
+    where = "" if name is None else f" of {name}"
+    return counts | {
+        f"no room at {links[index]}{where}": number
+        for index, number in drops.items()
+        if links.get(index) in interfaces
+    }
+
+
+def _count_failed_insertions() -> int:
+    """Return how many flows found no place among those that are tracked: two had the same tuple."""
+    with suppress(FileNotFoundError):  # nothing is tracked
+        head, *lines = Path("/proc/thread-self/net/stat/nf_conntrack").read_text().splitlines()
+        column = head.split().index("insert_failed")
+        return sum(int(line.split()[column], 16) for line in lines)
+    return 0
+
+
+def _count_wrong_sums() -> int:
+    lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+    pairs = zip(lines[::2], lines[1::2], strict=True)
+    found = (zip(head.split(), values.split(), strict=True) for head, values in pairs)
+    return sum(int(value) for each in found for key, value in each if key == "InCsumErrors")
+
+
 def _unmapped(text: str) -> IPAddress:
     """Return the IPv4 address where a socket of IPv6 is bound to one, as Java's are."""
     ip = ip_address(text)
@@ -127,6 +193,7 @@ def _listener(bound: Bound, owners: dict[int, str]) -> Listener:
         bound.is_v6_only,
         bound.waiting,
         bound.backlog,
+        bound.lost,
     )
 
 

@@ -6,25 +6,32 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from driver.diagnosis.diagnose import bridge_of, host_end_of
-from driver.diagnosis.facts import HOST, OUTSIDE, Flow, Party
+from driver.diagnosis.facts import HOST, OUTSIDE, Flow, Party, bridge_of, host_end_of
 from driver.errors import NotFound
 from driver.linux import netns
 from driver.linux.view import find_way, read_view
 from driver.model import Protocol
 from plugin.cli.errors import AskError
+from plugin.cli.lookup import OF_HOST, look_up
 from plugin.cli.resolve import socket_path
-from plugin.cli.sandboxes import find_sandboxes
+from plugin.cli.sandboxes import (
+    NotRunning,
+    UnknownName,
+    find_by_address,
+    find_sandboxes,
+    inspect,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import TypeVar
 
-    from driver.diagnosis.facts import Interface, View, Way
+    from driver.diagnosis.facts import Interface, Lookup, View, Way
     from driver.model import IPAddress, IPInterface
     from plugin.capture.places import Sandbox
 
@@ -32,6 +39,8 @@ if TYPE_CHECKING:
 
 _TARGET = re.compile(r"(?P<name>\[[^]]+\]|[^/]+?)(?::(?P<port>\d+))?(?:/(?P<protocol>tcp|udp))?")
 _MOST_PORT = 65535
+_IS_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
+_OTHER = {4: 6, 6: 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +83,47 @@ def _find(name: str) -> Known:
     if name in {HOST, OUTSIDE}:
         return Known(name)
     with suppress(ValueError):
-        return Known(name, address=ip_address(name))
+        return _at(ip_address(name), name)
     found = find_sandboxes(name, socket_path())
     if found.is_network:
         raise AskError(f"{name} is a network: name a container of it")
     if not found.sandboxes:
-        raise AskError(f"{name} does not run: it has no network namespace")
+        raise NotRunning(name)
     return Known(found.sandboxes[0].name, found.sandboxes[0])
+
+
+def _at(ip: IPAddress, name: str) -> Known:
+    """Return who has an address: a container, or somebody who is known by nothing else."""
+    sandbox = None if ip.is_loopback else find_by_address(ip)
+    return Known(sandbox.name if sandbox else name, sandbox, ip)
+
+
+def _find_target(name: str, sender: Known, *, is_ipv6: bool) -> tuple[Known, Lookup | None]:
+    """Return whom a name stands for: for Docker, or for the name servers that the sender has."""
+    try:
+        return _find(name), None
+    except UnknownName:
+        # Without a dot it is a container's, or an alias: where nobody knows it, it is misspelt.
+        if not _IS_NAME.fullmatch(name) or (sender.sandbox is None and sender.name != HOST):
+            raise
+        lookup = _look_up(name, sender, is_ipv6=is_ipv6)
+        if lookup.error is not None and "." not in name:
+            raise
+        if lookup.address is None:
+            return Known(name), lookup
+        return _at(lookup.address, name), lookup
+
+
+def _look_up(name: str, sender: Known, *, is_ipv6: bool) -> Lookup:
+    settings = OF_HOST
+    if sender.sandbox is not None:
+        container = inspect(sender.name)
+        if container is not None and container["State"]["Pid"]:
+            # As the container has it, whatever was mounted there.
+            settings = Path(f"/proc/{container['State']['Pid']}/root/etc/resolv.conf")
+    if sender.sandbox is None:
+        return look_up(name, settings, lambda work: work(), is_ipv6=is_ipv6)
+    return look_up(name, settings, lambda work: run_inside(sender, work), is_ipv6=is_ipv6)
 
 
 def run_inside(known: Known, work: Callable[[], T]) -> T:
@@ -101,17 +144,26 @@ def _choose(
         return receiver.address
     if other is not None:
         own = _addresses(other, version)
-        bridges = (
-            {} if sandbox is None else {_bridge(link, host) for link in sandbox.interfaces.values()}
+        if near := [ip for ip in own if _is_near(other, ip, sandbox, host)]:
+            return near[0]
+        # On a common network by the other family, before by this one on some other network.
+        is_near_otherwise = any(
+            _is_near(other, ip, sandbox, host) for ip in _addresses(other, _OTHER[version])
         )
-        near = [ip for ip in own if bridge_of(other, ip, host) in bridges]
-        return next(iter(near or own), None)
+        return None if is_near_otherwise else next(iter(own), None)
     if receiver.name == HOST and sandbox is not None:
         bridges = [_bridge(link, host) for link in sandbox.interfaces.values()]
         for name in filter(None, bridges):
             for ip in _of_version(host.interfaces[name].addresses, version):
                 return ip
     return None
+
+
+def _is_near(other: View, ip: IPAddress, sandbox: View | None, host: View) -> bool:
+    """Return whether a sandbox is on the bridge behind which another has an address."""
+    bridge = bridge_of(other, ip, host)
+    links = () if sandbox is None or bridge is None else sandbox.interfaces.values()
+    return any(_bridge(link, host) == bridge for link in links)
 
 
 def _bridge(link: Interface, host: View) -> str | None:
@@ -153,6 +205,7 @@ class Ends:
     sandbox: View | None
     other: View | None
     leaving: Way | None
+    lookup: Lookup | None = None
 
     @property
     def bridges(self) -> tuple[str | None, str | None]:
@@ -165,7 +218,8 @@ def find_ends(source: str, target: Target, *, is_ipv6: bool) -> Ends:
     """Look at both ends, and choose the addresses. Raises AskError for a name without a sandbox."""
     ports = () if target.port is None else (target.port,)
     host = read_view(ports)
-    sender, receiver = _find(source), _find(target.name)
+    sender = _find(source)
+    receiver, lookup = _find_target(target.name, sender, is_ipv6=is_ipv6)
     sandbox = run_inside(sender, lambda: read_view(ports)) if sender.sandbox else None
     other = run_inside(receiver, lambda: read_view(None)) if receiver.sandbox else None
     # The other family where there is nothing of the one: a network may have IPv6 alone.
@@ -182,4 +236,4 @@ def find_ends(source: str, target: Target, *, is_ipv6: bool) -> Ends:
         target.protocol,
         target.port,
     )
-    return Ends(flow, sender, receiver, host, sandbox, other, leaving)
+    return Ends(flow, sender, receiver, host, sandbox, other, leaving, lookup)

@@ -28,10 +28,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from driver.diagnosis.facts import Published
+    from driver.model import IPAddress
 
 NAMED_NAMESPACES = Path("/run/netns")  # ip-netns(8)
 _PROCESS = re.compile(r"pid:(\d+)")
 _SHARED = re.compile(r"container:(.+)")
+
+
+class NotRunning(AskError):  # noqa: N818 - the field calls it by what happened
+    """A container that has no sandbox, for it does not run; `name` is what Docker calls it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} does not run: it has no network namespace")
+        self.name = name
 
 
 class UnknownName(AskError):  # noqa: N818 - the field calls it by what happened
@@ -79,17 +88,50 @@ def find_sandboxes(name: str, driver: Path) -> Found:
 
 
 def find_published(name: str) -> list[Published]:
-    """Return a container's published ports; none while Docker cannot be asked."""
+    """Return the published ports of a container, or of the one whose network it shares.
+
+    Raises AskError while Docker cannot be asked.
+    """
+    container = inspect(name)
+    if container is None:
+        return []
+    return list(find_published_of(container, _ask_networks(socket_path())))
+
+
+def inspect(name: str) -> dict[str, Any] | None:
+    """Return what Docker says of the container that has the network of this one; None if unknown.
+
+    Raises AskError while Docker cannot be asked.
+    """
+    try:
+        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
+        try:
+            return _owner(client, client.api.inspect_container(name))
+        finally:
+            client.close()
+    except NotFound:
+        return None
+    except (DockerException, RequestException) as error:
+        raise AskError(f"ask Docker for {name}: {error}") from error
+
+
+def find_by_address(ip: IPAddress) -> Sandbox | None:
+    """Return the sandbox of the container that has an address, None for none that Docker knows."""
     with suppress(DockerException, RequestException):
         client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
         try:
-            container = client.api.inspect_container(name)
-        except NotFound:
-            return []
+            for each in client.api.containers():
+                networks = each["NetworkSettings"]["Networks"].values()
+                own = {each["IPAddress"] for each in networks}
+                own |= {each["GlobalIPv6Address"] for each in networks}
+                if str(ip) in own:
+                    with suppress(NotFound):
+                        return next(
+                            _sandbox(client, client.api.inspect_container(each["Id"])), None
+                        )
         finally:
             client.close()
-        return list(find_published_of(container, _ask_networks(socket_path())))
-    return []
+    return None
 
 
 def _ask_docker(name: str, driver: Path) -> Found | None:
@@ -110,12 +152,19 @@ def _ask_docker(name: str, driver: Path) -> Found | None:
 def _sandbox(client: docker.DockerClient, container: dict[str, Any]) -> Iterator[Sandbox]:
     """Yield a container's sandbox, or that of the container whose network it shares."""
     name = container["Name"].lstrip("/")
-    if match := _SHARED.fullmatch(container["HostConfig"]["NetworkMode"]):
-        container = client.api.inspect_container(match[1])
+    container = _owner(client, container)
     if container["HostConfig"]["NetworkMode"] == "host":
         raise AskError(f"{name} is in the host's own namespace: use `host`")
     if container["State"]["Running"] and (path := container["NetworkSettings"]["SandboxKey"]):
         yield Sandbox(name, path)
+
+
+def _owner(client: docker.DockerClient, container: dict[str, Any]) -> dict[str, Any]:
+    """Return the container whose network one has: that of another, or its own."""
+    if match := _SHARED.fullmatch(container["HostConfig"]["NetworkMode"]):
+        owner: dict[str, Any] = client.api.inspect_container(match[1])
+        return owner
+    return container
 
 
 def _ask_driver(name: str, driver: Path) -> Found | None:

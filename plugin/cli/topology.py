@@ -16,8 +16,8 @@ from docker.errors import DockerException
 from requests.exceptions import RequestException
 
 from driver.diagnosis.causes import found
-from driver.diagnosis.diagnose import FAULT, OK, WARNING, Step, host_end_of
-from driver.diagnosis.facts import Published, place_of
+from driver.diagnosis.facts import Published, host_end_of, place_of
+from driver.diagnosis.steps import FAULT, OK, WARNING, Step
 from driver.errors import DriverError
 from driver.linux import netns
 from driver.linux.links import default_route_interfaces

@@ -35,6 +35,8 @@ DECIDING = "deciding"
 _HEADER_BYTES = 128  # of each packet, enough for every header that is shown
 _SEND_SECONDS = 2.0  # for the answer to what was sent
 _AFTER_SECONDS = 0.3  # for what follows the last packet that was asked for
+# A packet that was on its way while the taps were opened has been missed at its first hops.
+_ON_ITS_WAY = 20_000_000  # nanoseconds, more than it takes over a busy host
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,10 @@ class Way:
             self.packets.append(packet)
         elif seen[0] == (packet.place, packet.is_outgoing):
             self.again += 1
+
+    def is_from(self, nanoseconds: int) -> bool:
+        """Return whether it was first seen at a time, or after it."""
+        return bool(self.packets) and self.packets[0].nanoseconds >= nanoseconds
 
     @property
     def drop(self) -> Event | None:
@@ -167,6 +173,7 @@ def _conditions(ends: Ends) -> tuple[list[str], str]:
 def _collect(ends: Ends, tracing: Trace, taps: Taps, limits: Limits) -> list[Way]:
     """Return the ways of the packets that came, each packet once, in the order of the first hop."""
     ways: dict[bytes, Way] = {}
+    whole_from = 0 if limits.send else time.time_ns() + _ON_ITS_WAY
     seconds = min(limits.seconds, _SEND_SECONDS) if limits.send else limits.seconds
     sender = threading.Thread(target=_send, args=(ends, seconds), daemon=True)
     if limits.send:
@@ -175,14 +182,15 @@ def _collect(ends: Ends, tracing: Trace, taps: Taps, limits: Limits) -> list[Way
     while (left := end - time.monotonic()) > 0:
         for packet in taps.read(min(left, 0.1)):
             ways.setdefault(identify(packet), Way()).add(packet)
+        came = sum(way.is_from(whole_from) for way in ways.values())
         is_sent = limits.send and bool(ways) and not sender.is_alive()
-        if is_sent or (not limits.send and len(ways) >= limits.count):
+        if is_sent or (not limits.send and came >= limits.count):
             end = min(end, time.monotonic() + _AFTER_SECONDS)
     for packet in taps.finish():
         ways.setdefault(identify(packet), Way()).add(packet)
     for event in tracing.read():
         ways.setdefault(identify_headers(*event.headers), Way()).events.append(event)
-    found = [way for way in ways.values() if way.packets]
+    found = [way for way in ways.values() if way.is_from(whole_from)]
     return found if limits.send else found[: limits.count]
 
 

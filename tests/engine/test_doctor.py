@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from subprocess import PIPE
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.engine.diagnosis import (
+    Case,
+    ask,
+    bridge_name,
+    host_end,
+    listening,
+    parameter,
+    running,
+    tried,
+)
 from tests.engine.site import HOST, HOST_ADDRESS, LAN, LAN_ADDRESS, Site
 from tests.engine.steps import pynet
 
@@ -21,7 +30,6 @@ if TYPE_CHECKING:
     from tests.engine.engine import Engine
 
 PORT, PUBLISHED, ELSEWHERE, SERVICE, SILENT = 80, 8080, 3000, 7070, 7071
-TIMEOUT = "0.5"
 LAN_SERVICE = f"{LAN_ADDRESS[4]}:{SERVICE}"
 BRIDGED = "net.bridge.bridge-nf-call-iptables"
 POLICY_DROP = "{ type filter hook forward priority 0; policy drop; }"
@@ -62,25 +70,6 @@ def site(engine28: Engine, driver: str) -> Iterator[Site]:
         yield site
 
 
-def ask(site: Site, *words: str) -> dict[str, Any]:
-    """Return what the doctor says, and what it exits with, which agree."""
-    done = pynet(site.engine, "doctor", "--json", "--timeout", TIMEOUT, *words, check=False)
-    assert done.returncode in {0, 4}, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == (0 if found["cause"] is None else 4)
-    return found
-
-
-@contextmanager
-def running(site: Site, *words: str, undo: tuple[str, ...]) -> Iterator[None]:
-    """Run a command of the host's, and another after the block."""
-    site.engine.run(*words)
-    try:
-        yield
-    finally:
-        site.engine.run(*undo)
-
-
 @contextmanager
 def foreign_table(site: Site, *rule: str) -> Iterator[None]:
     """Have another program's table drop what is forwarded: by its policy, or by a rule."""
@@ -102,12 +91,6 @@ def foreign_table(site: Site, *rule: str) -> Iterator[None]:
         yield
 
 
-def parameter(site: Site, key: str, value: str) -> AbstractContextManager[None]:
-    """Have a kernel parameter of the host's changed for the block."""
-    before = site.engine.run("sysctl", "-n", key).stdout.strip()
-    return running(site, "sysctl", "-w", f"{key}={value}", undo=("sysctl", "-w", f"{key}={before}"))
-
-
 @contextmanager
 def bridged(site: Site) -> Iterator[None]:
     """Have frames within a bridge pass iptables, beside a table that drops them."""
@@ -126,21 +109,6 @@ def silent_lan(site: Site) -> Iterator[None]:
         yield
     finally:
         run("nft", "delete", "table", "inet", "far")
-
-
-@contextmanager
-def listening(site: Site, where: str, address: str, port: int) -> Iterator[None]:
-    """Have something listen at one address of a place."""
-    code = (
-        "import socket, sys; s = socket.create_server((sys.argv[1], int(sys.argv[2])));"
-        "print(flush=True); sys.stdin.read()"
-    )
-    argv = (*site.enter(where), sys.executable, "-c", code, address, str(port))
-    server = site.engine.popen(*argv, stdin=PIPE, stdout=PIPE, stderr=PIPE)
-    assert server.stdout is not None
-    assert server.stdout.readline() == "\n"
-    yield
-    server.result()
 
 
 def host_rule(site: Site) -> AbstractContextManager[None]:
@@ -197,26 +165,6 @@ def blackhole(site: Site) -> AbstractContextManager[None]:
     """Have a route of the host's forbid an address."""
     route = ("blackhole", LAN_ADDRESS[4])
     return running(site, "ip", "route", "add", *route, undo=("ip", "route", "del", *route))
-
-
-@contextmanager
-def nothing(site: Site) -> Iterator[None]:
-    """Break nothing: what is asked is wrong by itself."""
-    del site
-    yield
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is broken, what is asked, the cause and words of it; `bridge` is Docker's cause."""
-
-    cause: str
-    source: str
-    target: str
-    breaking: Callable[[Site], AbstractContextManager[None]] = nothing
-    words: str = ""
-    verdict: str = "dropped"
-    bridge: str | None = None
 
 
 def on_loopback(where: str) -> Callable[[Site], AbstractContextManager[None]]:
@@ -287,25 +235,6 @@ def test_each_cause_is_named_and_nothing_is_where_all_is_well(site: Site, driver
     assert not faults, "\n".join(faults)
 
 
-def tried(site: Site, driver: str, case: Case) -> str | None:
-    """Return what was wrong with what the doctor said of a case, None if nothing was."""
-    with case.breaking(site):
-        found = ask(site, case.source, case.target)
-    expected = case.cause if driver == "pynet" else case.bridge or case.cause
-    cause = found["cause"] or {"id": None, "text": ""}
-    told = [*cause.values(), *(step["text"] for step in found["steps"])]
-    is_said = driver != "pynet" or any(case.words in str(each) for each in told)
-    verdicts = {case.verdict, "unanswered"} if case.verdict == "dropped" else {case.verdict}
-    if (
-        cause["id"] == expected
-        and is_said
-        and found["verdict"] in verdicts
-        and not found["not_seen"]
-    ):
-        return None
-    return f"{case.source} > {case.target}: not {expected}, {case.words!r}, {case.verdict}: {found}"
-
-
 def test_what_was_set_down_taken_off_or_leads_elsewhere(site: Site, driver: str) -> None:
     engine = site.engine
     engine.docker("network", "connect", "front", "web", "--gw-priority=1")
@@ -345,17 +274,3 @@ def test_a_network_may_have_ipv6_alone(engine28: Engine) -> None:
         found = ask(site, "two", f"one:{PORT}")
         assert (found["verdict"], found["cause"]) == ("reaches", None), found
         assert ask(site, "outside", f"one:{PORT}")["cause"] is None
-
-
-def host_end(site: Site, name: str) -> str:
-    """Return the host's end of a container's first interface."""
-    inside = json.loads(pynet(site.engine, "exec", name, "ip", "-json", "link").stdout)
-    (index,) = (each["link_index"] for each in inside if each["ifname"] == "eth0")
-    links = json.loads(site.engine.run("ip", "-json", "link").stdout)
-    (end,) = (each["ifname"] for each in links if each["ifindex"] == index)
-    return str(end)
-
-
-def bridge_name(site: Site, network: str) -> str:
-    shown = pynet(site.engine, "exec", network, "--", "sh", "-c", "echo $PYNET_BRIDGE")
-    return shown.stdout.strip()

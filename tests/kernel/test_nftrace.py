@@ -29,7 +29,7 @@ def test_a_dropped_packet_is_told_with_its_rule_and_nothing_is_left() -> None:
     before = run("nft", "list", "tables")
     with Trace([f"udp dport {PORT}"]) as trace:
         send(1)
-        drop = trace.find_drop()
+        drop = trace.find_drop(trace.read())
     assert drop is not None
     assert (drop.table, drop.chain, drop.hook) == ("fw", "i", "input")
     assert drop.rule == f"rule 1: udp dport {PORT} drop"

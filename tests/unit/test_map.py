@@ -9,8 +9,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from driver.diagnosis.diagnose import FAULT, OK, WARNING
 from driver.diagnosis.facts import Drift
+from driver.diagnosis.steps import FAULT, OK, WARNING
 from plugin.cli.drawing import render_svg
 from plugin.cli.topology import Bridge, Container, Pair, Port, Topology, Uplink, examine
 
