@@ -17,7 +17,6 @@ from driver.linux import netns
 from driver.linux.view import find_way, read_view
 from driver.model import Protocol
 from plugin.cli.errors import AskError
-from plugin.cli.lookup import OF_HOST, look_up
 from plugin.cli.resolve import socket_path
 from plugin.cli.sandboxes import (
     NotRunning,
@@ -115,6 +114,9 @@ def _find_target(name: str, sender: Known, *, is_ipv6: bool) -> tuple[Known, Loo
 
 
 def _look_up(name: str, sender: Known, *, is_ipv6: bool) -> Lookup:
+    # 40 ms, which only those who ask for a name need to wait for.
+    from plugin.cli.lookup import OF_HOST, look_up  # noqa: PLC0415
+
     settings = OF_HOST
     if sender.sandbox is not None:
         container = inspect(sender.name)

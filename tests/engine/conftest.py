@@ -161,6 +161,12 @@ def engine28(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Engin
 
 
 @pytest.fixture
+def newest_engine(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Engine]:
+    """Lend the newest engine, in a full soak every one, with the driver running."""
+    yield from engines.lend(request.param, driver=True)
+
+
+@pytest.fixture
 def managed_engine(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Engine]:
     """Lend each suite's engine, with the managed plugin running."""
     yield from engines.lend(request.param, driver=True)
@@ -182,9 +188,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     every, newest = tuple(SUITES), (NEWEST,)
     mark = metafunc.definition.get_closest_marker("managed")
     when = "never" if mark is None else mark.args[0] if mark.args else "soak"
-    for fixture, suites in (("engine", every), ("engine28", newest)):
+    for fixture, suites in (("engine", every), ("engine28", newest), ("newest_engine", every)):
         if fixture in metafunc.fixturenames:
-            choices = [pytest.param(each, id=each.name) for each in map(Choice, suites)]
+            is_thrifty = fixture == "newest_engine"
+            marks = pytest.mark.soak if is_thrifty and is_in_full() else ()
+            lent = suites if is_in_full() or not is_thrifty else newest
+            choices = [pytest.param(each, id=each.name, marks=marks) for each in map(Choice, lent)]
             choices += choose_managed(suites, when)
             metafunc.parametrize(fixture, choices, indirect=True)
     if "managed_engine" in metafunc.fixturenames:

@@ -49,9 +49,9 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def site(engine28: Engine, driver: str) -> Iterator[Site]:
+def site(newest_engine: Engine, driver: str) -> Iterator[Site]:
     """Lend networks of one driver: with a server and its client, with a stranger, internal."""
-    with Site(engine28) as site:
+    with Site(newest_engine) as site:
         site.network(driver, "back", 60)
         site.network(driver, "front", 61)
         site.network(driver, "inner", 62, "--internal")
@@ -255,8 +255,8 @@ def test_what_was_set_down_taken_off_or_leads_elsewhere(site: Site, driver: str)
     assert "[interface-down]" in done.stdout
 
 
-def test_the_closed_network_says_that_it_is_closed(engine28: Engine) -> None:
-    with Site(engine28) as site:
+def test_the_closed_network_says_that_it_is_closed(newest_engine: Engine) -> None:
+    with Site(newest_engine) as site:
         site.network("pynet", "closed", 63, "-o", "com.docker.network.bridge.enable_icc=false")
         site.containers({"one": ("closed",), "two": ("closed",)})
         site.serve("one", "tcp", PORT)
@@ -265,10 +265,10 @@ def test_the_closed_network_says_that_it_is_closed(engine28: Engine) -> None:
         assert "enable_icc=false" in found["cause"]["text"]
 
 
-def test_a_network_may_have_ipv6_alone(engine28: Engine) -> None:
-    with Site(engine28) as site:
+def test_a_network_may_have_ipv6_alone(newest_engine: Engine) -> None:
+    with Site(newest_engine) as site:
         words = ("--ipv6", "--ipv4=false", "--subnet", "fd64::/64", "-d", "pynet", "six")
-        engine28.docker("network", "create", *words)
+        newest_engine.docker("network", "create", *words)
         site.containers({"one": ("six", "-p", f"{PUBLISHED}:{PORT}"), "two": ("six",)})
         site.serve("one", "tcp", PORT)
         found = ask(site, "two", f"one:{PORT}")

@@ -91,8 +91,8 @@ fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8946, request)
 
 
 @pytest.fixture
-def site(engine28: Engine) -> Iterator[Site]:
-    with Site(engine28) as site:
+def site(newest_engine: Engine) -> Iterator[Site]:
+    with Site(newest_engine) as site:
         site.network("pynet", "back", 60)
         site.network("pynet", "plain", 61, "-o", f"{BRIDGE}.enable_ip_masquerade=false")
         dns = ("--dns", LAN_ADDRESS[4])
@@ -317,31 +317,31 @@ def test_what_iptables_legacy_drops(site: Site) -> None:
 
 
 @pytest.mark.parametrize("driver", ["pynet", "bridge"])
-def test_a_port_of_the_hosts_that_somebody_else_has(engine28: Engine, driver: str) -> None:
-    with Site(engine28) as site:
+def test_a_port_of_the_hosts_that_somebody_else_has(newest_engine: Engine, driver: str) -> None:
+    with Site(newest_engine) as site:
         site.network(driver, "back", 60)
         with listening(site, HOST, "0.0.0.0", TAKEN):
             words = ("create", "--name", "late", "--network", "back", "-p", f"{TAKEN}:{PORT}")
-            engine28.docker(*words, "bb", "sleep", "600")
-            assert engine28.docker("start", "late", check=False).returncode != 0
+            newest_engine.docker(*words, "bb", "sleep", "600")
+            assert newest_engine.docker("start", "late", check=False).returncode != 0
             found = ask(site, "outside", f"late:{PORT}")
             assert found["cause"]["id"] == "port-taken", found
             assert "python" in found["cause"]["text"]
         assert ask(site, "outside", f"late:{PORT}")["cause"]["id"] == "not-running"
 
 
-def test_two_containers_with_one_mac_address(engine28: Engine) -> None:
-    with Site(engine28) as site:
+def test_two_containers_with_one_mac_address(newest_engine: Engine) -> None:
+    with Site(newest_engine) as site:
         site.network("bridge", "back", 60)
         site.containers({"web": ("back",), "thief": ("back",)})
         site.serve("web", "tcp", PORT)
-        inside = json.loads(engine28.run(*site.enter("web"), "ip", "-json", "link").stdout)
+        inside = json.loads(newest_engine.run(*site.enter("web"), "ip", "-json", "link").stdout)
         (mac,) = (each["address"] for each in inside if each["ifname"] == "eth0")
         assert ask(site, HOST, f"web:{PORT}")["verdict"] == "reaches"  # it is a neighbour by now
         thief = site.enter("thief")
-        engine28.run(*thief, "ip", "link", "set", "eth0", "address", mac)
+        newest_engine.run(*thief, "ip", "link", "set", "eth0", "address", mac)
         # Its first frame has the bridge send what is for that address to it.
         code = "import socket; socket.socket(2, 2).sendto(b'x', ('10.60.0.77', 9))"
-        engine28.run(*thief, sys.executable, "-c", code)
+        newest_engine.run(*thief, sys.executable, "-c", code)
         found = ask(site, HOST, f"web:{PORT}")
         assert found["cause"]["id"] == "mac-twice", found
