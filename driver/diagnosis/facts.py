@@ -72,11 +72,10 @@ def place_of(ip: IPAddress, port: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A route: what goes to a prefix goes out by an interface."""
+    """A route that is no default route: what goes to a prefix goes out by an interface."""
 
     prefix: IPNetwork
     interface: str
-    is_default: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def find_overlap(
     """Return a route that leads elsewhere with what a bridge's subnet has, or has an address of."""
     for each in host.routes:
         is_other = each.interface != bridge and each.prefix.version == subnet.version
-        if is_other and not each.is_default and each.prefix.overlaps(subnet):
+        if is_other and each.prefix.overlaps(subnet):
             link = host.interfaces.get(each.interface)
             leads_on = link is None or link.master is None
             if (ip is None or ip in each.prefix) and leads_on:

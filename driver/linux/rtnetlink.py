@@ -10,7 +10,7 @@ import gc
 import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import AsyncIPRoute
@@ -48,7 +48,7 @@ from driver.linux.session import NetlinkError, Session, text_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from driver.model import IPAddress, IPInterface, IPNetwork, MacAddress
+    from driver.model import IPAddress, IPInterface, MacAddress
 
 # What a bridge may learn: ten times a thousand endpoints (driver.model.PARTS), and room for others'
 # interfaces. One container that makes addresses up has the table full in a second otherwise.
@@ -57,8 +57,11 @@ MAX_LEARNED = 16384
 _REQUEST = NLM_F_REQUEST | NLM_F_ACK
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 _NO_GROUP = 0
-_UNICAST, _LOCAL = 1, 2  # RTN_UNICAST, RTN_LOCAL
 _NUD_PERMANENT = 0x80
+_LOCAL = 2  # RTN_LOCAL
+_TABLE_OF_LOCAL = 255
+_CLONED = 0x200  # RTM_F_CLONED: what a route was looked up to, and no route
+_ROUTE_KINDS = {1: "unicast", 6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
 _NUD_FAILED = 0x20
 _NO_ADDRESS = 1  # IN6_ADDR_GEN_MODE_NONE
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
@@ -136,6 +139,22 @@ class Route:
     gateway: IPAddress | None = None
     is_local: bool = False
     error: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRoute:
+    """A route of a namespace's tables, `destination` a network or `default`.
+
+    `kind` is "unicast" or what becomes of a packet instead; `hops` are gateways, each with the
+    index of the interface to it, either of which may be missing.
+    """
+
+    destination: str
+    kind: str
+    hops: tuple[tuple[str | None, int | None], ...]
+    source: str | None = None
+    metric: int = 0
+    table: int = 254
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +359,19 @@ class Rtnetlink(Session):
             is_local=answer["type"] == _LOCAL,
         )
 
+    def routes(self) -> tuple[ListedRoute, ...]:
+        """Return the routes of all tables but the kernel's own, of what is local."""
+
+        def question() -> rtmsg:
+            message = _message(rtmsg, RTM_GETROUTE, _REQUEST)
+            message["family"] = socket.AF_UNSPEC  # or pyroute2 asks for those of IPv4
+            return message
+
+        found = self._dump(question)
+        listed = (each for each in found if not each["flags"] & _CLONED)
+        routes = (_parse_route(each) for each in listed if each["type"] in _ROUTE_KINDS)
+        return tuple(each for each in routes if each.table != _TABLE_OF_LOCAL)
+
     def neighbours(self) -> tuple[Neighbour, ...]:
         """Return what the namespace knows of the MAC addresses of others."""
         found = self._dump(lambda: _message(ndmsg, RTM_GETNEIGH, _REQUEST))
@@ -365,17 +397,6 @@ class Rtnetlink(Session):
             for each in self._dump(question)
             if not each["state"] & _NUD_PERMANENT
         )
-
-    def routes(self) -> tuple[tuple[IPNetwork, int], ...]:
-        """Return what is routed by which interface, of all tables, but for what is local."""
-        found = []
-        for each in self._dump(lambda: _message(rtmsg, RTM_GETROUTE, _REQUEST)):
-            interface = each.get_attr("RTA_OIF")
-            if each["type"] == _UNICAST and interface:
-                whole = "0.0.0.0" if each["family"] == socket.AF_INET else "::"  # noqa: S104
-                prefix = each.get_attr("RTA_DST") or whole
-                found.append((ip_network(f"{prefix}/{each['dst_len']}"), interface))
-        return tuple(found)
 
     def queue_drops(self) -> dict[int, int]:
         """Return how many packets the queues of each interface have dropped, by its index."""
@@ -532,6 +553,26 @@ def _parse_link(message: ifinfmsg) -> LinkInfo:
         other_end_moved=message.get_attr("IFLA_LINK_NETNSID") is not None,
         hairpin=is_bridges and bool(port.get_attr("IFLA_BRPORT_MODE")),
     )
+
+
+def _parse_route(message: rtmsg) -> ListedRoute:
+    to = message.get_attr("RTA_DST")
+    several = message.get_attr("RTA_MULTIPATH") or ()
+    one = (_gateway(message), message.get_attr("RTA_OIF"))
+    return ListedRoute(
+        destination=f"{to}/{message['dst_len']}" if to else "default",
+        kind=_ROUTE_KINDS[message["type"]],
+        hops=tuple((_gateway(each), each["oif"]) for each in several) or (one,),
+        source=message.get_attr("RTA_PREFSRC"),
+        metric=message.get_attr("RTA_PRIORITY") or 0,
+        table=message.get_attr("RTA_TABLE") or message["table"],
+    )
+
+
+def _gateway(route: nlmsg) -> str | None:
+    """Return the next hop's address; of the other family, in RTA_VIA, too."""
+    via = route.get_attr("RTA_VIA")
+    return route.get_attr("RTA_GATEWAY") or (via["addr"] if via else None)
 
 
 def _parse_address(message: ifaddrmsg) -> IPInterface:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,13 @@ from driver.linux.rtnetlink import Rtnetlink
 from driver.linux.sock_diag import SockDiag
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from driver.linux.rtnetlink import ListedRoute
     from driver.linux.sock_diag import Bound
     from driver.model import IPAddress
+
+_SOCKET = "socket:["  # how /proc/PID/fd says that a descriptor is one, then its inode
 
 _OF_ALL = (
     "net.ipv4.ip_forward",
@@ -41,11 +44,16 @@ _OF_INTERFACE = (
 )
 
 
-def read_view(ports: Collection[int] | None = None, interfaces: Collection[str] = ()) -> View:
+def read_view(
+    ports: Collection[int] | None = None,
+    interfaces: Collection[str] = (),
+    owners: Mapping[int, str] | None = None,
+) -> View:
     """Return what the namespace shows.
 
     Of the listeners only those of some ports have their process looked up, all without: it takes
-    30 ms. Parameters of some interfaces are read, all without. Raises KernelError.
+    30 ms. Who looks at many namespaces does that once, and gives `owners`. Parameters of some
+    interfaces are read, all without. Raises KernelError.
     """
     try:
         with Rtnetlink() as route:
@@ -60,7 +68,8 @@ def read_view(ports: Collection[int] | None = None, interfaces: Collection[str] 
         raise KernelError(f"look at a network namespace: {error.strerror or error}") from error
     names = {link.index: link.name for link in links}
     wanted = [each for each in bound if ports is None or each.port in ports]
-    owners = find_owners({each.inode for each in wanted})
+    if owners is None:
+        owners = find_owners({each.inode for each in wanted})
     return View(
         interfaces={
             link.name: Interface(
@@ -79,7 +88,7 @@ def read_view(ports: Collection[int] | None = None, interfaces: Collection[str] 
             )
             for link in links
         },
-        listeners=tuple(_listener(each, owners) for each in bound),
+        listeners=list_listeners(bound, owners),
         sysctls=_read_sysctls(interfaces or names.values()),
         silent=frozenset(each.ip for each in neighbours if each.has_failed),
         macs={each.ip: each.mac for each in neighbours if each.mac and not each.has_failed},
@@ -88,11 +97,7 @@ def read_view(ports: Collection[int] | None = None, interfaces: Collection[str] 
             for mac, port in learned
             if port in names
         },
-        routes=tuple(
-            Routed(prefix, names[index], is_default=not prefix.prefixlen)
-            for prefix, index in routes
-            if index in names
-        ),
+        routes=tuple(_routed(routes, names)),
         neighbour_entries=_count_neighbours(),
     )
 
@@ -113,18 +118,29 @@ def find_way(
 
 def find_owners(inodes: Collection[int]) -> dict[int, str]:
     """Return the processes that have these sockets, as `node (pid 4711)`; slow, for a person."""
+    return _find_owners(inodes) if inodes else {}
+
+
+def find_all_owners() -> dict[int, str]:
+    """Return the processes of all sockets, of whatever namespace: an inode is of one socket."""
+    return _find_owners(None)
+
+
+def _find_owners(inodes: Collection[int] | None) -> dict[int, str]:
     found: dict[int, str] = {}
-    wanted = {f"socket:[{inode}]": inode for inode in inodes}
-    for process in Path("/proc").iterdir() if wanted else ():
+    wanted = None if inodes is None else frozenset(inodes)
+    for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
         with suppress(OSError):  # it has ended meanwhile, or is the kernel's
+            name = (process / "comm").read_text().strip()
             for descriptor in os.scandir(process / "fd"):
                 with suppress(OSError):
-                    inode = wanted.get(os.readlink(descriptor.path))  # noqa: PTH115 - thousands
-                    if inode is not None and inode not in found:
-                        name = (process / "comm").read_text().strip()
-                        found[inode] = f"{name} (pid {process.name})"
+                    target = os.readlink(descriptor.path)  # noqa: PTH115 - thousands
+                    if target.startswith(_SOCKET):
+                        inode = int(target[len(_SOCKET) : -1])
+                        if wanted is None or inode in wanted:
+                            found.setdefault(inode, f"{name} (pid {process.name})")
     return found
 
 
@@ -184,7 +200,19 @@ def _unmapped(text: str) -> IPAddress:
     return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip
 
 
-def _listener(bound: Bound, owners: dict[int, str]) -> Listener:
+def _routed(routes: Iterable[ListedRoute], names: Mapping[int, str]) -> Iterator[Routed]:
+    for each in routes:
+        for _, index in each.hops if each.kind == "unicast" else ():
+            if index is not None and index in names and each.destination != "default":
+                yield Routed(ip_network(each.destination), names[index])
+
+
+def list_listeners(bound: Iterable[Bound], owners: Mapping[int, str]) -> tuple[Listener, ...]:
+    """Return sockets with the processes that have them, as far as those are known."""
+    return tuple(_listener(each, owners) for each in bound)
+
+
+def _listener(bound: Bound, owners: Mapping[int, str]) -> Listener:
     return Listener(
         bound.protocol,
         _unmapped(bound.address),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from driver.diagnosis.facts import Drift
 from plugin.cli.errors import AskError, DriverDown
 
 if TYPE_CHECKING:
@@ -48,6 +49,15 @@ def _request(path: Path, verb: str, what: str, body: Mapping[str, Any] | None) -
     if response.status != HTTPStatus.OK:
         raise AskError(str(answer.get("Err", response.reason)))
     return answer
+
+
+def ask_drift(path: Path) -> tuple[tuple[Drift, ...], tuple[str, ...]]:
+    """Return what the driver says differs, and what was not seen if it cannot tell."""
+    try:
+        found = ask_driver(path, "/differences")["differences"]
+    except AskError as error:
+        return (), (f"what differs ({error})",)
+    return tuple(Drift(each["kind"], each["subject"], each["text"]) for each in found), ()
 
 
 def find_interface(path: Path, endpoint: Mapping[str, Any]) -> str | None:

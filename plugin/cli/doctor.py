@@ -10,10 +10,11 @@ import click
 from driver.diagnosis.diagnose import diagnose
 from driver.diagnosis.steps import FAULT
 from plugin.cli import DIFFERS, Failure
+from plugin.cli.client import ask_drift
 from plugin.cli.flows import parse_target
-from plugin.cli.gather import ask_drift, gather
+from plugin.cli.gather import gather
 from plugin.cli.output import json_option, print_json, print_line
-from plugin.cli.resolve import complete_names
+from plugin.cli.resolve import complete_names, socket_path
 from plugin.cli.topology import examine, read_topology
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def doctor(  # noqa: PLR0913 - the options of the command line
 def _look_at_all(*, as_json: bool) -> bool:
     """Print what is wrong with the host and its networks; return whether anything is."""
     topology = read_topology()
-    drift, not_seen = ask_drift()
+    drift, not_seen = ask_drift(socket_path())
     steps = examine(topology, drift)
     if as_json:
         encoded = [_encode_step(step) for step in steps]

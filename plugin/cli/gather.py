@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from driver.diagnosis.facts import (
     CONNECTED,
     HOST,
-    Drift,
     Facts,
     Flow,
     Party,
@@ -32,8 +31,8 @@ from plugin.capture.describe import describe
 from plugin.capture.filters import compile_filter
 from plugin.capture.places import ALL, find_places
 from plugin.capture.taps import Taps
-from plugin.cli.client import ask_driver
-from plugin.cli.errors import AskError, DriverDown
+from plugin.cli.client import ask_drift
+from plugin.cli.errors import AskError
 from plugin.cli.flows import find_ends, run_inside
 from plugin.cli.resolve import socket_path
 from plugin.cli.sandboxes import NotRunning, find_published
@@ -100,7 +99,7 @@ def _look(facts: Facts, ends: Ends, address: IPAddress) -> Facts:
     if ends.other is not None and is_outside:
         asker = own or _stranger(address)
         returning = run_inside(ends.receiver, lambda: find_way(asker, address))
-    drift, not_seen = ask_drift()
+    drift, not_seen = ask_drift(socket_path())
     published: tuple[Published, ...] | None = ()
     if ends.receiver.sandbox:
         try:
@@ -140,17 +139,6 @@ def _list_legacy() -> Iterator[str]:
         with suppress(FileNotFoundError):  # the module is not loaded
             for table in Path("/proc/thread-self/net", name).read_text().split():
                 yield f"{'ip6' if name.startswith('ip6') else 'ip'} {table}"
-
-
-def ask_drift() -> tuple[tuple[Drift, ...], tuple[str, ...]]:
-    """Return what pynet's driver says differs, and what was not seen if it is silent."""
-    try:
-        found = ask_driver(socket_path(), "/differences")["differences"]
-    except DriverDown as error:
-        return (), (f"pynet's own state ({error})",)
-    except AskError as error:
-        return (), (f"drift ({error})",)
-    return tuple(Drift(each["kind"], each["subject"], each["text"]) for each in found), ()
 
 
 def _has_filters() -> bool:

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
+from driver.linux.traffic import read_traffic
 from plugin.cli import Failure
+from plugin.cli.client import ask_drift
+from plugin.cli.described import (
+    describe,
+    find_faults,
+    list_shown,
+    list_traffic,
+    read_insides,
+)
 from plugin.cli.drawing import render_svg
 from plugin.cli.errors import AskError
-from plugin.cli.output import print_json, print_line, print_lines
-from plugin.cli.resolve import complete_names
+from plugin.cli.live import LiveMap
+from plugin.cli.output import print_json, print_line, print_lines, show_live
+from plugin.cli.rates import format_rate, rate_between
+from plugin.cli.resolve import complete_names, socket_path
+from plugin.cli.signals import ending
 from plugin.cli.topology import read_topology
+from plugin.cli.webpage import render_page
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from plugin.cli.topology import Bridge, Container, Topology, Uplink
+    from plugin.cli.live import Choose
+    from plugin.cli.rates import Rate
+    from plugin.cli.topology import Bridge, Topology, Uplink
+
+MOST_PORT = 65535
+REFRESH_SECONDS = 1.0
 
 _BRANCH, _LAST, _THROUGH, _PAST = "├── ", "└── ", "│   ", "    "
 
@@ -27,11 +47,31 @@ _BRANCH, _LAST, _THROUGH, _PAST = "├── ", "└── ", "│   ", "    "
 @click.command(name="map")
 @click.argument("name", metavar="[NAME]", required=False, shell_complete=complete_names)
 @click.option("--all", "everything", is_flag=True, help="Also bridges that no network has.")
-@click.option("--dot", is_flag=True, help="Print a graph for Graphviz.")
+@click.option("--watch", is_flag=True, help="Show rates, each second, until Ctrl-C.")
+@click.option(
+    "--serve",
+    metavar="[PORT]",
+    type=click.IntRange(0, MOST_PORT),
+    is_flag=False,
+    flag_value=0,
+    help="Serve a page on the loopback address, until Ctrl-C.",
+)
+@click.option("-6", "is_ipv6", is_flag=True, help="With --serve: on ::1, not 127.0.0.1.")
+@click.option("--html", metavar="FILE|-", help="Write that page, as it is now, into one file.")
 @click.option("--svg", metavar="FILE|-", help="Write a drawing that a browser shows.")
+@click.option("--dot", is_flag=True, help="Print a graph for Graphviz.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show_map(
-    name: str | None, *, everything: bool, dot: bool, svg: str | None, as_json: bool
+def show_map(  # noqa: PLR0913 - the options of the command line
+    name: str | None,
+    *,
+    everything: bool,
+    watch: bool,
+    serve: int | None,
+    is_ipv6: bool,
+    html: str | None,
+    svg: str | None,
+    dot: bool,
+    as_json: bool,
 ) -> None:
     """Show what is on this host: bridges, the pairs on them, whose they are, and their ports.
 
@@ -41,29 +81,77 @@ def show_map(
     Examples:
       pynet map
       pynet map back
-      pynet map --svg map.svg
+      pynet map --watch
+      pynet map --serve
+      pynet map --html map.html
       pynet map --dot | dot -Tpng > map.png
 
-    Needs root.
+    --serve prints a URL with a secret, which is for a browser of this machine, or for one that
+    reaches it by `ssh -L`. Needs root.
     """
     if os.geteuid() != 0:
         raise Failure("look into network namespaces: you must be root")
-    if (dot, as_json, svg is not None).count(True) > 1:
-        raise click.UsageError("one of --dot, --svg and --json")
+    asked = (dot, as_json, watch, svg is not None, html is not None, serve is not None)
+    if asked.count(True) > 1:
+        raise click.UsageError("one of --watch, --serve, --html, --svg, --dot and --json")
+    if is_ipv6 and serve is None:
+        raise click.UsageError("-6 is for --serve")
+
+    choose = _choose_by(name, everything=everything)
+    if serve is not None:
+        from plugin.cli.webserver import serve_map  # noqa: PLC0415 - and Flask with it
+
+        serve_map(choose, serve, is_ipv6=is_ipv6)
+        return
+    if watch:
+        _watch(choose)
+        return
     topology = read_topology()
-    shown = list(_choose(topology.bridges, name, everything=everything))
-    if name is not None and not shown:
-        raise AskError(f"no network and no container on a bridge is called {name}")
+    shown = choose(topology.bridges)
     if as_json:
         print_json(_encode(topology, shown))
+    elif html is not None:
+        _write(html, render_page(_encode(topology, shown)))
     elif svg is not None:
         _write(svg, render_svg(topology, shown))
-    elif dot:
-        print_lines(_render_dot(topology, shown))
     else:
-        print_lines(_render(topology, shown))
+        print_lines(_render_dot(topology, shown) if dot else _render(topology, shown))
     for each in topology.not_seen:
         print_line(f"not seen: {each}", err=True)
+
+
+def _choose_by(name: str | None, *, everything: bool) -> Choose:
+    """Return what chooses the bridges that are asked for, and refuses if there are none."""
+
+    def choose(bridges: Iterable[Bridge]) -> list[Bridge]:
+        shown = list(_choose(bridges, name, everything=everything))
+        if name is not None and not shown:
+            raise AskError(f"no network and no container on a bridge is called {name}")
+        return shown
+
+    return choose
+
+
+def _watch(choose: Choose) -> None:
+    """Show the tree with rates until a signal comes."""
+    if not sys.stdout.isatty():
+        raise click.UsageError("--watch is for a terminal; programs read --json, twice")
+
+    def frames() -> Iterator[Iterator[str]]:
+        before, then = read_traffic(), time.monotonic()
+        while not ended.wait(REFRESH_SECONDS):
+            shown, error = live.current()
+            counted, now = read_traffic(), time.monotonic()
+            rates = {
+                name: rate_between(before[name], each, now - then)
+                for name, each in counted.items()
+                if name in before
+            }
+            before, then = counted, now
+            yield chain([error] if error else [], _render(shown.topology, shown.bridges, rates))
+
+    with LiveMap(choose) as live, ending() as ended:
+        show_live(frames())
 
 
 def _write(where: str, text: str) -> None:
@@ -86,9 +174,15 @@ def _choose(bridges: Iterable[Bridge], name: str | None, *, everything: bool) ->
             yield replace(bridge, pairs=own)
 
 
-def _render(topology: Topology, bridges: list[Bridge]) -> Iterator[str]:
-    """Yield the lines of a tree."""
-    uplinks = "; ".join(map(_describe_uplink, topology.uplinks))
+def _render(
+    topology: Topology, bridges: Sequence[Bridge], rates: Mapping[str, Rate] | None = None
+) -> Iterator[str]:
+    """Yield the lines of a tree, with the rates that are known."""
+    rates = rates or {}
+    uplinks = "; ".join(
+        f"{_describe_uplink(each)}{_describe_rate(rates, each.name, is_uplink=True)}"
+        for each in topology.uplinks
+    )
     yield f"host  {uplinks}".rstrip()
     for number, bridge in enumerate(bridges):
         is_last = number == len(bridges) - 1
@@ -99,12 +193,24 @@ def _render(topology: Topology, bridges: list[Bridge]) -> Iterator[str]:
             branch = f"{indent}{_LAST if ends else _BRANCH}"
             head = f"{branch}{pair.end} ═ {pair.container}:{pair.interface}"
             down = "" if pair.is_up else "  down"
-            yield f"{head}  {' '.join(pair.addresses)}{down}"
+            rate = _describe_rate(rates, pair.end)
+            yield f"{head}  {' '.join(pair.addresses)}{down}{rate}"
             below = f"{indent}{_PAST if ends else _THROUGH}{' ' * 4}"
             for port in topology.containers[pair.container].ports:
                 yield f"{below}{port}"
     for pair in topology.loose:
         yield f"{pair.container}:{pair.interface}  {' '.join(pair.addresses)}  on no bridge"
+
+
+def _describe_rate(rates: Mapping[str, Rate], name: str | None, *, is_uplink: bool = False) -> str:
+    """Return what comes into a container, or the host, and goes out, if anything does."""
+    if name is None or name not in rates:
+        return ""
+    into, out = rates[name].received, rates[name].sent
+    if is_uplink:  # the other end of it is somebody else's
+        into, out = out, into
+    words = [f"{format_rate(each)} {way}" for each, way in ((into, "in"), (out, "out")) if each]
+    return "".join(f"  {each}" for each in words)
 
 
 def _describe_uplink(uplink: Uplink) -> str:
@@ -122,7 +228,7 @@ def _describe_bridge(bridge: Bridge) -> str:
     return "  ".join([*words, *bridge.sysctls])
 
 
-def _render_dot(topology: Topology, bridges: list[Bridge]) -> Iterator[str]:
+def _render_dot(topology: Topology, bridges: Sequence[Bridge]) -> Iterator[str]:
     """Yield a graph in Graphviz's language: containers, pairs, bridges, the host, from the left."""
     yield "graph pynet {"
     yield "  rankdir=LR; node [shape=box, fontname=monospace];"
@@ -135,15 +241,10 @@ def _render_dot(topology: Topology, bridges: list[Bridge]) -> Iterator[str]:
             ends = _lines(f"{pair.end} ═ {pair.interface}", *pair.addresses)
             wire = f"{_quote(_lines(pair.container))} -- {_quote(_lines(bridge.name))}"
             yield f"  {wire} [label={_quote(ends)}];"
-    for container in _shown(topology, bridges):
+    for container in list_shown(topology, bridges):
         label = _lines(container.name, *map(str, container.ports))
         yield f"  {_quote(_lines(container.name))} [label={_quote(label)}];"
     yield "}"
-
-
-def _shown(topology: Topology, bridges: list[Bridge]) -> Iterator[Container]:
-    names = dict.fromkeys(pair.container for bridge in bridges for pair in bridge.pairs)
-    return (topology.containers[name] for name in names)
 
 
 def _lines(*lines: str) -> str:
@@ -155,12 +256,12 @@ def _quote(text: str) -> str:
     return f'"{text}"'
 
 
-def _encode(topology: Topology, bridges: list[Bridge]) -> dict[str, object]:
-    found: dict[str, object] = {
-        "uplinks": msgspec.to_builtins(topology.uplinks),
-        "bridges": msgspec.to_builtins(bridges),
-        "containers": msgspec.to_builtins(list(_shown(topology, bridges))),
-        "loose": msgspec.to_builtins(topology.loose),
-        "not_seen": list(topology.not_seen),
-    }
+def _encode(topology: Topology, bridges: Sequence[Bridge]) -> dict[str, Any]:
+    """Return all that the page shows."""
+    drift, silence = ask_drift(socket_path())
+    faults = find_faults(topology, bridges, drift)
+    insides = read_insides(list_shown(topology, bridges))
+    found = describe(topology, bridges, faults, insides)
+    found["not_seen"] = [*topology.not_seen, *(() if topology.not_seen else silence)]
+    found["traffic"] = list_traffic(topology, bridges, read_traffic())
     return found

@@ -83,6 +83,19 @@ def print_table(
     click.echo("\n".join(line.rstrip() for line in text.splitlines()), color=_has_style())
 
 
+def show_live(frames: Iterable[Iterable[str]]) -> None:
+    """Show lines in place of those before them, on a terminal, until there are no more."""
+    from rich.console import Console  # noqa: PLC0415 - as above
+    from rich.live import Live  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(highlight=False, markup=False, emoji=False, force_jupyter=False)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        for lines in frames:
+            shown = Text("\n".join(map(escape, lines)), no_wrap=True, overflow="ellipsis")
+            live.update(shown, refresh=True)
+
+
 def _has_style() -> bool:
     """Return whether escape sequences are welcome: on a terminal, unless it or its user says no."""
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"

@@ -21,7 +21,7 @@ from driver.diagnosis.steps import FAULT, OK, WARNING, Step
 from driver.errors import DriverError
 from driver.linux import netns
 from driver.linux.links import default_route_interfaces
-from driver.linux.view import read_view
+from driver.linux.view import find_all_owners, read_view
 from driver.model import ID_LENGTH, Protocol
 from plugin.cli.client import TIMEOUT_SECONDS, ask_driver
 from plugin.cli.errors import AskError, DriverDown
@@ -73,10 +73,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container that runs, and what is open on it."""
+    """A container that runs, and what is open on it; `sandbox` is the path of its namespace."""
 
     name: str
     ports: tuple[Port, ...]
+    sandbox: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Topology:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class Known:
     """What Docker and the driver tell."""
 
     containers: tuple[dict[str, Any], ...]
@@ -125,11 +126,14 @@ class _Known:
     not_seen: tuple[str, ...]
 
 
-def read_topology() -> Topology:
-    """Look at this host, and at every sandbox that Docker knows. Raises KernelError."""
-    known = _ask()
-    host = read_view()
-    sandboxes = {each["Id"]: view for each in known.containers if (view := _look(each))}
+def read_topology(known: Known | None = None) -> Topology:
+    """Look at this host, and at every sandbox that Docker knows. Raises KernelError.
+
+    Docker and the driver are asked, unless what they know is given.
+    """
+    known = known or ask()
+    host, owners = read_view(()), find_all_owners()
+    sandboxes = {each["Id"]: view for each in known.containers if (view := _look(each, owners))}
     names = {each["Id"]: each["Name"].lstrip("/") for each in known.containers}
     pairs = [
         pair
@@ -139,7 +143,9 @@ def read_topology() -> Topology:
     ]
     containers = {
         names[each["Id"]]: Container(
-            names[each["Id"]], tuple(_ports(each, sandboxes[each["Id"]], known.ours))
+            names[each["Id"]],
+            tuple(_ports(each, sandboxes[each["Id"]], known.ours)),
+            each["NetworkSettings"]["SandboxKey"],
         )
         for each in known.containers
         if each["Id"] in sandboxes
@@ -216,7 +222,8 @@ def _examine_loose(pair: Pair) -> Step:
     return Step("pair", FAULT, cause.text, cause)
 
 
-def _ask() -> _Known:
+def ask() -> Known:
+    """Ask Docker and the driver. Raises AskError if both are silent."""
     not_seen: list[str] = []
     ours: tuple[dict[str, Any], ...] = ()
     try:
@@ -236,18 +243,18 @@ def _ask() -> _Known:
     except (DockerException, RequestException) as error:
         if not ours:
             raise AskError(f"ask Docker: {error}") from error
-        return _Known((), (), ours, (*not_seen, f"names and containers ({error})"))
-    return _Known(tuple(containers), tuple(networks), ours, tuple(not_seen))
+        return Known((), (), ours, (*not_seen, f"names and containers ({error})"))
+    return Known(tuple(containers), tuple(networks), ours, tuple(not_seen))
 
 
-def _look(container: Mapping[str, Any]) -> View | None:
+def _look(container: Mapping[str, Any], owners: Mapping[int, str]) -> View | None:
     """Return what a container's own sandbox shows, None if it has none."""
     path = container["NetworkSettings"]["SandboxKey"]
     if not path:
         return None
     # One on the host's own network has the host's namespace, which is refused.
     with suppress(DriverError), netns.open_namespace(path) as namespace:
-        return netns.run_in(namespace, read_view)
+        return netns.run_in(namespace, lambda: read_view(owners=owners))
     return None
 
 
@@ -274,7 +281,7 @@ def _addresses(link: Interface) -> tuple[str, ...]:
     return tuple(sorted(str(each) for each in link.addresses if not each.is_link_local))
 
 
-def _bridges(host: View, known: _Known, pairs: Iterable[Pair]) -> Iterator[Bridge]:
+def _bridges(host: View, known: Known, pairs: Iterable[Pair]) -> Iterator[Bridge]:
     networks = {bridge_of_network(each, known.ours): each for each in known.networks}
     sysctls = {each["id"]: each["sysctls"] for each in known.ours}
     by_end = {pair.end: pair for pair in pairs if pair.end}

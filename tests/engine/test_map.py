@@ -67,10 +67,32 @@ def test_the_map_is_what_the_kernel_has(site: Site) -> None:
     (open_port,) = ports["db"]
     assert (open_port["number"], open_port["host"]) == (5432, None)
     assert ports["old"][0]["listener"] is None
+    assert [each["text"] for each in ports["db"]] == [
+        f"5432/tcp  {open_port['listener']}  (not published)"
+    ]
+    assert {each["where"][0] for each in found["faults"]} == {"old"}, "nothing listens there"
+    insides = {each["name"]: each["inside"] for each in found["containers"]}
+    listed = engine.run(*site.enter("web"), "ip", "route").stdout.splitlines()
+    for line in listed:
+        # `ip` adds how a route came to be.
+        assert line.partition(" proto")[0].strip() in {
+            each.partition(" src")[0] for each in insides["web"]["routes"]
+        }
+    assert [each for each in insides["web"]["parameters"] if each["key"] == KEEPALIVE] == [
+        {"key": KEEPALIVE, "value": "600", "new": "7200"}
+    ]
+    assert any(":80/tcp  python" in each for each in insides["web"]["sockets"])
+    assert found["traffic"].keys() >= {each["end"] for each in bridges["back"]["pairs"]}
     assert any(HOST_ADDRESS[4] in " ".join(each["addresses"]) for each in found["uplinks"])
 
 
-def test_tree_graph_and_json_agree(site: Site) -> None:
+def without_neighbours(container: dict[str, Any]) -> dict[str, Any]:
+    """Return what does not come and go by itself."""
+    inside = {key: value for key, value in container["inside"].items() if key != "neighbours"}
+    return {**container, "inside": inside}
+
+
+def test_tree_graph_drawing_page_and_json_agree(site: Site) -> None:
     found = shown(site)
     pairs = {
         (bridge["name"], pair["end"], pair["container"], pair["interface"])
@@ -98,6 +120,13 @@ def test_tree_graph_and_json_agree(site: Site) -> None:
     assert len(wires) == len(pairs) + len(found["bridges"]), (
         "each pair's, and each network's way out"
     )
+    page = pynet(site.engine, "map", "--html", "-").stdout
+    (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page)
+    held = json.loads(data)
+    for name in ("uplinks", "bridges", "loose", "faults", "not_seen"):
+        assert held[name] == found[name]
+    for one, other in zip(held["containers"], found["containers"], strict=True):
+        assert without_neighbours(one) == without_neighbours(other)
     alone = shown(site, "web")["bridges"]
     assert {pair["container"] for each in alone for pair in each["pairs"]} == {"web"}
     assert len(alone) == 2

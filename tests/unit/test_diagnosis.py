@@ -254,10 +254,7 @@ FOUND: dict[str, list[Facts]] = {
         )
     ],
     "subnet-overlaps": [to_subnet(Routed(ip_network("10.1.0.0/16"), "ens3"))],
-    "nobody-there": [
-        to_subnet(),
-        to_subnet(Routed(ip_network("0.0.0.0/0"), "ens3", is_default=True)),
-    ],
+    "nobody-there": [to_subnet()],
     "mtu-too-large": [large(lost=True)],
     "own-firewall": [
         silent(drop=Verdict("ip", "filter", "INPUT", "input", "rule 1: drop"), drop_in="web")
