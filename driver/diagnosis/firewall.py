@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from driver.diagnosis.facts import HOST, REFUSED, bridge_of
+from driver.diagnosis.facts import HOST, REFUSED, SILENT, bridge_of
 from driver.diagnosis.steps import IPV4, Step, fault
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def _from_evidence(facts: Facts, probe: Probe) -> Iterator[Step]:
             yield fault("queue", "queue-drops", interface=where, number=number)
         elif what == WRONG_SUM:
             yield fault("sandbox", "wrong-checksum", name=where)
-    if facts.legacy and not _has_gone_on(facts, probe):
+    is_routed = facts.passing is not None and probe.outcome == SILENT and bool(probe.seen)
+    if facts.legacy and is_routed and not _has_gone_on(facts, probe):
         yield fault("firewall", "legacy-iptables", tables=", ".join(facts.legacy))
 
 

@@ -261,7 +261,6 @@ FOUND: dict[str, list[Facts]] = {
     ],
     "legacy-iptables": [
         replace(silent(seen=("web:eth0", "host:pn-1")), legacy=("ip filter",)),
-        between(legacy=("ip filter",)),
     ],
     "translated-elsewhere": [
         silent(translation="ip other pre, rule 1: dnat to 10.9.9.9"),
@@ -346,7 +345,13 @@ FOUND: dict[str, list[Facts]] = {
         with_sysctls(to_host(leaving=Way("eth0", GATEWAY)), arp1="8"),
     ],
     "conntrack-full": [with_sysctls(out(), count="262144", most="262144")],
-    "ports-used-up": [between(probe=replace(SILENCE, outcome="Cannot assign requested address"))],
+    "ports-used-up": [
+        between(probe=replace(SILENCE, outcome="Cannot assign requested address")),
+        out(
+            probe=Probe("Cannot assign requested address", 0.001),
+            legacy=("ip filter",),
+        ),
+    ],
     "not-published": [into(published=())],
     "published-elsewhere": [
         into(published=(Published(ip_address("127.0.0.1"), 8080, DB, 80, TCP),)),
