@@ -26,6 +26,7 @@ FAMILIES = (
     "connections",
     "footprint",
     "watcher",
+    "diagnosis",
 )
 
 
