@@ -17,6 +17,7 @@ from driver.linux import (
     conntrack,
     counters,
     filters,
+    flows,
     forward,
     iptables,
     links,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         SysctlWrite,
         Trace,
         Traffic,
+        Usage,
         Veth,
     )
     from driver.observed import Link
@@ -185,6 +187,19 @@ class LinuxKernel:
     def read_traffic(self) -> Mapping[str, Traffic]:
         """See `Kernel`."""
         return traffic.read_traffic()
+
+    def read_published(self) -> Mapping[HostPort, int]:
+        """See `Kernel`."""
+        with self._looking.open() as netfilter:
+            return counters.read_published(netfilter)
+
+    def count_connections(
+        self, bindings: Collection[PortBinding], most: int
+    ) -> Mapping[PortBinding, Usage] | None:
+        """See `Kernel`."""
+        if int(sysctl.read(flows.TRACKED) or 0) > most:
+            return None
+        return flows.count_published(flows.read_flows(translated=True), bindings)
 
     def read_drops(self) -> Drops:
         """See `Kernel`."""
