@@ -717,7 +717,7 @@ class BridgeDriver:
     def count_connections(
         self, bindings: Collection[PortBinding], most: int
     ) -> Mapping[PortBinding, Usage] | None:
-        """Return the open connections of published ports, None if the host has more than `most`.
+        """Return the open connections of published ports, None if there are more than `most`.
 
         Takes no lock.
         """

@@ -94,7 +94,7 @@ class Kernel(Protocol):
     ) -> Mapping[PortBinding, Usage] | None:
         """Return the open connections that the kernel translates to each of these ports.
 
-        None if it tracks more than `most`: to look through them takes 10 µs each.
+        None if it translates more than `most` in all: to look through them takes 10 µs each.
         """
 
     def read_drops(self) -> Drops:

@@ -197,9 +197,8 @@ class LinuxKernel:
         self, bindings: Collection[PortBinding], most: int
     ) -> Mapping[PortBinding, Usage] | None:
         """See `Kernel`."""
-        if int(sysctl.read(flows.TRACKED) or 0) > most:
-            return None
-        return flows.count_published(flows.read_flows(translated=True), bindings)
+        translated = flows.read_translated(most)
+        return None if translated is None else flows.count_published(translated, bindings)
 
     def read_drops(self) -> Drops:
         """See `Kernel`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import socket
 import sys
 import threading
@@ -32,6 +31,7 @@ from plugin.cli.errors import AskError
 from plugin.cli.output import print_json, print_line
 from plugin.cli.resolve import complete_names, socket_path
 from plugin.cli.sandboxes import UnknownName, find_sandboxes
+from plugin.cli.signals import ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -187,9 +187,9 @@ def _run(  # noqa: PLR0913 - what there is to a run
     taps.tap(places)
     if flush:
         flush()  # who sees the head knows that it has begun
-    with _told_of_changes(taps) as is_changed, _ending() as is_ended:
+    with _told_of_changes(taps) as is_changed, ending() as ended:
         try:
-            while not is_ended():
+            while not ended.is_set():
                 left = LOOK_SECONDS if end is None else end - time.monotonic()
                 packets = taps.read(max(0.0, min(left, LOOK_SECONDS)))
                 if left <= 0:
@@ -219,21 +219,6 @@ def _look_again(taps: Taps, find: Callable[[], list[Place]]) -> None:
         taps.tap(())  # a socket would keep the sandbox alive
     except (AskError, KernelError) as error:  # Docker is silent, or something went just now
         print_line(f"looking for it again: {error}", err=True)
-
-
-@contextmanager
-def _ending() -> Iterator[Callable[[], bool]]:
-    """Have SIGINT and SIGTERM end the run, with what has come so far written."""
-    ended = threading.Event()
-    before = {
-        each: signal.signal(each, lambda *_: ended.set())
-        for each in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield ended.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def test_what_is_published_on_one_address_is_not_of_another(*, translated: bool)
     server = ip_address("10.1.0.2").packed
     here, there = (ip_address(each).packed for each in ("192.0.2.1", "192.0.2.2"))
     passing = [
-        flows.Flow(6, b"", place, 8080, server if translated else place, 80, True, None, None)  # noqa: FBT003
+        flows.Flow(6, b"", 9, place, 8080, server if translated else place, 80, True, None, None)  # noqa: FBT003
         for place in (here, there, there)
     ]
     own = [binding(f"{each}:8080", "10.1.0.2:80") for each in ("192.0.2.1", "192.0.2.2", "0.0.0.0")]
