@@ -92,6 +92,9 @@ FIREWALLS = Suite(
 # Reads what `pynet capture` writes.
 READER = Suite("reader", extra=("tshark",), release="trixie", variant="extract")
 
+# Scrapes the driver's metrics, and reads what examples/monitoring asks of them.
+MONITOR = Suite("monitor", extra=("prometheus", "haproxy"), release="trixie", variant="extract")
+
 # What pynet is measured beside, and with; see bench.
 PEERS = Suite(
     "peers",
@@ -113,7 +116,7 @@ def ensure_root(suite: str) -> Path:
     """Return the suite's root file system, making it if it is absent or its packages changed."""
     wanted = {
         **SUITES,
-        **{each.name: each for each in (PYTHON, SERVICE, FIREWALLS, READER, PEERS)},
+        **{each.name: each for each in (PYTHON, SERVICE, FIREWALLS, READER, MONITOR, PEERS)},
     }[suite]
     root = cache_folder() / suite
     with lock(root.with_suffix(".lock")):
