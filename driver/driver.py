@@ -77,11 +77,13 @@ if TYPE_CHECKING:
         HostPort,
         Network,
         NetworkId,
+        PortBinding,
         PortRequest,
         RuleCount,
         SandboxKey,
         Sysctl,
         Traffic,
+        Usage,
         Veth,
     )
     from driver.options import OptionChange
@@ -707,6 +709,19 @@ class BridgeDriver:
     def read_traffic(self) -> Mapping[str, Traffic]:
         """Return what has passed each link of the host, by its name; takes no lock."""
         return self._kernel.read_traffic()
+
+    def read_published(self) -> Mapping[HostPort, int]:
+        """Return how many connections published ports have had; takes no lock."""
+        return self._kernel.read_published()
+
+    def count_connections(
+        self, bindings: Collection[PortBinding], most: int
+    ) -> Mapping[PortBinding, Usage] | None:
+        """Return the open connections of published ports, None if there are more than `most`.
+
+        Takes no lock.
+        """
+        return self._kernel.count_connections(bindings, most)
 
     def read_drops(self) -> Drops:
         """Return what the firewall has dropped, by reason and by interface; takes no lock."""

@@ -400,12 +400,18 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What has passed an endpoint's link since it was made, as its container counts it."""
+    """What has passed an endpoint's link since it was made, as its container counts it.
+
+    Dropped on its way to the container, and on its way from it at the host's end: the container's
+    own end counts what it does not even hand over.
+    """
 
     received_bytes: int
     received_packets: int
     sent_bytes: int
     sent_packets: int
+    received_dropped: int
+    sent_dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,6 +430,17 @@ class RuleCount:
     chain: str
     rule: str
     count: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The tracked connections of something: how many are open, and what has passed them.
+
+    `traffic` is None while the kernel does not count it (net.netfilter.nf_conntrack_acct).
+    """
+
+    connections: int
+    traffic: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from driver.model import (
     Protocol,
     Trace,
     Traffic,
+    Usage,
     derive_link_local,
     is_our_alias,
 )
@@ -106,6 +107,8 @@ class FakeKernel:
         self.passage = Passage()
         self.boot = "first boot"
         self.dropped = Drops({}, {})
+        self.published: dict[HostPort, int] = {}
+        self.open: dict[PortBinding, Usage] = {}
         self.rule_counts: dict[tuple[str, str], tuple[Count, ...]] = {}
         self.zone: frozenset[str] = frozenset()
         self.problem_of_zone: str | None = None
@@ -305,7 +308,15 @@ class FakeKernel:
         return _lines(apply(text, {}), tables)
 
     def read_traffic(self) -> dict[str, Traffic]:
-        return {name: Traffic(0, 0, 0, 0) for name in self.links}
+        return {name: Traffic(0, 0, 0, 0, 0, 0) for name in self.links}
+
+    def read_published(self) -> dict[HostPort, int]:
+        return dict(self.published)
+
+    def count_connections(
+        self, bindings: Collection[PortBinding], most: int
+    ) -> dict[PortBinding, Usage] | None:
+        return {each: self.open.get(each, Usage(0)) for each in bindings if each.is_translated}
 
     def read_drops(self) -> Drops:
         return self.dropped

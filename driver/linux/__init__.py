@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Sysctl,
         SysctlWrite,
         Traffic,
+        Usage,
         Veth,
     )
     from driver.observed import HostSettings, Link, Passage
@@ -81,6 +82,20 @@ class Kernel(Protocol):
 
     def read_traffic(self) -> Mapping[str, Traffic]:
         """Return what has passed the links of the host, by their names; cheap, for thousands."""
+
+    def read_published(self) -> Mapping[HostPort, int]:
+        """Return how many connections were led to containers since our tables were made, by port.
+
+        Each has its own count of what was translated; what a relay serves is not in it.
+        """
+
+    def count_connections(
+        self, bindings: Collection[PortBinding], most: int
+    ) -> Mapping[PortBinding, Usage] | None:
+        """Return the open connections that the kernel translates to each of these ports.
+
+        None if it translates more than `most` in all: to look through them takes 10 µs each.
+        """
 
     def read_drops(self) -> Drops:
         """Return what our tables have dropped since they were made, and by which interfaces."""

@@ -17,6 +17,7 @@ from driver.linux import (
     conntrack,
     counters,
     filters,
+    flows,
     forward,
     iptables,
     links,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         SysctlWrite,
         Trace,
         Traffic,
+        Usage,
         Veth,
     )
     from driver.observed import Link
@@ -185,6 +187,18 @@ class LinuxKernel:
     def read_traffic(self) -> Mapping[str, Traffic]:
         """See `Kernel`."""
         return traffic.read_traffic()
+
+    def read_published(self) -> Mapping[HostPort, int]:
+        """See `Kernel`."""
+        with self._looking.open() as netfilter:
+            return counters.read_published(netfilter)
+
+    def count_connections(
+        self, bindings: Collection[PortBinding], most: int
+    ) -> Mapping[PortBinding, Usage] | None:
+        """See `Kernel`."""
+        translated = flows.read_translated(most)
+        return None if translated is None else flows.count_published(translated, bindings)
 
     def read_drops(self) -> Drops:
         """See `Kernel`."""

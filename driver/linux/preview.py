@@ -100,7 +100,17 @@ def _lines(shown: bytes | None) -> Iterator[str]:
             continue  # what has a timeout is what passing packets have left
         name = f"{thing['family']} {thing['table']} {kind} {thing['name']}"
         for element in thing.get("elem", ()):
-            yield f"{name}, element {_text(element)}"
+            yield f"{name}, element {_text(_without_count(element))}"
+
+
+def _without_count(element: Any) -> Any:
+    """Return an element, of a map with its value, but for what its counter has counted."""
+    if isinstance(element, list):
+        return [_without_count(element[0]), *element[1:]]
+    if isinstance(element, dict) and "elem" in element:
+        said = element["elem"]
+        return {"elem": {name: said[name] for name in said if name != "counter"}}
+    return element
 
 
 def _text(value: Any) -> str:

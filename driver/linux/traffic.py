@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 COUNTERS = Path("/proc/self/net/dev")
 HEAD_LINES = 2
-SENT = 8  # the column of the bytes sent, after eight of what was received
+SENT, DROPPED = 8, 3  # columns: the first of what was sent, and in either half what was dropped
 
 
 def read_traffic() -> dict[str, Traffic]:
@@ -42,5 +42,7 @@ def _parse(lines: list[str]) -> Iterator[tuple[str, Traffic]]:
                 received_packets=int(columns[SENT + 1]),
                 sent_bytes=int(columns[0]),
                 sent_packets=int(columns[1]),
+                received_dropped=int(columns[SENT + DROPPED]),
+                sent_dropped=int(columns[DROPPED]),
             ),
         )

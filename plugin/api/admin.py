@@ -16,7 +16,7 @@ from driver.model import parse_endpoint_id, parse_network_id, short
 from driver.options import parse_change
 from plugin.api import report
 from plugin.api.deadline import ADMIN_SECONDS, DOCKER_SECONDS
-from plugin.api.metrics import Observed
+from plugin.api.metrics import observe
 from plugin.api.reply import describe_error, read_body, reply, status_of
 from plugin.version import find_revision, find_version
 
@@ -64,9 +64,6 @@ def build_admin_api(deadline: Deadline, health: Health, metrics: Metrics) -> Blu
 
     @api.get("/metrics")
     def show_metrics() -> Response:
-        def observe(driver: BridgeDriver) -> Observed:
-            return Observed(driver.describe(), driver.read_traffic(), driver.read_drops().totals)
-
         observed = None
         try:
             observed = deadline.run("GET /metrics", observe, DOCKER_SECONDS)

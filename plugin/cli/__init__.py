@@ -37,6 +37,7 @@ COMMANDS = {
     "serve": ("plugin.cli.serve", "serve"),
     "set": ("plugin.cli.change", "change"),
     "sysctl": ("plugin.cli.sysctl", "sysctl"),
+    "top": ("plugin.cli.top", "top"),
     "trace": ("plugin.cli.trace", "trace"),
     "version": ("plugin.cli.version", "show_version"),
 }

@@ -18,6 +18,9 @@ from plugin.escape import escape
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from rich.console import Console
+    from rich.table import Table
+
 PIPE_WIDTH = 1_000_000_000  # no line is broken that a program reads
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -55,8 +58,23 @@ def print_table(
     On a terminal it is as wide as that is, cells are broken rather than cut, those of the columns
     in `whole` last, and there is colour unless NO_COLOR is set. Otherwise a row is a line.
     """
+    console = make_console()
+    table = make_table(head, rows, marked, whole)
+    with console.capture() as captured:
+        console.print(table)
+    # rich fills the last column with spaces, which a line of a pipe has no use for.
+    text = captured.get()
+    click.echo("\n".join(line.rstrip() for line in text.splitlines()), color=_has_style())
+
+
+def make_table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    marked: Iterable[int] = (),
+    whole: Iterable[int] = (),
+) -> Table:
+    """Return the table that `print_table` prints; everything in it is escaped."""
     # Only here: the managed plugin does without, and every command prints.
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -66,7 +84,14 @@ def print_table(
     colour = frozenset(marked)
     for number, row in enumerate(rows):
         table.add_row(*map(escape, row), style="yellow" if number in colour else None)
-    console = Console(
+    return table
+
+
+def make_console() -> Console:
+    """Return standard output as rich is to see it."""
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(
         width=None if sys.stdout.isatty() else PIPE_WIDTH,
         # Not what FORCE_COLOR, TTY_COMPATIBLE or a notebook make rich believe.
         force_terminal=_has_style(),
@@ -76,11 +101,6 @@ def print_table(
         markup=False,
         emoji=False,
     )
-    with console.capture() as captured:
-        console.print(table)
-    # rich fills the last column with spaces, which a line of a pipe has no use for.
-    text = captured.get()
-    click.echo("\n".join(line.rstrip() for line in text.splitlines()), color=_has_style())
 
 
 def show_live(frames: Iterable[Iterable[str]]) -> None:

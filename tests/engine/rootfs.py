@@ -100,6 +100,9 @@ BROWSER = Suite(
     variant="extract",
 )
 
+# Scrapes the driver's metrics, and reads what examples/monitoring asks of them.
+MONITOR = Suite("monitor", extra=("prometheus", "haproxy"), release="trixie", variant="extract")
+
 # What pynet is measured beside, and with; see bench.
 PEERS = Suite(
     "peers",
@@ -108,6 +111,8 @@ PEERS = Suite(
     release="forky",
     variant="extract",
 )
+
+OTHERS = (PYTHON, SERVICE, FIREWALLS, READER, BROWSER, MONITOR, PEERS)
 
 
 def cache_folder() -> Path:
@@ -121,7 +126,7 @@ def ensure_root(suite: str) -> Path:
     """Return the suite's root file system, making it if it is absent or its packages changed."""
     wanted = {
         **SUITES,
-        **{each.name: each for each in (PYTHON, SERVICE, FIREWALLS, READER, BROWSER, PEERS)},
+        **{each.name: each for each in OTHERS},
     }[suite]
     root = cache_folder() / suite
     with lock(root.with_suffix(".lock")):

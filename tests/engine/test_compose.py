@@ -24,7 +24,7 @@ pytestmark = pytest.mark.managed
 
 IMAGES = ("IMAGE", "WEB_IMAGE", "DATABASE_IMAGE", "CLIENT_IMAGE", "RELAY_IMAGE")
 VARIABLES = (*(f"{name}=idle" for name in IMAGES), "PULL_POLICY=never")
-EXAMPLES = sorted(path.name for path in (REPOSITORY / "examples").iterdir())
+EXAMPLES = sorted(path.name for path in (REPOSITORY / "examples").glob("*.yaml"))
 
 
 class Project:

@@ -6,12 +6,14 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from werkzeug.test import Client
 
 from driver.driver import NewJoin
 from driver.linux import sysctl as kernel_sysctl
 from driver.options import parse_change
+from plugin.api import create_app
 from tests.engine.soak import repetitions
-from tests.samples import KEEPALIVE, network, network_id, one_of_many, pool
+from tests.samples import KEEPALIVE, network, network_id, one_of_many, pool, ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +47,7 @@ TWENTY = {
 JOINS = 25
 JOIN_MILLISECONDS = 3.0
 SECONDS = 1.0
+SCRAPE_SECONDS = 0.2  # of a thousand endpoints
 BESIDE_OTHERS = 10.0  # times as long, on a machine that has more to do; a fault is a hundred times
 
 
@@ -111,3 +114,25 @@ def test_a_change_reaches_many_sandboxes_within_a_second(
     seconds = is_done_within(SECONDS, lambda: driver.change_network(network_id(1), change))
     print(f" {seconds:.2f} s for {many} sandboxes", end="")
     assert {real.value(sandbox, KEEPALIVE) for sandbox in sandboxes} == {"300"}
+
+
+@pytest.mark.soak
+def test_a_scrape_beside_many_containers_costs_little(driver: BridgeDriver, real: RealHost) -> None:
+    many = repetitions(1000)
+    driver.create_network(network(1, pools=(pool("10.1.0.1/16"),)))
+    for number in range(many):
+        new, sandbox = one_of_many(number), real.add_sandbox(1 + number)
+        driver.create_endpoint(new)
+        driver.join(NewJoin(new.network_id, new.id, sandbox, has_ports=True))
+        published = ports(f"127.0.0.1:{20_000 + number}:80")
+        driver.program_external_connectivity(new.network_id, new.id, published)
+    client = Client(create_app(lambda: driver))
+    answers = []
+
+    def scrape() -> None:
+        answers.append(client.get("/metrics"))
+
+    scrape()  # what is looked up but once
+    seconds = is_done_within(SCRAPE_SECONDS * many / 1000 + 0.02, scrape)
+    print(f" {seconds * 1000:.0f} ms for {many} endpoints and ports", end="")
+    assert answers[-1].text.count("\npynet_published_port_connections{") == many

@@ -27,7 +27,7 @@ def counted_inside(endpoint: Endpoint) -> Traffic:
         text = netns.run_in(namespace, Path("/proc/thread-self/net/dev").read_text)
     (line,) = (line for line in text.splitlines() if "eth0:" in line)
     columns = [int(column) for column in line.partition(":")[2].split()]
-    return Traffic(columns[0], columns[1], columns[8], columns[9])
+    return Traffic(columns[0], columns[1], columns[8], columns[9], columns[3], columns[11])
 
 
 def test_it_is_what_the_container_counts(

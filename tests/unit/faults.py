@@ -121,6 +121,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "watch_damage": (),  # begins and ends with the process, and belongs to no operation
     "read_drops": _ONLY_REFUSED,
     "read_rule_counts": _ONLY_REFUSED,
+    "read_published": _ONLY_REFUSED,
+    "count_connections": _ONLY_REFUSED,
     "read_traffic": _ONLY_REFUSED,
     "boot_id": _ONLY_REFUSED,
     "close": (),  # the same

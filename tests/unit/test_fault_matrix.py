@@ -468,6 +468,8 @@ SCENARIOS = (
     _later("a repair after a container died", repairs, *BUSY, DIED),
     _later("a measurement", lambda driver: driver.read_traffic(), *BUSY),
     _later("a look at what was dropped", lambda driver: driver.read_drops(), *BUSY),
+    _later("a look at connections", lambda driver: driver.read_published(), *BUSY),
+    _later("a count of connections", lambda driver: driver.count_connections((), 9), *BUSY),
     _later("a look at the rules", lambda driver: driver.read_rules(), *BUSY),
     _later("advice", lambda driver: driver.advise(), *BUSY),
     _later("a list", lambda driver: driver.describe(), *BUSY),

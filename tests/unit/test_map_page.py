@@ -318,7 +318,7 @@ def test_nothing_in_it_is_of_the_containers_own() -> None:
 
 def test_traffic_is_in_and_out_of_the_container_and_of_the_host() -> None:
     shown = topology(1)
-    counted = {each: Traffic(1, 0, 2, 0) for each in ("pnh0-0", "ens3", "lo")}
+    counted = {each: Traffic(1, 0, 2, 0, 0, 0) for each in ("pnh0-0", "ens3", "lo")}
     assert list_traffic(shown, shown.bridges, counted) == {"pnh0-0": (1, 2), "ens3": (2, 1)}
     assert list_traffic(shown, shown.bridges, {}) == {}
 
@@ -335,7 +335,7 @@ def test_a_rate_is_short(rate: float, expected: str) -> None:
 
 
 def test_a_counter_that_began_anew_gives_no_rate() -> None:
-    before, now = Traffic(100, 0, 50, 0), Traffic(300, 0, 70, 0)
+    before, now = Traffic(100, 0, 50, 0, 0, 0), Traffic(300, 0, 70, 0, 0, 0)
     assert rate_between(before, now, 2) == Rate(100, 10)
     assert rate_between(now, before, 2) == Rate(0, 0)
     assert rate_between(before, now, 0) == Rate(0, 0)
@@ -357,7 +357,7 @@ class Asked:
         monkeypatch.setattr(live, "ask", self.ask)
         monkeypatch.setattr(live, "read_topology", self.read)
         monkeypatch.setattr(live, "ask_drift", lambda path: ((), ()))
-        monkeypatch.setattr(live, "read_traffic", lambda: {"pnh0-0": Traffic(3, 0, 4, 0)})
+        monkeypatch.setattr(live, "read_traffic", lambda: {"pnh0-0": Traffic(3, 0, 4, 0, 0, 0)})
         monkeypatch.setattr(LiveMap, "_listen", lambda each: each._listens.set())
         monkeypatch.setattr(LiveMap, "_listen_to_kernel", lambda _: None)
         monkeypatch.setattr(live, "SOON_SECONDS", 0)

@@ -11,19 +11,20 @@ from werkzeug.test import Client
 
 from driver.counts import Counts
 from driver.driver import BridgeDriver
-from driver.errors import Busy
+from driver.errors import Busy, KernelError
 from driver.health import Health
-from driver.model import Drops, Traffic, host_end_name
+from driver.model import Drops, Traffic, Usage, host_end_name
 from driver.options import GATEWAY_MODE_IPV4
 from plugin.api import create_app
 from plugin.api.metrics import BUCKETS
 from plugin.api.protocol import GENERIC
 from plugin.version import find_revision, find_version
 from tests.fakes import FakeKernel
-from tests.samples import endpoint_id, sandbox_key
+from tests.samples import binding, endpoint_id, sandbox_key
 from tests.unit.test_protocol import ENDPOINT, JOIN, NETWORK, WEB, with_ports
 
 if TYPE_CHECKING:
+    from driver.model import PortBinding
     from driver.state.store import Store
 
 LABELS = {"network": "010101010101", "endpoint": "e1e1e1e1e1e1"}
@@ -34,8 +35,8 @@ class Busily(FakeKernel):
 
     def read_traffic(self) -> dict[str, Traffic]:
         return {
-            host_end_name(endpoint_id(1)): Traffic(1, 2, 3, 4),
-            "pnhsomebody": Traffic(5, 6, 7, 8),
+            host_end_name(endpoint_id(1)): Traffic(1, 2, 3, 4, 5, 6),
+            "pnhsomebody": Traffic(5, 6, 7, 8, 9, 10),
         }
 
 
@@ -109,7 +110,7 @@ def test_what_there_is_and_what_has_passed(client: Client, kernel: FakeKernel) -
         "relayed_ports",
     ):
         assert value(client, metric) == 0
-    assert value(client, "endpoint_received_bytes_total", **LABELS) is None
+    assert value(client, "endpoint_receive_bytes_total", **LABELS) is None
     assert send(client, "CreateNetwork", NETWORK | {"Options": {}}) == 200
     assert send(client, "CreateEndpoint", ENDPOINT) == 200
     assert value(client, "endpoints") == 1
@@ -119,10 +120,80 @@ def test_what_there_is_and_what_has_passed(client: Client, kernel: FakeKernel) -
     for metric in ("networks", "endpoints", "attached_endpoints", "relayed_ports"):
         assert value(client, metric) == 1
     assert value(client, "published_ports") == 2
-    for number, metric in enumerate(
-        ("received_bytes", "received_packets", "sent_bytes", "sent_packets"), start=1
-    ):
+    passed = (
+        "receive_bytes",
+        "receive_packets",
+        "transmit_bytes",
+        "transmit_packets",
+        "receive_dropped_packets",
+        "transmit_dropped_packets",
+    )
+    for number, metric in enumerate(passed, start=1):
         assert value(client, f"endpoint_{metric}_total", **LABELS) == number
+    addresses = {"ipv4": "10.91.0.129", "ipv6": "", "host_end": "pnhe1e1e1e1e1e1"}
+    assert value(client, "endpoint_info", **LABELS, **addresses) == 1
+
+
+def publish(client: Client) -> PortBinding:
+    """Have an endpoint publish a port, everywhere; return what the kernel translates of it."""
+    calls = {
+        "CreateNetwork": NETWORK | {"Options": {}},
+        "CreateEndpoint": ENDPOINT,
+        "Join": JOIN,
+        "ProgramExternalConnectivity": with_ports(WEB),
+    }
+    assert {send(client, name, call) for name, call in calls.items()} == {200}
+    return binding("0.0.0.0:8080", "10.91.0.129:80")
+
+
+def test_connections_of_a_published_port(client: Client, kernel: FakeKernel) -> None:
+    port = publish(client)
+    assert port.host is not None
+    kernel.published = {port.host: 12}
+    kernel.open = {port: Usage(3)}
+    place = {"protocol": "tcp", "host_ip": "0.0.0.0", "host_port": "8080", "container_port": "80"}
+    assert value(client, "published_port_new_connections_total", **LABELS, **place) == 12
+    assert value(client, "published_port_connections", **LABELS, **place) == 3
+    seen = [
+        dict(labels)["host_ip"] for metric, labels in scrape(client) if "host_ip" in dict(labels)
+    ]
+    assert seen == 2 * ["0.0.0.0"], "what the relay serves is counted by nobody"
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_connections_that_nobody_counts_are_left_out(
+    client: Client, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+) -> None:
+    """Of a host with too many, or one whose kernel does not list them; the rest is told."""
+    port = publish(client)
+    assert port.host is not None
+    kernel.published = {port.host: 12}
+
+    def count(bindings: object, most: int) -> None:
+        if refused:
+            raise KernelError("list tracked connections: Operation not permitted")
+
+    monkeypatch.setattr(kernel, "count_connections", count)
+    metrics = {metric for metric, _ in scrape(client)}
+    assert "pynet_published_port_connections" not in metrics
+    assert "pynet_published_port_new_connections_total" in metrics
+    assert "pynet_endpoint_receive_bytes_total" in metrics
+
+
+def test_the_kernel_is_read_without_the_drivers_lock(store: Store, kernel: FakeKernel) -> None:
+    driver = BridgeDriver(store, kernel)
+    client = Client(create_app(lambda: driver))
+    publish(client)
+    held: list[bool] = []
+
+    def look(*_: object) -> dict[Any, Any]:
+        held.append(driver._lock._held is not None)
+        return {}
+
+    for verb in ("read_traffic", "read_published", "count_connections"):
+        setattr(kernel, verb, look)
+    scrape(client)
+    assert held == [False] * 3
 
 
 def test_what_is_open_on_a_containers_own_address_is_no_port_of_the_hosts(client: Client) -> None:
@@ -135,6 +206,15 @@ def test_what_is_open_on_a_containers_own_address_is_no_port_of_the_hosts(client
     ):
         assert send(client, name, call) == 200
     assert [value(client, metric) for metric in ("published_ports", "relayed_ports")] == [0, 0]
+
+
+def test_what_an_endpoints_guard_has_dropped(client: Client, kernel: FakeKernel) -> None:
+    publish(client)
+    ends = {host_end_name(endpoint_id(1)): {"source": 4}, "pnhsomebody": {"source": 5}}
+    kernel.dropped = Drops({"source": 9}, ends)
+    name = "endpoint_guard_dropped_packets_total"
+    assert value(client, name, reason="source", **LABELS) == 4
+    assert sum(metric == f"pynet_{name}" for metric, _ in scrape(client)) == 1
 
 
 def test_what_was_dropped(client: Client, kernel: FakeKernel) -> None:
