@@ -84,6 +84,8 @@ def test_somebody_elses_bridge_need_only_work() -> None:
     assert not list(compare_bridges([net], {"br-lan": other}))
     (found,) = compare_bridges([replace(net, shared=False)], {"br-lan": other})
     assert found.blocked
+    (found,) = compare_bridges([net], {"br-lan": replace(other, kind="dummy")})
+    assert found.blocked, "nothing can be put on it before it has gone"
 
 
 @pytest.mark.parametrize(
@@ -344,3 +346,11 @@ def test_bridges_of_others_that_come_and_go_are_no_damage(
         assert found.kind is Kind.UPLINK
         assert driver.repair_all() == ()
     assert len(kernel.elements("uplinks")) == 9
+
+
+def test_a_network_that_is_made_takes_note_of_them(world: tuple[BridgeDriver, FakeKernel]) -> None:
+    """Its containers are to reach them at once, not when the watcher has looked."""
+    driver, kernel = world
+    kernel.add_foreign("lxcbr0")
+    driver.create_network(network(2))
+    assert driver.check() == ()

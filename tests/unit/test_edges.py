@@ -245,6 +245,34 @@ def test_a_sandbox_that_never_came_is_a_miss(
     assert counted(driver.counts.watch_misses)[""] == (0 if has_come else 1)
 
 
+@pytest.mark.parametrize("left", ["before it came", "as it came", "while it was there"])
+def test_a_sandbox_may_have_the_name_of_one_that_has_ended(
+    driver: BridgeDriver, kernel: FakeKernel, left: str
+) -> None:
+    """A container that is restarted has it again on engines up to 27: it is yet to come, not dead.
+
+    Else the watcher would drop its endpoint before it has begun.
+    """
+    driver.create_network(network(1, f"{KEEPALIVE}=600"))
+    driver.create_endpoint(new_endpoint())
+    if left == "while it was there":
+        kernel.add_sandbox(sandbox_key(1))
+    driver.join(new_join())
+    if left == "before it came":
+        driver.leave(network_id(1), endpoint_id(1))
+    if left == "as it came":
+        come = kernel.watches[sandbox_key(1)]
+        driver.leave(network_id(1), endpoint_id(1))
+        kernel.add_sandbox(sandbox_key(1))
+        come()
+    if left == "while it was there":
+        assert driver.check() == ()
+        driver.leave(network_id(1), endpoint_id(1))
+    kernel.sandboxes.pop(sandbox_key(1), None)
+    driver.join(new_join())
+    assert driver.check() == ()
+
+
 def test_parameters_are_counted_as_they_are_written(
     driver: BridgeDriver, kernel: FakeKernel
 ) -> None:
