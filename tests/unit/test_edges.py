@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from gunicorn.config import Config
 from werkzeug.test import Client
 
 from driver.counts import Counts
@@ -79,6 +80,29 @@ def test_a_connection_that_cannot_be_had_at_the_moment_is_no_reason_to_end(
     number = errno.EBADF
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
         accepting.accept(listener)
+
+
+def test_connections_that_cannot_be_had_are_told_of_once_until_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker, "EXHAUSTED_SECONDS", 0)
+    near, far = socket.socketpair()
+    outcomes = iter([errno.EMFILE, errno.EMFILE, None, errno.EMFILE])
+
+    def accept() -> tuple[socket.socket, str]:
+        if number := next(outcomes):
+            raise OSError(number, os.strerror(number))
+        return near, ""
+
+    accepting = worker.Worker.__new__(worker.Worker)
+    accepting._is_exhausted, accepting._connections, accepting.nr_conns = False, [], 0
+    accepting.cfg = Config()
+    monkeypatch.setattr(accepting, "enqueue_req", lambda _: None)
+    for lines in (1, 1, 1, 2):
+        accepting.accept(cast("socket.socket", SimpleNamespace(accept=accept)))
+        assert len(caplog.messages) == lines
+    for each in (near, far):
+        each.close()
 
 
 def test_the_largest_body_is_read_and_no_larger_one(driver: BridgeDriver) -> None:
