@@ -179,7 +179,6 @@ def compare_macs(
         owners: dict[str, list[str]] = {}
         bridges = {bridge.name for bridge in network.bridges}
         known = {host_end_name(each.id) for each in endpoints}
-        known |= {end for trunk in network.trunks for end in (trunk.host_end, trunk.sandbox_end)}
         for name, link in links.items():
             if name == network.bridge_name or (link.bridge in bridges and name not in known):
                 owners.setdefault(link.mac, []).append(name)
@@ -273,21 +272,18 @@ def compare_passage(
             yield Drift(Kind.FORWARDING, key, text)
     by_bridge = {network.bridge_name: network for network in running}
     for ip, way in passage.ways.items():
-        yield from _compare_way(ip, way, by_bridge, joined)
+        yield from _compare_way(ip, way, by_bridge)
     for chain in passage.filters:
         if chain.hook is Hook.FORWARD:
             yield from _compare_filter(chain, running, passage)
 
 
 def _compare_way(
-    ip: IPAddress,
-    way: str | None,
-    networks: Mapping[str, Network],
-    joined: Mapping[NetworkId, Endpoint],
+    ip: IPAddress, way: str | None, networks: Mapping[str, Network]
 ) -> Iterator[Drift]:
     for bridge, network in networks.items():
         subnets = [each for each in network.subnets(ip.version) if ip in each]
-        if network.shared or not subnets or way == bridge or network.id not in joined:
+        if not subnets or way == bridge:
             continue
         where = f"leads to {way}" if way else "is missing"
         six = "-6 " if ip.version == 6 else ""  # noqa: PLR2004

@@ -292,10 +292,8 @@ class Reconciler:
                     if any(bridge.name in subjects for bridge in each.bridges)
                 ]
                 yield from map(self._ensure_bridge, damaged)
-                # A bridge that was made anew has lost its ports.
-                yield from self._ensure_ports(intent, [each.id for each in damaged])
             case Kind.HOST_END:
-                yield from self._ensure_ports(intent, intent.networks.keys())
+                yield from (partial(self._ensure_port, each, intent) for each in intent.joined)
             case Kind.DEAD:
                 dead = [each for each in intent.joined if each.id in subjects]
                 yield from (partial(self._drop_endpoint, each) for each in dead)
@@ -332,14 +330,6 @@ class Reconciler:
 
     def _ensure_bridge(self, network: Network) -> Callable[[], object]:
         return partial(ensure_bridges, self._kernel, network)
-
-    def _ensure_ports(
-        self, intent: Intent, networks: Iterable[NetworkId]
-    ) -> Iterator[Callable[[], object]]:
-        wanted = frozenset(networks)
-        for endpoint in intent.joined:
-            if endpoint.network_id in wanted:
-                yield partial(self._ensure_port, endpoint, intent)
 
     def _ensure_port(self, endpoint: Endpoint, intent: Intent) -> bool:
         return self._kernel.ensure_port(self._veth(endpoint, intent))

@@ -27,6 +27,7 @@ from tests.samples import (
     new_endpoint,
     new_join,
     one_of_many,
+    place,
     pool,
     ports,
     sandbox_key,
@@ -177,3 +178,13 @@ def test_a_copy_that_does_not_fit_leaves_no_half_of_it_and_the_last_one_as_it_wa
     world.driver.create_network(network(3))
     assert not health.problems()
     assert (world.state / COPY_NAME).read_bytes() != before
+
+
+def test_what_is_published_no_more_is_withdrawn_on_a_full_disk(world: World) -> None:
+    """Another endpoint has become its container's way out by IPv6."""
+    world.fill()
+    world.driver.program_external_connectivity(
+        network_id(1), endpoint_id(1), ports("8080:80"), only_ipv4=True
+    )
+    assert world.kernel.reserved == {place("0.0.0.0:8080")}
+    assert not world.kernel.relayed

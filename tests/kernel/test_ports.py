@@ -20,7 +20,16 @@ from driver.linux import ports as module
 from driver.model import PortInUse, Protocol
 from tests.kernel.container import start
 from tests.kernel.host import bound, descriptors, run
-from tests.samples import binding, endpoint_id, network, network_id, new_endpoint, place, ports
+from tests.samples import (
+    binding,
+    endpoint_id,
+    network,
+    network_id,
+    new_endpoint,
+    place,
+    pool,
+    ports,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,17 +178,18 @@ def test_a_restart_reserves_again(driver: BridgeDriver, real: RealHost, linux: L
             bound(place(text))
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "[2001:db8::1]"])
 def test_udp_flows_end_with_publishing_and_with_the_container(
-    driver: BridgeDriver, real: RealHost
+    driver: BridgeDriver, real: RealHost, host: str
 ) -> None:
-    driver.create_network(network(1))
-    start(driver, real, 1, new_endpoint(), has_ports=True)
-    other = place("192.0.2.1:54/udp")
+    driver.create_network(network(1, pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64"))))
+    start(driver, real, 1, new_endpoint(ipv6="fd00:1::2/64"), has_ports=True)
+    other = place(f"{host}:54/udp")
     identity = network_id(1), endpoint_id(1)
     publish = partial(driver.program_external_connectivity, *identity, ports("53:53/udp"))
     operations: list[Callable[[], None]] = [publish, partial(driver.leave, *identity)]
     for operation in operations:
-        real.track(place("192.0.2.1:53/udp"), other)
+        real.track(place(f"{host}:53/udp"), other)
         operation()
         assert real.flows() == {other}
         run("conntrack", "-F")

@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import ExitStack, closing, suppress
 from ipaddress import ip_address
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -905,6 +906,24 @@ def test_a_relay_with_nothing_to_serve_ends(site: Site) -> None:
     client.close()
     served.close()
     assert not site.health.problems()
+
+
+def test_a_relay_that_has_served_for_long_does_not_end_at_once() -> None:
+    """Nor when its last port has gone: the container may just be restarting."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        relay = relay_module.Relay(control, {0})
+        relay._idle_since -= 2 * relay_module.LINGER_SECONDS
+        line = "tcp ::1 8080 127.0.0.1 9 0"
+        relay._add(line, socket.create_server(("::1", 8080), family=socket.AF_INET6))
+        relay._drop(line)
+        now = time.monotonic()
+        assert relay.tick(now)
+        assert not relay._is_ending
+        relay.tick(now + relay_module.LINGER_SECONDS + 1)
+        assert relay._is_ending
+        relay._loop.turn()
+        for end in chain.from_iterable(relay._pipes._idle):
+            os.close(end)
 
 
 def test_orders_from_others_than_root_are_not_heard() -> None:

@@ -15,7 +15,7 @@ from driver.state.reserve import NAME as RESERVE
 from driver.state.store import FILE_NAME
 from tests.engine.unixhttp import accepts
 from tests.engine.wait import wait_until
-from tests.kernel.host import ip
+from tests.kernel.host import ip, relays
 from tests.kernel.server import Server, endpoint, ids, join, network
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def test_every_request_is_refused_with_the_reason(
     trouble(folder / "state")
     with Server(folder) as server:
         refused(server, words)
+    assert "Traceback" not in server.log(), "it ends in peace, too"
 
 
 @pytest.fixture
@@ -273,3 +274,16 @@ def test_a_log_that_nobody_reads_keeps_no_request_waiting(folder: Path) -> None:
             assert server.call("Leave", ids(1)) == (200, {})
         assert server.call("CreateNetwork", network(1)) == (200, {})
     os.close(unread)
+
+
+def test_a_relay_that_systemd_starts_is_not_started_by_the_driver(folder: Path) -> None:
+    """While that one is down health says so: the driver's own would be without its limits."""
+    with Server(folder, PYNET_RELAY_SOCKET=str(folder / "relay.sock")) as server:
+        assert server.call("CreateNetwork", network(1)) == (200, {})
+        assert server.call("CreateEndpoint", endpoint(1))[0] == 200
+        assert server.call("Join", join(1, "/run/none"))[0] == 200
+        wanted = {"Proto": 6, "Port": 80, "HostPort": 8080, "HostPortEnd": 8080}
+        program = ids(1) | {"Options": {"com.docker.network.portmap": [wanted]}}
+        assert server.call("ProgramExternalConnectivity", program) == (200, {})
+        wait_until(lambda: unhealthy(server, "reach the relay on"), 10, "the relay in health")
+        assert not relays()

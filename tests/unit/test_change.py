@@ -411,6 +411,17 @@ def test_the_mtu_is_the_bridges_at_once_and_that_of_those_who_come(
     start(running, kernel, 2)
     names = [NETWORK.bridge_name, *(host_end_name(endpoint_id(number)) for number in (1, 2))]
     assert [kernel.links[name].mtu for name in names] == [1400, 1500, 1400]
+    assert running.check() == (), "a greater one does no harm"
+
+
+def test_a_greater_mtu_is_that_of_running_containers_host_ends_at_once(
+    running: BridgeDriver, kernel: FakeKernel
+) -> None:
+    """Else they would drop what those that come from then on may send."""
+    change(running, **{options.MTU: "9000"})
+    names = NETWORK.bridge_name, host_end_name(endpoint_id(1))
+    assert [kernel.links[name].mtu for name in names] == [9000, 9000]
+    assert running.check() == ()
 
 
 # What Docker does afterwards, and the driver's end.

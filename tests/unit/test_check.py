@@ -21,6 +21,7 @@ from driver.reconcile.diff import (
     compare_bridges,
     compare_endpoints,
     compare_rules,
+    find_ends,
     find_leftovers,
 )
 from tests.fakes import FakeKernel
@@ -32,6 +33,7 @@ from tests.samples import (
     network_id,
     new_endpoint,
     new_join,
+    pool,
     ports,
     sandbox_key,
 )
@@ -84,6 +86,8 @@ def test_somebody_elses_bridge_need_only_work() -> None:
     assert not list(compare_bridges([net], {"br-lan": other}))
     (found,) = compare_bridges([replace(net, shared=False)], {"br-lan": other})
     assert found.blocked
+    (found,) = compare_bridges([net], {"br-lan": replace(other, kind="dummy")})
+    assert found.blocked, "nothing can be put on it before it has gone"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +156,20 @@ def test_elements_are_compared_if_all_else_is_as_it_should_be() -> None:
 def test_rules_are_compared_both_ways() -> None:
     found = list(compare_rules(frozenset({"a", "b"}), frozenset({"b", "c"})))
     assert [str(each) for each in found] == ["rules a: is missing", "rules c: is not ours"]
+
+
+def test_ways_are_looked_up_for_a_container_of_each_network_and_family() -> None:
+    """But not on another program's bridge, nor on one that is damaged: routes come with it."""
+    net = network(1, pools=(pool("10.1.0.1/24"), pool("fd00:1::1/64")))
+    name = net.bridge_name
+    ends = [
+        endpoint(1, 1, "10.1.0.2/24", "fd00:1::2/64").joined(sandbox_key(1)),
+        endpoint(2, 1, "10.1.0.3/24", "fd00:1::3/64").joined(sandbox_key(2)),
+    ]
+    looked_up = {ip_address("10.1.0.2"): name, ip_address("fd00:1::2"): name}
+    assert find_ends({net.id: net}, ends, ()) == looked_up
+    assert find_ends({net.id: net}, ends, (name,)) == {}
+    assert find_ends({net.id: replace(net, shared=True)}, ends, ()) == {}
 
 
 @pytest.fixture
@@ -344,3 +362,11 @@ def test_bridges_of_others_that_come_and_go_are_no_damage(
         assert found.kind is Kind.UPLINK
         assert driver.repair_all() == ()
     assert len(kernel.elements("uplinks")) == 9
+
+
+def test_a_network_that_is_made_takes_note_of_them(world: tuple[BridgeDriver, FakeKernel]) -> None:
+    """Its containers are to reach them at once, not when the watcher has looked."""
+    driver, kernel = world
+    kernel.add_foreign("lxcbr0")
+    driver.create_network(network(2))
+    assert driver.check() == ()

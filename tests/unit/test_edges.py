@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from gunicorn.config import Config
 from werkzeug.test import Client
 
 from driver.counts import Counts
@@ -79,6 +80,29 @@ def test_a_connection_that_cannot_be_had_at_the_moment_is_no_reason_to_end(
     number = errno.EBADF
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
         accepting.accept(listener)
+
+
+def test_connections_that_cannot_be_had_are_told_of_once_until_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker, "EXHAUSTED_SECONDS", 0)
+    near, far = socket.socketpair()
+    outcomes = iter([errno.EMFILE, errno.EMFILE, None, errno.EMFILE])
+
+    def accept() -> tuple[socket.socket, str]:
+        if number := next(outcomes):
+            raise OSError(number, os.strerror(number))
+        return near, ""
+
+    accepting = worker.Worker.__new__(worker.Worker)
+    accepting._is_exhausted, accepting._connections, accepting.nr_conns = False, [], 0
+    accepting.cfg = Config()
+    monkeypatch.setattr(accepting, "enqueue_req", lambda _: None)
+    for lines in (1, 1, 1, 2):
+        accepting.accept(cast("socket.socket", SimpleNamespace(accept=accept)))
+        assert len(caplog.messages) == lines
+    for each in (near, far):
+        each.close()
 
 
 def test_the_largest_body_is_read_and_no_larger_one(driver: BridgeDriver) -> None:
@@ -243,6 +267,34 @@ def test_a_sandbox_that_never_came_is_a_miss(
         kernel.arrive(sandbox_key(1))
     driver.leave(network_id(1), endpoint_id(1))
     assert counted(driver.counts.watch_misses)[""] == (0 if has_come else 1)
+
+
+@pytest.mark.parametrize("left", ["before it came", "as it came", "while it was there"])
+def test_a_sandbox_may_have_the_name_of_one_that_has_ended(
+    driver: BridgeDriver, kernel: FakeKernel, left: str
+) -> None:
+    """A container that is restarted has it again on engines up to 27: it is yet to come, not dead.
+
+    Else the watcher would drop its endpoint before it has begun.
+    """
+    driver.create_network(network(1, f"{KEEPALIVE}=600"))
+    driver.create_endpoint(new_endpoint())
+    if left == "while it was there":
+        kernel.add_sandbox(sandbox_key(1))
+    driver.join(new_join())
+    if left == "before it came":
+        driver.leave(network_id(1), endpoint_id(1))
+    if left == "as it came":
+        come = kernel.watches[sandbox_key(1)]
+        driver.leave(network_id(1), endpoint_id(1))
+        kernel.add_sandbox(sandbox_key(1))
+        come()
+    if left == "while it was there":
+        assert driver.check() == ()
+        driver.leave(network_id(1), endpoint_id(1))
+    kernel.sandboxes.pop(sandbox_key(1), None)
+    driver.join(new_join())
+    assert driver.check() == ()
 
 
 def test_parameters_are_counted_as_they_are_written(

@@ -176,6 +176,17 @@ def test_no_container_gets_the_mac_address_of_any_of_them(wide: BridgeDriver) ->
             wide.create_endpoint(new_endpoint(number, mac=mac))
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_container_that_takes_the_mac_address_of_any_of_them_is_named(
+    wide: BridgeDriver, kernel: FakeKernel, number: int
+) -> None:
+    """Frames to it would go to the other bridge."""
+    kernel.macs[host_end_name(endpoint_id(number))] = TRUNK.mac
+    (found,) = wide.check()
+    assert (found.kind, found.subject) == (Kind.MAC, TRUNK.mac)
+    assert TRUNK.sandbox_end in found.text
+
+
 @pytest.mark.parametrize(("taken", "number"), [(FIRST, 1), (SECOND, 2)])
 def test_nothing_can_be_done_for_who_is_on_one_whose_name_somebody_has_taken(
     wide: BridgeDriver, kernel: FakeKernel, taken: str, number: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
@@ -139,3 +140,15 @@ def test_a_port_that_somebody_else_has_stays_an_error(
         program(driver, 1)
     with pytest.raises(Conflict, match="8070/tcp: port is in use by nginx"):
         program(driver, 1, only_ipv4=True)
+
+
+def test_who_is_relayed_loses_that_with_ipv4(driver: BridgeDriver, kernel: FakeKernel) -> None:
+    """What comes to the host's IPv6 is led to the container's IPv4 address."""
+    connect(driver, kernel, 1, "4")
+    program(driver, 1)
+    assert kernel.relayed
+    connect(driver, kernel, 2, "4")
+    program(driver, 2, only_ipv4=True)
+    assert (published(driver, 1), published(driver, 2)) == (set(), IPV4)
+    assert {each.ip for each in kernel.relayed} == {ip_address("10.2.0.3")}
+    assert driver.check() == ()

@@ -246,6 +246,37 @@ def test_a_fight_is_told_of_once_until_it_is_over(caplog: pytest.LogCaptureFixtu
     watcher.close()
 
 
+def test_the_end_of_a_fight_is_noticed_though_nothing_happens_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("driver.reconcile.watcher.WINDOW_SECONDS", 0.3)
+    monkeypatch.setattr("driver.reconcile.watcher.INTERVAL_SECONDS", 0.01)
+    repairable, health = Repairable(BRIDGE, stubborn=True), Health()
+    watcher = Watcher(repairable, Counts(), health)
+    watcher.on_damage()
+    wait_until(health.problems, 5, "it is told")
+    repairable.damage = ()
+    wait_until(lambda: not health.problems(), 5, "it is over")
+    watcher.close()
+
+
+def test_a_look_that_fails_is_told_of_again_after_one_that_did_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    repairable = Repairable(broken=True)
+    watcher = Watcher(repairable, Counts(), Health(), lambda: 0.0)
+    for broken, times in ((True, 1), (False, 1), (True, 2)):
+        repairable.broken, looks = broken, repairable.looks
+        watcher.on_damage()
+        wait_until(
+            lambda: repairable.looks > looks and watcher._condition._waiters,  # type: ignore[attr-defined]  # noqa: B023
+            5,
+            "it has looked",
+        )
+        assert caplog.text.count("could not look for damage") == times
+    watcher.close()
+
+
 class Slow(Repairable):
     """Something at which a look takes so many seconds, by its own clock."""
 

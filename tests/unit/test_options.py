@@ -10,7 +10,7 @@ import pytest
 
 from driver import options
 from driver.errors import InvalidRequest
-from driver.model import Attach, GatewayMode, NetworkOptions, Publish
+from driver.model import Attach, GatewayMode, GuardAlso, MacAddress, NetworkOptions, Publish
 from tests.samples import KEEPALIVE, RP_FILTER, network, sysctl
 
 if TYPE_CHECKING:
@@ -49,6 +49,17 @@ def test_internal_is_passed_on() -> None:
         (options.ENABLE_IPV4, "true", NetworkOptions()),
         (options.ENABLE_IPV6, "0", NetworkOptions()),
         (options.BRIDGE_NAME, "", NetworkOptions()),
+        (
+            options.GUARD_ALSO,
+            "10.1.0.9, fd00::9\t00:00:5E:00:01:01,10.1.0.9",
+            NetworkOptions(
+                guard_also=GuardAlso(
+                    (IPv4Address("10.1.0.9"),),
+                    (IPv6Address("fd00::9"),),
+                    (MacAddress("00:00:5e:00:01:01"),),
+                )
+            ),
+        ),
         (options.MASQUERADE, "false", NetworkOptions(masquerade=False)),
         (options.ICC, "0", NetworkOptions(icc=False)),
         (options.GATEWAY_MODE_IPV4, "", NetworkOptions()),
@@ -313,3 +324,15 @@ def test_labels_of_dockers_bridge_are_taken_and_told_of(
     assert [each.message for each in caplog.records] == [
         f"network 010101010101: option {label} has no effect"
     ] * (not has_effect)
+
+
+@pytest.mark.parametrize(
+    "text", ["0.0.0.0", "::", "127.0.0.1", "::1", "224.0.0.18", "10.1.0.9 ff02::12"]
+)
+def test_no_container_may_use_an_address_that_nobody_sends_from(text: str) -> None:
+    """Who is given a router's multicast group in place of its address is told so."""
+    given = {options.GUARD_ALSO: text}
+    with pytest.raises(InvalidRequest, match="no container sends from that"):
+        options.parse_network_options(given, internal=False, has_ipv4=True, has_ipv6=True)
+    with pytest.raises(InvalidRequest, match="no container sends from that"):
+        options.parse_endpoint_options(given)

@@ -77,6 +77,20 @@ def test_a_bridge_that_somebody_removed_comes_back_with_its_ports(
     assert kernel.state() == before
 
 
+def test_a_name_that_somebody_has_taken_is_one_failure_not_one_for_each_container(
+    store: Store, kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing can be done for them before that link has gone."""
+    kernel._delete("pn-010101010101")
+    kernel.add_foreign("pn-010101010101")
+    kernel.restart()
+    caplog.clear()
+    BridgeDriver(store, kernel).restore()
+    (line,) = [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+    assert "use pn-010101010101 as bridge" in line or "use bridge pn-010101010101" in line
+    assert kernel.links[HOST_ENDS[1]].bridge is None
+
+
 def test_rules_that_somebody_flushed_come_back(store: Store, kernel: FakeKernel) -> None:
     before = kernel.state()
     kernel.tables.clear()
