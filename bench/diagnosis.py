@@ -28,6 +28,7 @@ RATE, FLOOD_SECONDS = 50_000, 2  # packets a second
 MANY, ON_PAGE = 500, 100  # containers
 POLLS = 30  # of the page, one a second
 AT_ONCE = 10
+ON_A_NETWORK = 200
 NETWORK = "bench-diagnosis"
 # Sends at a rate, a hundred at a time, and says how many.
 FLOOD = """
@@ -48,7 +49,7 @@ print(sent, time.monotonic() - began)
 """
 # Polls a page as its script does, and says when it begins to count.
 LOOKER = """
-import http.cookiejar, json, sys, time, urllib.request
+import http.cookiejar, json, sys, time, urllib.parse, urllib.request
 url, polls = sys.argv[1], int(sys.argv[2])
 opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
 opener.open(url).read()
@@ -56,7 +57,8 @@ root, version = url.partition("open/")[0], ""
 for number in range(-5, polls):
     if not number:
         print(flush=True)
-    answer = json.loads(opener.open(f"{root}map.json?have={version}").read())
+    have = urllib.parse.quote(version)
+    answer = json.loads(opener.open(f"{root}map.json?have={have}").read())
     version = answer.get("version") or version
     time.sleep(1)
 """
@@ -145,8 +147,11 @@ def _page_and_map(site: Site) -> Iterator[Row]:
             Series((_page(site),)),
             limit=2,
         )
+        for number in range(MANY // ON_A_NETWORK + 1):  # of 254 addresses each
+            site.network("pynet", f"{NETWORK}-{number}", 61 + number)
         rest = range(ON_PAGE, MANY)
-        list(pool.map(lambda n: site.container(f"many{n}", NETWORK), rest))
+        places = ((f"many{n}", f"{NETWORK}-{n // ON_A_NETWORK}") for n in rest)
+        list(pool.map(lambda each: site.container(*each), places))
     taken = Series(tuple(_time(site, 0, "map", "--json") for _ in range(5)))
     yield Row(f"a map of {MANY} containers", "s", taken, limit=2)
 
