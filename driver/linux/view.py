@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from driver.linux.sock_diag import SockDiag
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from driver.linux.rtnetlink import ListedRoute
+    from driver.linux.rtnetlink import LinkInfo, ListedRoute
     from driver.linux.sock_diag import Bound
     from driver.model import IPAddress
 
@@ -44,62 +44,85 @@ _OF_INTERFACE = (
 )
 
 
-def read_view(
-    ports: Collection[int] | None = None,
-    interfaces: Collection[str] = (),
-    owners: Mapping[int, str] | None = None,
-) -> View:
+def read_view(ports: Collection[int] | None = None) -> View:
     """Return what the namespace shows.
 
     Of the listeners only those of some ports have their process looked up, all without: it takes
-    30 ms. Who looks at many namespaces does that once, and gives `owners`. Parameters of some
-    interfaces are read, all without. Raises KernelError.
+    30 ms. Raises KernelError.
     """
-    try:
+    with _looking():
         with Rtnetlink() as route:
-            links = route.links()
-            addresses = route.addresses(*(link.index for link in links))
+            links, interfaces = _read_interfaces(route)
             neighbours = route.neighbours()
             learned = route.forwarding()
             routes = route.routes()
         with SockDiag() as sockets:
             bound = tuple(sockets.listeners())
-    except OSError as error:
-        raise KernelError(f"look at a network namespace: {error.strerror or error}") from error
     names = {link.index: link.name for link in links}
     wanted = [each for each in bound if ports is None or each.port in ports]
-    if owners is None:
-        owners = find_owners({each.inode for each in wanted})
     return View(
-        interfaces={
-            link.name: Interface(
-                index=link.index,
-                name=link.name,
-                kind=link.kind,
-                mac=link.mac,
-                mtu=link.mtu,
-                is_up=link.is_up,
-                has_carrier=link.has_carrier,
-                master=names.get(link.master),
-                other_end=link.other_end,
-                moved=link.other_end_moved,
-                alias=link.alias,
-                addresses=addresses.get(link.index, frozenset()),
-            )
-            for link in links
-        },
-        listeners=list_listeners(bound, owners),
-        sysctls=_read_sysctls(interfaces or names.values()),
+        interfaces=interfaces,
+        listeners=list_listeners(bound, find_owners({each.inode for each in wanted})),
+        sysctls=_read_sysctls(names.values()),
         silent=frozenset(each.ip for each in neighbours if each.has_failed),
         macs={each.ip: each.mac for each in neighbours if each.mac and not each.has_failed},
-        ports_of={
-            mac: frozenset(names[index] for each, index in learned if each == mac)
-            for mac, port in learned
-            if port in names
-        },
+        ports_of=_ports_of(learned, names),
         routes=tuple(_routed(routes, names)),
         neighbour_entries=_count_neighbours(),
     )
+
+
+def read_ends(owners: Mapping[int, str]) -> View:
+    """Return the interfaces and listeners alone, for who looks at many namespaces.
+
+    `owners` are the processes of all sockets. Raises KernelError.
+    """
+    with _looking():
+        with Rtnetlink() as route:
+            _, interfaces = _read_interfaces(route)
+        with SockDiag() as sockets:
+            return View(interfaces, list_listeners(sockets.listeners(), owners))
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise KernelError(f"look at a network namespace: {error.strerror or error}") from error
+
+
+def _read_interfaces(route: Rtnetlink) -> tuple[tuple[LinkInfo, ...], dict[str, Interface]]:
+    links = route.links()
+    addresses = route.addresses(*(link.index for link in links))
+    names = {link.index: link.name for link in links}
+    return links, {
+        link.name: Interface(
+            index=link.index,
+            name=link.name,
+            kind=link.kind,
+            mac=link.mac,
+            mtu=link.mtu,
+            is_up=link.is_up,
+            has_carrier=link.has_carrier,
+            master=names.get(link.master),
+            other_end=link.other_end,
+            moved=link.other_end_moved,
+            alias=link.alias,
+            addresses=addresses.get(link.index, frozenset()),
+        )
+        for link in links
+    }
+
+
+def _ports_of(
+    learned: Iterable[tuple[str, int]], names: Mapping[int, str]
+) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for mac, port in learned:
+        if port in names:
+            found.setdefault(mac, set()).add(names[port])
+    return {mac: frozenset(ports) for mac, ports in found.items()}
 
 
 def find_way(

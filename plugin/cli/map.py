@@ -61,6 +61,7 @@ _BRANCH, _LAST, _THROUGH, _PAST = "├── ", "└── ", "│   ", "    "
 @click.option("--svg", metavar="FILE|-", help="Write a drawing that a browser shows.")
 @click.option("--dot", is_flag=True, help="Print a graph for Graphviz.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--inside", is_flag=True, help="With --json: routes, sockets and more of containers.")
 def show_map(  # noqa: PLR0913 - the options of the command line
     name: str | None,
     *,
@@ -72,6 +73,7 @@ def show_map(  # noqa: PLR0913 - the options of the command line
     svg: str | None,
     dot: bool,
     as_json: bool,
+    inside: bool,
 ) -> None:
     """Show what is on this host: bridges, the pairs on them, whose they are, and their ports.
 
@@ -91,11 +93,10 @@ def show_map(  # noqa: PLR0913 - the options of the command line
     """
     if os.geteuid() != 0:
         raise Failure("look into network namespaces: you must be root")
-    asked = (dot, as_json, watch, svg is not None, html is not None, serve is not None)
-    if asked.count(True) > 1:
-        raise click.UsageError("one of --watch, --serve, --html, --svg, --dot and --json")
-    if is_ipv6 and serve is None:
-        raise click.UsageError("-6 is for --serve")
+    is_served = serve is not None
+    _check_one((dot, as_json, watch, svg is not None, html is not None, is_served))
+    _check_with("-6", "--serve", asked=is_ipv6, given=is_served)
+    _check_with("--inside", "--json", asked=inside, given=as_json)
 
     choose = _choose_by(name, everything=everything)
     if serve is not None:
@@ -109,15 +110,25 @@ def show_map(  # noqa: PLR0913 - the options of the command line
     topology = read_topology()
     shown = choose(topology.bridges)
     if as_json:
-        print_json(_encode(topology, shown))
+        print_json(_encode(topology, shown, inside=inside))
     elif html is not None:
-        _write(html, render_page(_encode(topology, shown)))
+        _write(html, render_page(_encode(topology, shown, inside=True)))
     elif svg is not None:
         _write(svg, render_svg(topology, shown))
     else:
         print_lines(_render_dot(topology, shown) if dot else _render(topology, shown))
     for each in topology.not_seen:
         print_line(f"not seen: {each}", err=True)
+
+
+def _check_one(asked: Sequence[bool]) -> None:
+    if asked.count(True) > 1:
+        raise click.UsageError("one of --watch, --serve, --html, --svg, --dot and --json")
+
+
+def _check_with(option: str, other: str, *, asked: bool, given: bool) -> None:
+    if asked and not given:
+        raise click.UsageError(f"{option} is for {other}")
 
 
 def _choose_by(name: str | None, *, everything: bool) -> Choose:
@@ -256,11 +267,11 @@ def _quote(text: str) -> str:
     return f'"{text}"'
 
 
-def _encode(topology: Topology, bridges: Sequence[Bridge]) -> dict[str, Any]:
-    """Return all that the page shows."""
+def _encode(topology: Topology, bridges: Sequence[Bridge], *, inside: bool) -> dict[str, Any]:
+    """Return what the page shows; what is inside of containers takes 30 ms of each."""
     drift, silence = ask_drift(socket_path())
     faults = find_faults(topology, bridges, drift)
-    insides = read_insides(list_shown(topology, bridges))
+    insides = read_insides(list_shown(topology, bridges)) if inside else None
     found = describe(topology, bridges, faults, insides)
     found["not_seen"] = [*topology.not_seen, *(() if topology.not_seen else silence)]
     found["traffic"] = list_traffic(topology, bridges, read_traffic())

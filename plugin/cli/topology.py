@@ -21,7 +21,7 @@ from driver.diagnosis.steps import FAULT, OK, WARNING, Step
 from driver.errors import DriverError
 from driver.linux import netns
 from driver.linux.links import default_route_interfaces
-from driver.linux.view import find_all_owners, read_view
+from driver.linux.view import find_all_owners, read_ends
 from driver.model import ID_LENGTH, Protocol
 from plugin.cli.client import TIMEOUT_SECONDS, ask_driver
 from plugin.cli.errors import AskError, DriverDown
@@ -132,7 +132,8 @@ def read_topology(known: Known | None = None) -> Topology:
     Docker and the driver are asked, unless what they know is given.
     """
     known = known or ask()
-    host, owners = read_view(()), find_all_owners()
+    owners = find_all_owners()
+    host = read_ends(owners)
     sandboxes = {each["Id"]: view for each in known.containers if (view := _look(each, owners))}
     names = {each["Id"]: each["Name"].lstrip("/") for each in known.containers}
     pairs = [
@@ -254,7 +255,7 @@ def _look(container: Mapping[str, Any], owners: Mapping[int, str]) -> View | Non
         return None
     # One on the host's own network has the host's namespace, which is refused.
     with suppress(DriverError), netns.open_namespace(path) as namespace:
-        return netns.run_in(namespace, lambda: read_view(owners=owners))
+        return netns.run_in(namespace, lambda: read_ends(owners))
     return None
 
 

@@ -41,7 +41,9 @@ def site(engine28: Engine) -> Iterator[Site]:
 
 
 def shown(site: Site, *words: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(pynet(site.engine, "map", "--json", *words).stdout)
+    found: dict[str, Any] = json.loads(
+        pynet(site.engine, "map", "--json", "--inside", *words).stdout
+    )
     assert found["not_seen"] == []
     return found
 
@@ -71,6 +73,8 @@ def test_the_map_is_what_the_kernel_has(site: Site) -> None:
         f"5432/tcp  {open_port['listener']}  (not published)"
     ]
     assert {each["where"][0] for each in found["faults"]} == {"old"}, "nothing listens there"
+    plain = json.loads(pynet(engine, "map", "--json").stdout)["containers"]
+    assert not any("inside" in each for each in plain), "that takes its time: --inside"
     insides = {each["name"]: each["inside"] for each in found["containers"]}
     listed = engine.run(*site.enter("web"), "ip", "route").stdout.splitlines()
     for line in listed:

@@ -297,7 +297,7 @@ def test_the_page_shows_this_host_and_goes_with_it(site: Site, tmp_path: Path) -
         page.open(url, until=READY)
         assert page.run("location.href") == root
         assert page.run("document.cookie") == ""
-        shown = json.loads(pynet(engine, "map", "--json").stdout)
+        shown = json.loads(pynet(engine, "map", "--json", "--inside").stdout)
         assert_drawn(page, shown)
         assert {each["state"] for each in shown["faults"]} == {"warn"}, "at old nothing listens"
         assert page.run("document.querySelector('#faults').hidden")
@@ -320,7 +320,7 @@ def test_the_page_shows_this_host_and_goes_with_it(site: Site, tmp_path: Path) -
         site.echo("db", ECHO)
         with site.stream("web", site.address("db", "back", 4), ECHO):
             page.wait("document.querySelectorAll('.wire.flows').length >= 2")
-            assert re.search(r"[kMG]B/s", page.run("document.querySelector('#board').innerText"))
+            page.wait("/[kMG]B[/]s/.test(document.querySelector('#board').innerText)")
             take_pictures(page)
 
         # The kernel tells of what is down, Docker of who is new.

@@ -481,7 +481,7 @@ def test_only_root_may(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("plugin.cli.map.read_topology", lambda: topology(0))
-    monkeypatch.setattr("plugin.cli.map._encode", lambda *_: describe(topology(0), (), ()))
+    monkeypatch.setattr("plugin.cli.map._encode", lambda *_, **__: describe(topology(0), (), ()))
     done = CliRunner().invoke(main, ["map", "--html", "/nosuch/map.html"])
     assert done.exit_code == 1
     assert done.stderr == "Error: write /nosuch/map.html: No such file or directory\n"
