@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from driver.linux.rtnetlink import LinkInfo
 
 SANDBOX, PAIR, BRIDGE, UPLINK, ALL = "sandbox", "pair", "bridge", "uplink", "all"
+_ETHERNET_COLONS = 5  # in an address of six bytes
 WHERE = (SANDBOX, PAIR, BRIDGE, UPLINK, ALL)
 
 
@@ -61,7 +62,7 @@ def _inside(sandbox: Sandbox, links: Iterable[LinkInfo]) -> Iterator[Place]:
         if link.is_up:
             label = f"{sandbox.name}:{link.name}"
             words = f"in the sandbox of {sandbox.name}"
-            yield Place(label, words, sandbox.path, link.index, is_raw=not link.mac)
+            yield Place(label, words, sandbox.path, link.index, is_raw=_is_raw(link))
 
 
 def _outside(
@@ -85,4 +86,9 @@ def _uplinks(host: Mapping[int, LinkInfo]) -> Iterator[Place]:
 
 
 def _host_place(link: LinkInfo, words: str) -> Place:
-    return Place(f"host:{link.name}", words, None, link.index, is_raw=not link.mac)
+    return Place(f"host:{link.name}", words, None, link.index, is_raw=_is_raw(link))
+
+
+def _is_raw(link: LinkInfo) -> bool:
+    """Return whether packets have no Ethernet header: tunnels have addresses of IP, or none."""
+    return link.mac.count(":") != _ETHERNET_COLONS

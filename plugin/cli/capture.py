@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import sys
@@ -31,6 +30,7 @@ from plugin.cli.errors import AskError
 from plugin.cli.output import print_json, print_line
 from plugin.cli.resolve import complete_names, socket_path
 from plugin.cli.sandboxes import UnknownName, find_sandboxes
+from plugin.cli.seconds import Seconds
 from plugin.cli.signals import ending
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Size(click.ParamType[int]):
 @click.option("-w", "--write", metavar="FILE|-", help="Write pcapng, `-` to standard output.")
 @click.option("--where", type=click.Choice(WHERE), help="At which hops; a network: its pairs.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after N packets.")
-@click.option("--for", "seconds", type=click.FloatRange(0.1), metavar="SECONDS", help="End then.")
+@click.option("--for", "seconds", type=Seconds(0.1), metavar="SECONDS", help="End then.")
 @click.option("--size", type=Size(), metavar="SIZE", help="Begin a new FILE at that size: 100M.")
 @click.option("--files", type=click.IntRange(1), metavar="N", help="Keep the last N files.")
 @click.option("--headers", is_flag=True, help=f"Only the first {HEADERS} bytes of each packet.")
@@ -107,7 +107,7 @@ def capture(  # noqa: PLR0913 - the options of the command line
     """
     if os.geteuid() != 0:
         raise Failure("capture packets: you must be root")
-    _refuse(write, size=size, files=files, seconds=seconds)
+    _refuse(write, size=size, files=files, as_json=as_json)
     find = partial(_find, name, where)
     places = find()
     text = " ".join(words)
@@ -143,16 +143,14 @@ def capture(  # noqa: PLR0913 - the options of the command line
         print_line(f"{done} packets, {taps.lost} lost", err=True)
 
 
-def _refuse(
-    write: str | None, *, size: int | None, files: int | None, seconds: float | None
-) -> None:
+def _refuse(write: str | None, *, size: int | None, files: int | None, as_json: bool) -> None:
     """Raise UsageError for options that cannot be meant together."""
     if write is None and (size or files):
         raise click.UsageError("--size and --files are for --write")
     if write == "-" and (size or files):
         raise click.UsageError("--size and --files need a file to write")
-    if seconds is not None and not math.isfinite(seconds):
-        raise click.UsageError(f"--for {seconds}: how long is that?")
+    if write is not None and as_json:
+        raise click.UsageError("one of --write and --json")
     if size and not Path(write or "").name:
         raise click.UsageError(f"{write!r} is no name of a file")
     if files and not size:

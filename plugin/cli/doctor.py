@@ -15,6 +15,7 @@ from plugin.cli.flows import parse_target
 from plugin.cli.gather import gather
 from plugin.cli.output import json_option, print_json, print_line
 from plugin.cli.resolve import complete_names, socket_path
+from plugin.cli.seconds import Seconds
 from plugin.cli.topology import examine, read_topology
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _MARKS = {"ok": "ok", "fault": "FAULT", "warn": "warn", "unknown": "-"}
 @click.argument("source", metavar="[FROM]", required=False, shell_complete=complete_names)
 @click.argument("target", metavar="[TO:PORT]", required=False, shell_complete=complete_names)
 @click.option("--no-probe", is_flag=True, help="Look only; send nothing.")
-@click.option("--timeout", type=click.FloatRange(0.1, 60), default=2.0, metavar="SECONDS")
+@click.option("--timeout", type=Seconds(0.1, 60), default=2.0, metavar="SECONDS")
 @click.option("-6", "is_ipv6", is_flag=True, help="Ask by IPv6 where both are there.")
 @json_option
 def doctor(  # noqa: PLR0913 - the options of the command line

@@ -109,6 +109,9 @@ def show_map(  # noqa: PLR0913 - the options of the command line
         return
     topology = read_topology()
     shown = choose(topology.bridges)
+    if name is not None:
+        own = tuple(each for each in topology.loose if each.container == name)
+        topology = replace(topology, loose=own)
     if as_json:
         print_json(_encode(topology, shown, inside=inside))
     elif html is not None:

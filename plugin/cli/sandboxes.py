@@ -141,17 +141,24 @@ def _ask_docker(name: str, driver: Path) -> Found | None:
             return Found(tuple(_sandbox(client, client.api.inspect_container(name))))
         with suppress(NotFound):
             network = client.api.inspect_network(name)
-            containers = (client.api.inspect_container(each) for each in network["Containers"])
-            found = [sandbox for each in containers for sandbox in _sandbox(client, each)]
+            found = [sandbox for each in network["Containers"] for sandbox in _member(client, each)]
             return Found(tuple(found), bridge_of_network(network, _ask_networks(driver)))
         return None
     finally:
         client.close()
 
 
+def _member(client: docker.DockerClient, identity: str) -> Iterator[Sandbox]:
+    """Yield the sandbox of a member of a network, which may be none of a container's."""
+    with suppress(NotFound):  # it has gone, or is Docker's own, as a swarm's load balancer
+        yield from _sandbox(client, client.api.inspect_container(identity))
+
+
 def _sandbox(client: docker.DockerClient, container: dict[str, Any]) -> Iterator[Sandbox]:
     """Yield a container's sandbox, or that of the container whose network it shares."""
     name = container["Name"].lstrip("/")
+    if not container["State"]["Running"]:
+        return
     container = _owner(client, container)
     if container["HostConfig"]["NetworkMode"] == "host":
         raise AskError(f"{name} is in the host's own namespace: use `host`")

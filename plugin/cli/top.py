@@ -16,6 +16,7 @@ from plugin.cli.output import json_option, print_json, print_line, print_table
 from plugin.cli.rates import SORTS, choose, compare, find_name, order
 from plugin.cli.readings import Counters
 from plugin.cli.resolve import complete_names, socket_path
+from plugin.cli.seconds import Seconds
 from plugin.cli.signals import ending
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _LONGEST = 3600  # seconds between two readings
 @click.option("--sort", type=click.Choice(SORTS), default=SORTS[0], help="What comes first.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, _LONGEST),
+    type=Seconds(0.1, _LONGEST),
     default=1.0,
     metavar="SECONDS",
     help="How long to count; 1.",

@@ -25,6 +25,7 @@ from plugin.cli.flows import find_ends, parse_target, run_inside
 from plugin.cli.output import print_json, print_line
 from plugin.cli.resolve import complete_names
 from plugin.cli.sandboxes import find_published
+from plugin.cli.seconds import Seconds
 
 if TYPE_CHECKING:
     from driver.linux.nftrace import Event
@@ -84,7 +85,7 @@ class Way:
 @click.option(
     "--count", type=click.IntRange(1), default=1, metavar="N", help="End after N packets."
 )
-@click.option("--for", "seconds", type=click.FloatRange(0.1), default=30.0, metavar="SECONDS")
+@click.option("--for", "seconds", type=Seconds(0.1), default=30.0, metavar="SECONDS")
 @click.option(
     "--rules", type=click.Choice([DECIDING, "all"]), default=DECIDING, help="Which to show."
 )
@@ -113,7 +114,7 @@ def trace(  # noqa: PLR0913 - the options of the command line
       pynet trace outside web:80 --count 2
       pynet trace client db:5432 --rules all
 
-    Exits with 4 if a packet was dropped. Needs root.
+    Exits with 4 if a packet was dropped, with 1 if none came. Needs root.
     """
     if os.geteuid() != 0:
         raise Failure("trace packets: you must be root")
@@ -125,7 +126,10 @@ def trace(  # noqa: PLR0913 - the options of the command line
         raise click.UsageError("nothing can be sent from outside: leave --send out, and wait")
     if ends.flow.destination.address is None:
         raise AskError(f"{ends.receiver.name} has no address of that family")
-    ways = _follow(ends, Limits(send, count, seconds), rules=rules, as_json=as_json)
+    limits = Limits(send, count, min(seconds, _SEND_SECONDS) if send else seconds)
+    ways = _follow(ends, limits, rules=rules, as_json=as_json)
+    if not ways:
+        raise Failure(f"no packet of {ends.flow} for {limits.seconds:g} s")
     if any(way.drop for way in ways):
         raise click.exceptions.Exit(DIFFERS)
 
@@ -146,8 +150,6 @@ def _follow(ends: Ends, limits: Limits, *, rules: str, as_json: bool) -> list[Wa
                 print_json(_encode(way, tracing), indent=None)
             else:
                 _print(way, tracing, rules)
-        if not ways:
-            print_line(f"no packet of {ends.flow} for {limits.seconds:g} s", err=True)
         if tracing.lost:
             print_line("the kernel had more to tell of rules than could be taken", err=True)
         if taps.lost:
@@ -174,11 +176,10 @@ def _collect(ends: Ends, tracing: Trace, taps: Taps, limits: Limits) -> list[Way
     """Return the ways of the packets that came, each packet once, in the order of the first hop."""
     ways: dict[bytes, Way] = {}
     whole_from = 0 if limits.send else time.time_ns() + _ON_ITS_WAY
-    seconds = min(limits.seconds, _SEND_SECONDS) if limits.send else limits.seconds
-    sender = threading.Thread(target=_send, args=(ends, seconds), daemon=True)
+    sender = threading.Thread(target=_send, args=(ends, limits.seconds), daemon=True)
     if limits.send:
         sender.start()
-    end = time.monotonic() + seconds + _AFTER_SECONDS
+    end = time.monotonic() + limits.seconds + _AFTER_SECONDS
     while (left := end - time.monotonic()) > 0:
         for packet in taps.read(min(left, 0.1)):
             ways.setdefault(identify(packet), Way()).add(packet)

@@ -182,7 +182,8 @@ def test_what_cannot_be_traced_is_told(site: Site) -> None:
         (("outside", "web:80", "--send"), 2, "nothing can be sent from outside"),
         (("clint", "web:80"), 1, "did you mean client?"),
         (("back", "web:80"), 1, "back is a network: name a container of it"),
-        (("client", "web:81", "--for", "0.2"), 0, "no packet of client > web:81/tcp"),
+        (("client", "web:81", "--for", "0.2"), 1, "no packet of client > web:81/tcp"),
+        (("client", "web:81", "--for", "nan"), 2, "no time that could be waited"),
     ):
         done = pynet(site.engine, "trace", *words, check=False)
         assert (done.returncode, done.stdout) == (code, ""), done.stderr
