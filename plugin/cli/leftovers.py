@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import docker
-from docker.errors import DockerException, NotFound
-from requests.exceptions import RequestException
+from docker.errors import NotFound
 
-from plugin.cli.client import TIMEOUT_SECONDS, ask_driver, tell_driver
+from plugin.cli.client import ask_driver, tell_driver
+from plugin.cli.engine import DockerSilent, open_docker
 from plugin.cli.errors import AskError
 
 if TYPE_CHECKING:
@@ -58,12 +57,9 @@ def compare_with_docker(path: Path) -> Comparison:
     """
     networks = ask_driver(path, "/networks")["networks"]
     try:
-        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
-        try:
+        with open_docker() as client:
             known, drivers = _ask_docker(client.api, [network["id"] for network in networks])
-        finally:
-            client.close()
-    except (DockerException, RequestException) as error:
+    except DockerSilent as error:
         raise AskError(f"ask Docker, without which nothing can be told: {error}") from error
     later = {network["id"] for network in ask_driver(path, "/networks")["networks"]}
     return _compare(networks, known, drivers, later)

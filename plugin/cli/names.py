@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import docker
-from docker.errors import DockerException
-from requests.exceptions import RequestException
+from docker.errors import NotFound
 
 from driver.model import ID_LENGTH
-from plugin.cli.client import TIMEOUT_SECONDS, ask_driver
+from plugin.cli.client import ask_driver
+from plugin.cli.engine import DockerSilent, open_docker
 from plugin.cli.errors import AskError
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def take_inventory(path: Path) -> Inventory:
     networks = tuple(ask_driver(path, "/networks")["networks"])
     try:
         network_names, containers = _ask_docker()
-    except (DockerException, RequestException) as error:
+    except DockerSilent as error:
         return Inventory(networks, {}, (), str(error))
     return Inventory(networks, network_names, containers, None)
 
@@ -134,23 +133,17 @@ def take_inventory(path: Path) -> Inventory:
 def ask_own_sysctls(container: Container) -> dict[str, str] | None:
     """Return what a container's own `--sysctl` says, None if Docker cannot be asked."""
     try:
-        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
-        try:
+        with open_docker() as client:
             found = client.api.inspect_container(container.id)["HostConfig"].get("Sysctls")
-        finally:
-            client.close()
-    except (DockerException, RequestException):
+    except (DockerSilent, NotFound):
         return None
     return dict(found or {})
 
 
 def _ask_docker() -> tuple[dict[str, str], tuple[Container, ...]]:
-    client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
-    try:
+    with open_docker() as client:
         networks = {each["Id"]: each["Name"] for each in client.api.networks()}
         listed = client.api.containers(all=True)
-    finally:
-        client.close()
     identities = {name: identity for identity, name in networks.items()}
     return networks, tuple(_container(each, identities) for each in listed)
 

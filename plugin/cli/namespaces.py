@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
-import docker
-from docker.errors import DockerException
-from requests.exceptions import RequestException
 
 from driver.diagnosis.facts import HOST
 from driver.errors import DriverError
@@ -18,7 +15,7 @@ from driver.linux import netns, sysctl
 from driver.linux.namespaces import find_namespaces, name_of
 from driver.linux.view import read_view
 from plugin.cli import Failure
-from plugin.cli.client import TIMEOUT_SECONDS
+from plugin.cli.engine import DockerSilent, inspect_running, open_docker
 from plugin.cli.output import json_option, print_json, print_line, print_table
 from plugin.cli.sandboxes import NAMED_NAMESPACES
 
@@ -86,18 +83,12 @@ def list_namespaces(*, with_sysctls: bool, as_json: bool) -> None:
 def _ask_docker() -> tuple[dict[str, str], str]:
     """Return containers' names by the paths of their sandboxes, and why there are none."""
     try:
-        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
-        try:
-            found = {}
-            for each in client.api.containers():
-                with suppress(docker.errors.NotFound):  # it has ended meanwhile
-                    shown = client.api.inspect_container(each["Id"])
-                    found[shown["NetworkSettings"]["SandboxKey"]] = shown["Name"].lstrip("/")
-        finally:
-            client.close()
-    except (DockerException, RequestException) as error:
+        with open_docker() as client:
+            shown = list(inspect_running(client))
+    except DockerSilent as error:
         return {}, str(error)
-    return found, ""
+    names = {each["NetworkSettings"]["SandboxKey"]: each["Name"].lstrip("/") for each in shown}
+    return names, ""
 
 
 def _look(namespace: Namespace, names: Mapping[str, str], pristine: Mapping[str, str]) -> Shown:

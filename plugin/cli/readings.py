@@ -11,9 +11,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-import docker
-from docker.errors import DockerException, NotFound
-from requests.exceptions import RequestException
+from docker.errors import NotFound
 
 from driver.diagnosis.facts import place_of
 from driver.errors import DriverError, KernelError
@@ -22,7 +20,8 @@ from driver.linux.flows import read_flows
 from driver.linux.links import list_links
 from driver.linux.traffic import read_traffic
 from driver.model import ID_LENGTH, HostPort, PortBinding, Protocol
-from plugin.cli.client import TIMEOUT_SECONDS, ask_driver
+from plugin.cli.client import ask_driver
+from plugin.cli.engine import DockerSilent, open_docker
 from plugin.cli.errors import AskError
 from plugin.cli.rates import End, Known, Published, Reading
 
@@ -91,7 +90,7 @@ class Counters:
         own = {each["id"]: each["host_end"] for network in ours for each in network["endpoints"]}
         try:
             self._listed = self._ask_docker(own)
-        except (DockerException, RequestException) as error:
+        except DockerSilent as error:
             if self._listed is None and not ours:
                 raise AskError(f"ask Docker: {error}") from error
             not_seen.append(f"what Docker knows by now ({error})")
@@ -120,8 +119,7 @@ class Counters:
 
         `own` are pynet's endpoints, whose host ends are known.
         """
-        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
-        try:
+        with open_docker() as client:
             networks, containers = client.api.networks(), client.api.containers()
             for each in containers:
                 endpoints = _endpoints(each)
@@ -129,8 +127,6 @@ class Counters:
                     with suppress(NotFound):  # it has ended meanwhile
                         inspected = client.api.inspect_container(each["Id"])
                         self._find_ends(endpoints, inspected["NetworkSettings"]["SandboxKey"])
-        finally:
-            client.close()
         present = {end["EndpointID"] for each in containers for end in _endpoints(each)}
         self._ends = {each: end for each, end in self._ends.items() if each in present}
         return networks, containers

@@ -13,19 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import docker
-from docker.errors import DockerException, NotFound
-from requests.exceptions import RequestException
+from docker.errors import NotFound
 
 from driver.model import ID_LENGTH
 from plugin.capture.places import Sandbox
-from plugin.cli.client import TIMEOUT_SECONDS, ask_driver
+from plugin.cli.client import ask_driver
+from plugin.cli.engine import DockerSilent, open_docker
 from plugin.cli.errors import AskError, DriverDown
 from plugin.cli.resolve import socket_path
 from plugin.cli.topology import bridge_of_network, find_published_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    import docker
 
     from driver.diagnosis.facts import Published
     from driver.model import IPAddress
@@ -74,7 +75,7 @@ def find_sandboxes(name: str, driver: Path) -> Found:
     why = None
     try:
         found = _ask_docker(name, driver)
-    except (DockerException, RequestException) as error:
+    except DockerSilent as error:
         found, why = None, str(error)
     if found is None and (NAMED_NAMESPACES / name).is_file() and "/" not in name:
         found = Found((Sandbox(name, str(NAMED_NAMESPACES / name)),))
@@ -104,48 +105,35 @@ def inspect(name: str) -> dict[str, Any] | None:
     Raises AskError while Docker cannot be asked.
     """
     try:
-        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
-        try:
+        with open_docker() as client:
             return _owner(client, client.api.inspect_container(name))
-        finally:
-            client.close()
     except NotFound:
         return None
-    except (DockerException, RequestException) as error:
+    except DockerSilent as error:
         raise AskError(f"ask Docker for {name}: {error}") from error
 
 
 def find_by_address(ip: IPAddress) -> Sandbox | None:
     """Return the sandbox of the container that has an address, None for none that Docker knows."""
-    with suppress(DockerException, RequestException):
-        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
-        try:
-            for each in client.api.containers():
-                networks = each["NetworkSettings"]["Networks"].values()
-                own = {each["IPAddress"] for each in networks}
-                own |= {each["GlobalIPv6Address"] for each in networks}
-                if str(ip) in own:
-                    with suppress(NotFound):
-                        return next(
-                            _sandbox(client, client.api.inspect_container(each["Id"])), None
-                        )
-        finally:
-            client.close()
+    with suppress(DockerSilent), open_docker() as client:
+        for each in client.api.containers():
+            networks = each["NetworkSettings"]["Networks"].values()
+            own = {each["IPAddress"] for each in networks}
+            own |= {each["GlobalIPv6Address"] for each in networks}
+            if str(ip) in own:
+                return next(_member(client, each["Id"]), None)
     return None
 
 
 def _ask_docker(name: str, driver: Path) -> Found | None:
-    client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
-    try:
+    with open_docker() as client:
         with suppress(NotFound):
             return Found(tuple(_sandbox(client, client.api.inspect_container(name))))
         with suppress(NotFound):
             network = client.api.inspect_network(name)
             found = [sandbox for each in network["Containers"] for sandbox in _member(client, each)]
             return Found(tuple(found), bridge_of_network(network, _ask_networks(driver)))
-        return None
-    finally:
-        client.close()
+    return None
 
 
 def _member(client: docker.DockerClient, identity: str) -> Iterator[Sandbox]:
@@ -200,13 +188,9 @@ def _of_endpoints(endpoints: Iterable[Mapping[str, Any]]) -> Iterator[Sandbox]:
 def _nearest(name: str) -> str:
     """Return a clause that names what is called nearly so, if anything is."""
     known: set[str] = set()
-    with suppress(DockerException, RequestException):
-        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
-        try:
-            known |= {each["Name"] for each in client.api.networks()}
-            known |= {each["Names"][0].lstrip("/") for each in client.api.containers(all=True)}
-        finally:
-            client.close()
+    with suppress(DockerSilent), open_docker() as client:
+        known |= {each["Name"] for each in client.api.networks()}
+        known |= {each["Names"][0].lstrip("/") for each in client.api.containers(all=True)}
     with suppress(OSError):
         known |= {each.name for each in NAMED_NAMESPACES.iterdir()}
     close = difflib.get_close_matches(name, sorted(known), n=1)

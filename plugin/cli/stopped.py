@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import docker
-from docker.errors import DockerException, NotFound
-from requests.exceptions import RequestException
+from docker.errors import NotFound
 
 from driver.diagnosis.facts import Stopped
 from driver.linux.view import read_view
 from driver.model import Protocol
-from plugin.cli.client import TIMEOUT_SECONDS
+from plugin.cli.engine import DockerSilent, open_docker
 from plugin.cli.errors import AskError
 
 if TYPE_CHECKING:
@@ -21,15 +19,12 @@ if TYPE_CHECKING:
 def look_at_stopped(name: str) -> Stopped:
     """Return what keeps a container from running. Raises AskError if Docker cannot say."""
     try:
-        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
-        try:
+        with open_docker() as client:
             container: Mapping[str, Any] = client.api.inspect_container(name)
             running = client.api.containers()
-        finally:
-            client.close()
     except NotFound as error:
         raise AskError(f"{name} has been removed meanwhile") from error
-    except (DockerException, RequestException) as error:
+    except DockerSilent as error:
         raise AskError(f"ask Docker: {error}") from error
     wanted = dict(_wanted(container))
     return Stopped(container["State"]["Error"].strip(), tuple(_taken(wanted, running)))

@@ -11,10 +11,6 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-import docker
-from docker.errors import DockerException
-from requests.exceptions import RequestException
-
 from driver.diagnosis.causes import found
 from driver.diagnosis.facts import Published, host_end_of, place_of
 from driver.diagnosis.steps import FAULT, OK, WARNING, Step
@@ -23,7 +19,8 @@ from driver.linux import netns
 from driver.linux.links import default_route_interfaces
 from driver.linux.view import find_all_owners, read_ends
 from driver.model import ID_LENGTH, Protocol
-from plugin.cli.client import TIMEOUT_SECONDS, ask_driver
+from plugin.cli.client import ask_driver
+from plugin.cli.engine import DockerSilent, inspect_running, open_docker
 from plugin.cli.errors import AskError, DriverDown
 from plugin.cli.resolve import socket_path
 
@@ -231,21 +228,15 @@ def ask() -> Known:
         ours = tuple(ask_driver(socket_path(), "/networks")["networks"])
     except DriverDown as error:
         not_seen.append(f"what pynet's driver knows ({error})")
-    containers: list[dict[str, Any]] = []
     try:
-        client = docker.from_env(timeout=int(TIMEOUT_SECONDS))
-        try:
+        with open_docker() as client:
             networks = client.api.networks()
-            for each in client.api.containers():
-                with suppress(docker.errors.NotFound):  # it has ended meanwhile
-                    containers.append(client.api.inspect_container(each["Id"]))
-        finally:
-            client.close()
-    except (DockerException, RequestException) as error:
+            containers = tuple(inspect_running(client))
+    except DockerSilent as error:
         if not ours:
             raise AskError(f"ask Docker: {error}") from error
         return Known((), (), ours, (*not_seen, f"names and containers ({error})"))
-    return Known(tuple(containers), tuple(networks), ours, tuple(not_seen))
+    return Known(containers, tuple(networks), ours, tuple(not_seen))
 
 
 def _look(container: Mapping[str, Any], owners: Mapping[int, str]) -> View | None:
