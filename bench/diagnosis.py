@@ -26,7 +26,7 @@ TIMEOUT = 0.5  # seconds that the doctor waits for an answer
 FOR, AFTER = 0.2, 0.3  # seconds that a trace waits, and that it goes on after the last packet
 RATE, FLOOD_SECONDS = 50_000, 2  # packets a second
 MANY, ON_PAGE = 500, 100  # containers
-POLLS = 30  # of the page, one a second
+POLLS = 60  # of the page, one a second, once what came with the containers is over
 AT_ONCE = 10
 ON_A_NETWORK = 200
 NETWORK = "bench-diagnosis"
@@ -54,7 +54,7 @@ url, polls = sys.argv[1], int(sys.argv[2])
 opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
 opener.open(url).read()
 root, version = url.partition("open/")[0], ""
-for number in range(-5, polls):
+for number in range(-30, polls):
     if not number:
         print(flush=True)
     have = urllib.parse.quote(version)
