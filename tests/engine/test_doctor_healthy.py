@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.managed
 
 TIMES = 1000
+SECONDS = 1200  # for a full soak, beside other work
 PORT, PUBLISHED, SERVICE = 80, 8080, 7070
 
 
@@ -51,6 +52,7 @@ def site(newest_engine: Engine) -> Iterator[Site]:
         yield site
 
 
+@pytest.mark.timeout(SECONDS + 60)
 def test_nothing_is_found_where_all_is_well(site: Site) -> None:
     flows = [
         ("client", f"web:{PORT}"),
@@ -79,6 +81,6 @@ def test_nothing_is_found_where_all_is_well(site: Site) -> None:
     command = ("env", f"--chdir={REPOSITORY}", sys.executable, "-m", "tests.engine.healthy")
     words = [word for flow in flows for word in flow]
     done = site.engine.run(
-        *command, str(repetitions(TIMES)), *words, env=env, timeout=600, check=False
+        *command, str(repetitions(TIMES)), *words, env=env, timeout=SECONDS, check=False
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
