@@ -33,6 +33,7 @@ ACCOUNTING = "net.netfilter.nf_conntrack_acct"
 @pytest.fixture
 def site(engine28: Engine) -> Iterator[Site]:
     """Lend a container on a network of pynet's, one on one of Docker's, and one on both."""
+    engine28.run("conntrack", "-F")  # of containers before, that had the same addresses
     with Site(engine28) as site:
         for number, driver in enumerate(PUBLISHED, start=60):
             site.network(driver, f"of-{driver}", number)
