@@ -241,6 +241,8 @@ class Probe:
 
 
 CONNECTED, REFUSED, SILENT = "connected", "refused", "silent"
+# What `risen` counts.
+NO_TRANSLATION, WRONG_SUM, NO_ROOM = "insert_failed", "wrong checksum", "no room"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from driver.diagnosis.facts import HOST, REFUSED, SILENT, bridge_of
+from driver.diagnosis.facts import (
+    HOST,
+    NO_ROOM,
+    NO_TRANSLATION,
+    REFUSED,
+    SILENT,
+    WRONG_SUM,
+    bridge_of,
+)
 from driver.diagnosis.steps import IPV4, Step, fault
 
 if TYPE_CHECKING:
@@ -14,7 +22,6 @@ if TYPE_CHECKING:
 
 _OURS = "pynet"
 _OF_PASSING = frozenset({"forward accept", "rules"})  # kinds of drift
-NO_TRANSLATION, WRONG_SUM, NO_ROOM = "insert_failed", "wrong checksum", "no room"
 
 
 def look_at_firewall(facts: Facts) -> Iterator[Step]:

@@ -8,7 +8,16 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from driver.diagnosis.facts import Interface, Listener, Routed, View, Way
+from driver.diagnosis.facts import (
+    NO_ROOM,
+    NO_TRANSLATION,
+    WRONG_SUM,
+    Interface,
+    Listener,
+    Routed,
+    View,
+    Way,
+)
 from driver.errors import KernelError
 from driver.linux import sysctl
 from driver.linux.rtnetlink import Rtnetlink
@@ -184,9 +193,10 @@ def read_counts(name: str | None, interfaces: Collection[str]) -> dict[str, int]
     `name` is the container's; None for the host. Queues are those of some interfaces. Raises
     KernelError.
     """
-    counts = {"insert_failed": _count_failed_insertions()}
-    if name is not None:
-        counts = {f"wrong checksum at {name}": _count_wrong_sums()}
+    if name is None:
+        counts = {NO_TRANSLATION: _count_failed_insertions()}
+    else:
+        counts = {f"{WRONG_SUM} at {name}": _count_wrong_sums()}
     try:
         with Rtnetlink() as route:
             drops = route.queue_drops()
@@ -195,7 +205,7 @@ def read_counts(name: str | None, interfaces: Collection[str]) -> dict[str, int]
         raise KernelError(f"look at the queues: {error.strerror or error}") from error
     where = "" if name is None else f" of {name}"
     return counts | {
-        f"no room at {links[index]}{where}": number
+        f"{NO_ROOM} at {links[index]}{where}": number
         for index, number in drops.items()
         if links.get(index) in interfaces
     }

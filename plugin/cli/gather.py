@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -39,9 +39,9 @@ from plugin.cli.sandboxes import NotRunning, find_published
 from plugin.cli.stopped import look_at_stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from driver.diagnosis.facts import Published, Verdict
+    from driver.diagnosis.facts import Published
     from driver.model import IPAddress
     from plugin.capture.taps import Packet
     from plugin.cli.flows import Ends, Known, Target
@@ -147,17 +147,6 @@ def _has_filters() -> bool:
         return has_filters(netfilter)
 
 
-@dataclass(frozen=True, slots=True)
-class _Evidence:
-    """What was seen while the flow was tried."""
-
-    packets: Sequence[Packet]
-    drop: Verdict | None
-    drop_in: str | None
-    translation: str | None
-    risen: Mapping[str, int]
-
-
 class _Trial:
     """Tries a flow from where it is to come; watches it at its hops and through the tables."""
 
@@ -169,19 +158,7 @@ class _Trial:
 
     def run(self) -> Facts:
         """Return the facts with what came of it."""
-        outcome, seconds, evidence = self._try()
-        asked = [each for each in evidence.packets if self._is_asked(each)]
-        probe = Probe(
-            outcome,
-            seconds,
-            tuple(dict.fromkeys(each.place.label for each in asked)),
-            len(asked) < len(evidence.packets),
-            evidence.drop,
-            evidence.drop_in,
-            evidence.translation,
-            self._left_as(asked),
-            evidence.risen,
-        )
+        probe = self._try()
         return replace(
             self._facts,
             probe=probe,
@@ -200,7 +177,7 @@ class _Trial:
                 return ip_address(describe(each).source)
         return None
 
-    def _try(self) -> tuple[str, float, _Evidence]:
+    def _try(self) -> Probe:
         sandboxes = [each for each in (self._ends.sender, self._ends.receiver) if each.sandbox]
         places = find_places([each.sandbox for each in sandboxes if each.sandbox], ALL)
         with ExitStack() as stack:
@@ -226,7 +203,19 @@ class _Trial:
                 translation = translation or (trace.find_translation(events) if not name else None)
                 if drop is None and (drop := trace.find_drop(events)):
                     drop_in = name
-            return outcome, seconds, _Evidence(taps.finish(), drop, drop_in, translation, risen)
+            packets = taps.finish()
+        asked = [each for each in packets if self._is_asked(each)]
+        return Probe(
+            outcome,
+            seconds,
+            seen=tuple(dict.fromkeys(each.place.label for each in asked)),
+            is_answered=len(asked) < len(packets),
+            drop=drop,
+            drop_in=drop_in,
+            translation=translation,
+            left_as=self._left_as(asked),
+            risen=risen,
+        )
 
     @property
     def _words(self) -> str:
